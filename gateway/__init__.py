@@ -1,0 +1,3 @@
+"""A streaming multipart relay gateway."""
+
+__version__ = "0.1.0"

@@ -1,0 +1,113 @@
+"""Settings -> an aiohttp application: the house, built."""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+from collections.abc import AsyncIterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractAsyncContextManager, AsyncExitStack
+
+from aiohttp import web
+
+from gateway.admission import Gate
+from gateway.config import ConfigError, DiscardSettings, DiskSettings, OwnSinkSettings, RelaySettings, Settings
+from gateway.handlers import HOUSE, House, add_routes, problems
+from gateway.sinks import Sink
+from gateway.sinks.discard import DiscardSink
+from gateway.sinks.disk import DiskSink
+from gateway.sinks.relay import RelaySink
+
+__all__ = ["build_app", "check_took_effect"]
+
+_KEEPALIVE_SECONDS = 30
+"""Bounds idle connections, and how long a client may take over its headers: aiohttp has no other clock for those."""
+_LINGERING_SECONDS = 3
+"""After an early answer the rest of the body is read and dropped for so long, so that the client gets to read it."""
+_READ_WHOLE_BYTES = 65536
+"""Nothing of ours reads a body whole; should something ever, it is small."""
+
+
+def build_app(settings: Settings) -> web.Application:
+    """The application. Raises ConfigError for a sink of the user's that cannot be made."""
+    sinks = {name: _sink(name, sink) for name, sink in settings.sinks.items()}
+    app = web.Application(
+        middlewares=[problems],
+        client_max_size=_READ_WHOLE_BYTES,
+        handler_args={
+            "read_bufsize": settings.server.read_buffer_bytes,
+            "auto_decompress": False,
+            "lingering_time": _LINGERING_SECONDS,
+            "keepalive_timeout": _KEEPALIVE_SECONDS,
+            "handler_cancellation": False,  # a commit is not to be torn by a hang-up; reads notice it
+            "access_log": None,  # the upload's own line says more
+        },
+    )
+    hashing = ThreadPoolExecutor(2, thread_name_prefix="hash")
+    app[HOUSE] = House(
+        limits=settings.as_limits(),
+        gate=Gate(settings.server.max_uploads),
+        sinks=sinks,
+        routes=settings.as_routes(),
+        executor=hashing,
+    )
+
+    async def running(app: web.Application) -> AsyncIterator[None]:
+        async with AsyncExitStack() as stack:
+            stack.callback(hashing.shutdown)
+            for sink in sinks.values():
+                if isinstance(sink, AbstractAsyncContextManager):
+                    await stack.enter_async_context(sink)
+            yield
+
+    app.cleanup_ctx.append(running)
+    add_routes(app)
+    return app
+
+
+def check_took_effect(runner: web.AppRunner, settings: Settings) -> None:
+    """aiohttp drops all handler arguments, with a warning only, where one of them is misspelt."""
+    server = runner.server
+    assert server is not None
+    # a connection's handler, made as the server makes one
+    handler = server()
+    found = {
+        "read_bufsize": handler._read_bufsize,
+        "lingering_time": handler._lingering_time,
+        "keepalive_timeout": handler._keepalive_timeout,
+    }
+    wanted = {
+        "read_bufsize": settings.server.read_buffer_bytes,
+        "lingering_time": _LINGERING_SECONDS,
+        "keepalive_timeout": _KEEPALIVE_SECONDS,
+    }
+    if found != wanted:
+        raise RuntimeError(f"the server's settings did not take effect: {found}, wanted {wanted}")
+
+
+def _sink(name: str, settings: DiskSettings | RelaySettings | DiscardSettings | OwnSinkSettings) -> Sink:
+    match settings:
+        case DiskSettings():
+            return DiskSink(name=name, root=settings.root, fsync=settings.fsync)
+        case RelaySettings():
+            return RelaySink(name=name, url=settings.url, connect_seconds=settings.connect_seconds)
+        case DiscardSettings():
+            return DiscardSink(name=name)
+        case OwnSinkSettings():
+            return _own_sink(name, settings)
+
+
+def _own_sink(name: str, settings: OwnSinkSettings) -> Sink:
+    """A sink of the user's, by its dotted path. It is told its `name` if it asks for it."""
+    module, _, attribute = settings.type.partition(":")
+    try:
+        make = getattr(importlib.import_module(module), attribute)
+        arguments = settings.arguments
+        if "name" in inspect.signature(make).parameters:
+            arguments.setdefault("name", name)
+        sink: Sink = make(**arguments)
+    except Exception as error:
+        raise ConfigError([f"sinks.{name}: {settings.type} cannot be made: {error!r}"]) from error
+    if not hasattr(sink, "open"):
+        raise ConfigError([f"sinks.{name}: {settings.type} has no `open`, so it is no sink"])
+    return sink

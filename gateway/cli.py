@@ -1,0 +1,133 @@
+"""The command line: `gateway serve | check | explain | receiver`."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import sys
+from collections.abc import Sequence
+from contextlib import AsyncExitStack
+
+from aiohttp import web
+
+from gateway import __version__
+from gateway.app import build_app
+from gateway.config import ConfigError, Settings, load, memory_bound_bytes
+from gateway.model import Part
+from gateway.receiver import receiver_app
+from gateway.server import configure_logging, serve, until_signalled
+
+__all__ = ["main"]
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Exit codes: 0, 1 (it could not run), 2 (the configuration or the command line is wrong)."""
+    options = _parser().parse_args(arguments)
+    configure_logging(options.log_level)
+    try:
+        match options.command:
+            case "serve":
+                asyncio.run(_serve(load(options.config), receiver_port=options.with_receiver))
+            case "check":
+                _check(load(options.config))
+            case "explain":
+                return _explain(load(options.config), options)
+            case "receiver":
+                asyncio.run(_receiver(options.host, options.port))
+    except ConfigError as error:
+        print(*error.problems, sep="\n", file=sys.stderr)
+        return 2
+    except OSError as error:
+        print(f"gateway: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="gateway", description="A streaming multipart relay gateway.")
+    parser.add_argument("--version", action="version", version=f"gateway {__version__}")
+    parser.add_argument("--log-level", default="INFO", choices=["DEBUG", "INFO", "WARNING", "ERROR"])
+    commands = parser.add_subparsers(dest="command", required=True)
+    serve = commands.add_parser("serve", help="run the gateway")
+    serve.add_argument(
+        "--with-receiver", type=int, metavar="PORT", help="run the demo destination in the same process, on this port"
+    )
+    check = commands.add_parser("check", help="check the configuration, and print the memory bound it implies")
+    explain = commands.add_parser("explain", help="say which rule takes a file")
+    explain.add_argument("--path", default="/upload", help="the route's path (default: %(default)s)")
+    explain.add_argument("--name", default="file", help="the part's name (default: %(default)s)")
+    explain.add_argument("--filename", default="", help="the part's file name")
+    explain.add_argument("--content-type", default=None, help="the part's type")
+    for command in (serve, check, explain):
+        command.add_argument("--config", metavar="FILE", help="a TOML file (default: the built-in defaults)")
+    receiver = commands.add_parser("receiver", help="run the demo destination")
+    receiver.add_argument("--host", default="127.0.0.1")
+    receiver.add_argument("--port", type=int, default=8081)
+    return parser
+
+
+async def _serve(settings: Settings, *, receiver_port: int | None) -> None:
+    async with AsyncExitStack() as stack:
+        if receiver_port is not None:
+            stack.push_async_callback((await _start_receiver("127.0.0.1", receiver_port)).cleanup)
+        await serve(settings, started=lambda: _print_examples(settings) if receiver_port is not None else None)
+
+
+def _print_examples(settings: Settings) -> None:
+    gateway = f"http://{settings.server.host}:{settings.server.port}"
+    print(
+        "\nTry it in another terminal:\n"
+        f"  curl -F file=@README.md -F file=@LICENSE {gateway}/upload\n"
+        f"  curl -T README.md {gateway}/upload/\n"
+        f"  curl -F file=@README.md -F file=@LICENSE {gateway}/proxy\n"
+        f"  curl -F file=@README.md '{gateway}/proxy?status=503'\n"
+        f"  curl {gateway}/metrics\n",
+        flush=True,
+    )
+
+
+async def _receiver(host: str, port: int) -> None:
+    runner = await _start_receiver(host, port)
+    try:
+        print(f"the demo destination listens on http://{host}:{port}", flush=True)
+        await until_signalled()
+    finally:
+        await runner.cleanup()
+
+
+async def _start_receiver(host: str, port: int) -> web.AppRunner:
+    runner = web.AppRunner(receiver_app(), shutdown_timeout=1)
+    await runner.setup()
+    await web.TCPSite(runner, host, port).start()
+    return runner
+
+
+def _check(settings: Settings) -> None:
+    build_app(settings)  # sinks of the user's are imported and made
+    total, bounds = memory_bound_bytes(settings)
+    print("the configuration is valid")
+    for what, size in bounds.items():
+        print(f"{size / 2**20:10.2f} MiB  {what}")
+    print(f"{total / 2**20:10.2f} MiB  per upload at most, and about 1 KiB for each part")
+    uploads, parts = settings.server.max_uploads, settings.limits.max_parts
+    if uploads and parts:
+        print(f"{uploads * (total + parts * 1024) / 2**20:10.2f} MiB  for {uploads} uploads, beside the process itself")
+    else:
+        print("without bound: max_uploads or max_parts is unlimited")
+
+
+def _explain(settings: Settings, options: argparse.Namespace) -> int:
+    routes = settings.as_routes()
+    route = next((route for route in routes if route.path == options.path), None)
+    if route is None:
+        print(f"there is no route {options.path}; there are {', '.join(route.path for route in routes)}")
+        return 1
+    content_type = None if options.content_type is None else options.content_type.encode()
+    part = Part(0, options.name.encode(), options.filename.encode(), content_type, is_file=True)
+    rule = route.rule_for(part)
+    if rule is None:
+        print(f"no rule of {route.path} takes it: 422 NoRoute")
+        return 1
+    number = list(route.rules).index(rule)
+    print(f"rule {number} of {route.path} ({route.kind}) takes it: to {', '.join(rule.sinks)}")
+    return 0

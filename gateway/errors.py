@@ -1,0 +1,170 @@
+"""What can go wrong, by whose fault.
+
+Every error that a client can be told about is a leaf here; the class carries the status, the slug of
+its problem type and its title (RFC 9457), an instance carries the detail and the members that help to
+act on it. Rooms raise leaves; `responses` turns them into `application/problem+json`; nobody else
+knows about statuses. Foreign exceptions are translated in the room that met them, `from exc`.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import ClassVar
+
+__all__ = [
+    "LEAVES",
+    "Busy",
+    "ClientFault",
+    "ClientGone",
+    "Draining",
+    "GatewayError",
+    "Incomplete",
+    "InternalError",
+    "Malformed",
+    "MethodNotAllowed",
+    "NoRoute",
+    "NotFound",
+    "NotMultipart",
+    "Refused",
+    "SinkFault",
+    "SinkFull",
+    "SinkRefused",
+    "SinkTimeout",
+    "SinkUnavailable",
+    "Stalled",
+    "TooLarge",
+    "TooManyParts",
+    "Truncated",
+    "UnsupportedTransferCoding",
+]
+
+
+class GatewayError(Exception):
+    """Something that the client is told about. `members` are further members of the problem document."""
+
+    status: ClassVar[int] = 500
+    title: ClassVar[str] = "Internal error"
+    retry_after_seconds: ClassVar[int | None] = None
+
+    def __init__(self, detail: str = "", /, **members: object) -> None:
+        super().__init__(detail)
+        self.detail = detail
+        self.members = members
+
+    @classmethod
+    def slug(cls) -> str:
+        """The last segment of the problem type: `TooLarge` -> `too-large`."""
+        return re.sub(r"(?<!^)(?=[A-Z])", "-", cls.__name__).lower()
+
+
+# -- refused on the headers alone, nothing of the body was read
+
+
+class Refused(GatewayError):
+    """The request may not come in."""
+
+
+class NotFound(Refused):
+    status, title = 404, "There is nothing here"
+
+
+class MethodNotAllowed(Refused):
+    status, title = 405, "This resource does not take that method"
+
+
+class NotMultipart(Refused):
+    status, title = 415, "This body cannot be taken"
+
+
+class UnsupportedTransferCoding(Refused):
+    status, title = 501, "Only the transfer coding chunked is understood"
+
+
+class Busy(Refused):
+    status, title, retry_after_seconds = 503, "All upload slots are taken", 2
+
+
+class Draining(Refused):
+    status, title, retry_after_seconds = 503, "The gateway is shutting down", 5
+
+
+# -- the client's bytes
+
+
+class ClientFault(GatewayError):
+    """The body broke a rule; nothing of it is kept."""
+
+
+class Malformed(ClientFault):
+    status, title = 400, "The body or its headers are malformed"
+
+
+class Truncated(ClientFault):
+    status, title = 400, "The body ended before it was whole"
+
+
+class Stalled(ClientFault):
+    status, title = 408, "The body came too slowly"
+
+
+class TooLarge(ClientFault):
+    status, title = 413, "Something is larger than allowed"
+
+
+class TooManyParts(ClientFault):
+    status, title = 413, "The body has more parts than allowed"
+
+
+class NoRoute(ClientFault):
+    status, title = 422, "No rule takes this file"
+
+
+class ClientGone(ClientFault):
+    """The client hung up: nobody is left to answer. The status is for the log only (nginx's 499)."""
+
+    status, title = 499, "The client went away"
+
+
+# -- a destination or a store
+
+
+class SinkFault(GatewayError):
+    """A place that parts go to failed; `sink` names it."""
+
+
+class SinkRefused(SinkFault):
+    status, title = 502, "A destination did not accept the upload"
+
+
+class Incomplete(SinkFault):
+    """A sink failed after another one had committed; `kept` lists the receipts of what stays."""
+
+    status, title = 502, "The upload was kept only in part"
+
+
+class SinkUnavailable(SinkFault):
+    status, title, retry_after_seconds = 503, "A destination cannot be reached", 10
+
+
+class SinkTimeout(SinkFault):
+    status, title = 504, "A destination took too long"
+
+
+class SinkFull(SinkFault):
+    status, title = 507, "A store is full"
+
+
+# -- anything else
+
+
+class InternalError(GatewayError):
+    """A mistake of ours; the detail stays in the log."""
+
+
+def _leaves(cls: type[GatewayError]) -> list[type[GatewayError]]:
+    subclasses = cls.__subclasses__()
+    return [leaf for sub in subclasses for leaf in _leaves(sub)] if subclasses else [cls]
+
+
+LEAVES: list[type[GatewayError]] = _leaves(GatewayError)
+"""Every error that can reach a client, in the order of this file; the README's table is checked against it."""

@@ -1,0 +1,356 @@
+"""The stories, each short: a request comes in, the rooms are called in order, an answer goes out."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import re
+import secrets
+import time
+from collections.abc import AsyncIterator, Mapping
+from concurrent.futures import Executor
+from contextlib import AsyncExitStack
+from dataclasses import dataclass, field
+from urllib.parse import quote, unquote_to_bytes
+
+from aiohttp import hdrs, web
+from aiohttp.typedefs import Handler
+
+from gateway.admission import Gate, accept_body, check_headers
+from gateway.codec import Event
+from gateway.dispatch import Outcome, dispatch
+from gateway.errors import ClientGone, GatewayError, InternalError, MethodNotAllowed, NotFound
+from gateway.headers import filename_of, reject_controls, safe_name
+from gateway.intake import Intake
+from gateway.metrics import Metrics
+from gateway.model import Limits, Upload
+from gateway.reader import StreamingMultipartReader, raw_body_events
+from gateway.responses import created, passed_through, problem
+from gateway.routes import Route
+from gateway.sinks import Sink
+from gateway.sinks.disk import DiskSink
+from gateway.sinks.relay import to_destination
+
+__all__ = ["HOUSE", "House", "add_routes", "problems"]
+
+log = logging.getLogger("gateway.uploads")
+
+_CROCKFORD = "0123456789ABCDEFGHJKMNPQRSTVWXYZ"
+_ULID = re.compile(f"[0-7][{_CROCKFORD}]{{25}}")
+
+
+@dataclass
+class House:
+    """What the handlers share."""
+
+    limits: Limits
+    gate: Gate
+    sinks: Mapping[str, Sink]
+    routes: list[Route]
+    executor: Executor
+    """For hashing."""
+    metrics: Metrics = field(default_factory=Metrics)
+    requests: set[asyncio.Task[object]] = field(default_factory=set)
+    """What is in progress, for the drain."""
+
+    @property
+    def disks(self) -> list[DiskSink]:
+        return [sink for sink in self.sinks.values() if isinstance(sink, DiskSink)]
+
+
+HOUSE: web.AppKey[House] = web.AppKey("house", House)
+UPLOAD_ID = web.RequestKey("upload_id", str)
+BODY_READ = web.RequestKey("body_read", bool)
+
+
+# -- uploads
+
+
+class UploadHandler:
+    """POST and PUT on one route, whatever its kind."""
+
+    def __init__(self, route: Route) -> None:
+        self._route = route
+
+    async def post(self, request: web.Request) -> web.StreamResponse:
+        return await self._upload(request, raw=False)
+
+    async def put(self, request: web.Request) -> web.StreamResponse:
+        return await self._upload(request, raw=True)
+
+    async def _upload(self, request: web.Request, *, raw: bool) -> web.StreamResponse:
+        house, route = request.app[HOUSE], self._route
+        upload_id = request[UPLOAD_ID] = new_ulid()
+        request[BODY_READ] = False
+        try:
+            multipart = check_headers(request, house.limits, raw=raw)
+            slot = house.gate.slot()
+        except GatewayError as error:
+            house.metrics.upload_refused(route=route.path, outcome=error.slug())
+            raise
+        upload = Upload(
+            upload_id,
+            route.path,
+            route.kind,
+            query=request.raw_path.partition("?")[2],
+            headers=to_destination(request.headers.items()),
+        )
+        with slot, Intake(request, house.limits) as intake, _Record(house, upload, intake) as record:
+            try:
+                await accept_body(request)
+                async with AsyncExitStack() as stack:
+                    events = self._events(request, intake, house.limits, multipart=multipart)
+                    outcome = record.outcome = await dispatch(
+                        upload, events, route, house.sinks, house.limits, house.executor, stack
+                    )
+                    return await self._answer(request, house, outcome, close=not intake.ended)
+            finally:
+                request[BODY_READ] = intake.ended
+
+    @staticmethod
+    def _events(request: web.Request, intake: Intake, limits: Limits, *, multipart: bool) -> AsyncIterator[list[Event]]:
+        if multipart:
+            return StreamingMultipartReader(
+                request.headers,
+                intake,
+                max_parts=limits.max_parts,
+                max_headers=limits.max_headers,
+                max_header_bytes=limits.max_header_bytes,
+            ).events()
+        content_type = request.headers.get(hdrs.CONTENT_TYPE)
+        return raw_body_events(
+            intake,
+            filename=_raw_filename(request),
+            content_type=content_type.encode("utf-8", "surrogateescape") if content_type else None,
+        )
+
+    async def _answer(self, request: web.Request, house: House, outcome: Outcome, *, close: bool) -> web.StreamResponse:
+        if outcome.answer is not None:
+            close = close or house.gate.draining
+            stall_seconds = house.limits.stall_seconds
+            return await passed_through(request, outcome.answer, stall_seconds=stall_seconds, close=close)
+        kept = any(isinstance(house.sinks[name], DiskSink) for name in self._route.sinks)
+        response = created(outcome.manifest, kept=kept)
+        if close:
+            response.force_close()
+        return response
+
+
+def _raw_filename(request: web.Request) -> bytes | None:
+    """A raw body's file name: from the path, else from Content-Disposition, else none."""
+    if "filename" in request.match_info:
+        last = request.raw_path.partition("?")[0].rpartition("/")[2]
+        filename = unquote_to_bytes(last)
+        if filename:
+            return reject_controls(filename)
+    disposition = request.headers.get(hdrs.CONTENT_DISPOSITION)
+    return (filename_of(disposition.encode("utf-8", "surrogateescape")) if disposition else None) or None
+
+
+class _Record:
+    """Counts one upload, and writes its line into the log when it ends."""
+
+    def __init__(self, house: House, upload: Upload, intake: Intake) -> None:
+        self._house = house
+        self._upload = upload
+        self._intake = intake
+        self._began = time.monotonic()
+        self.outcome: Outcome | None = None
+
+    def __enter__(self) -> _Record:
+        self._house.metrics.upload_began()
+        return self
+
+    def __exit__(self, kind: object, error: BaseException | None, traceback: object) -> None:
+        done = self.outcome
+        if isinstance(error, GatewayError):
+            outcome = error.slug()
+        elif error is not None:
+            outcome = "client-gone" if isinstance(error, ConnectionError) else "internal-error"
+        else:
+            outcome = "ok" if done is None or done.answer is None or done.answer.status < 400 else "answered"
+        seconds = time.monotonic() - self._began
+        sink_bytes = (done.sink_bytes if done else None) or {}
+        self._house.metrics.upload_ended(
+            route=self._upload.route,
+            outcome=outcome,
+            received_bytes=self._intake.received_bytes,
+            sink_bytes=sink_bytes,
+            seconds=seconds,
+        )
+        log.info(
+            "upload %s",
+            outcome,
+            extra={
+                "upload": self._upload.id,
+                "route": self._upload.route,
+                "outcome": outcome,
+                "detail": error.detail if isinstance(error, GatewayError) else None,
+                "sink": error.members.get("sink") if isinstance(error, GatewayError) else None,
+                "parts": len(done.manifest.entries) if done else None,
+                "received_bytes": self._intake.received_bytes,
+                "seconds": round(seconds, 3),
+            },
+        )
+
+
+# -- what was stored
+
+
+async def get_upload(request: web.Request) -> web.Response:
+    manifest = await _manifest(request)
+    return web.Response(body=manifest, content_type="application/json")
+
+
+async def delete_upload(request: web.Request) -> web.Response:
+    upload_id = _upload_id(request)
+    deleted = [await disk.delete(upload_id) for disk in request.app[HOUSE].disks]
+    if not any(deleted):
+        raise NotFound(f"there is no upload {upload_id}")
+    return web.Response(status=204)
+
+
+async def get_file(request: web.Request) -> web.StreamResponse:
+    """`{id}` and `{index}` decide; the last segment is for people."""
+    upload_id = _upload_id(request)
+    index = request.match_info["index"]
+    entry = None
+    if re.fullmatch("0|[1-9][0-9]{0,8}", index):
+        manifest = json.loads(await _manifest(request))
+        entry = next((part for part in manifest["parts"] if part["index"] == int(index)), None)
+    path = None
+    if entry is not None:
+        path = next(filter(None, (disk.file(upload_id, int(index)) for disk in request.app[HOUSE].disks)), None)
+    if entry is None or path is None:
+        raise NotFound(f"upload {upload_id} has no file {index}")
+    name = safe_name(entry["filename"])
+    return web.FileResponse(
+        path,
+        headers={
+            hdrs.CONTENT_TYPE: "application/octet-stream",
+            hdrs.CONTENT_DISPOSITION: f"attachment; filename*=UTF-8''{quote(name, safe='')}",
+            "X-Content-Type-Options": "nosniff",
+        },
+    )
+
+
+async def _manifest(request: web.Request) -> bytes:
+    upload_id = _upload_id(request)
+    for disk in request.app[HOUSE].disks:
+        manifest = await disk.manifest(upload_id)
+        if manifest is not None:
+            return manifest
+    raise NotFound(f"there is no upload {upload_id}")
+
+
+def _upload_id(request: web.Request) -> str:
+    upload_id = request.match_info["id"]
+    if not _ULID.fullmatch(upload_id):  # and so it can be no path but its own
+        raise NotFound("there is no such upload")
+    return upload_id
+
+
+# -- the house itself
+
+
+async def healthz(request: web.Request) -> web.Response:
+    return web.Response(text="ok\n")
+
+
+async def readyz(request: web.Request) -> web.Response:
+    draining = request.app[HOUSE].gate.draining
+    return web.Response(status=503 if draining else 200, text="draining\n" if draining else "ok\n")
+
+
+async def metrics(request: web.Request) -> web.Response:
+    return web.Response(
+        body=request.app[HOUSE].metrics.text(), headers={hdrs.CONTENT_TYPE: "text/plain; version=0.0.4; charset=utf-8"}
+    )
+
+
+def new_ulid() -> str:
+    """48 bits of milliseconds, 80 random bits, in Crockford's base 32: sorts by time, cannot be guessed."""
+    number = time.time_ns() // 1_000_000 << 80 | secrets.randbits(80)
+    return "".join(_CROCKFORD[number >> shift & 31] for shift in range(125, -1, -5))
+
+
+# -- the map
+
+
+def add_routes(app: web.Application) -> None:
+    house = app[HOUSE]
+    for route in house.routes:
+        uploads = UploadHandler(route)
+        if route.kind == "upload":
+            _add(app, route.path, POST=uploads.post, PUT=uploads.put)
+            _add(app, route.path + "/{filename:[^/]*}", PUT=uploads.put)
+        else:
+            _add(app, route.path, POST=uploads.post)
+    _add(app, "/uploads/{id}", GET=get_upload, DELETE=delete_upload)
+    _add(app, "/files/{id}/{index}/{filename}", GET=get_file)
+    _add(app, "/healthz", GET=healthz)
+    _add(app, "/readyz", GET=readyz)
+    _add(app, "/metrics", GET=metrics)
+    app.router.add_resource("/{anything:.*}").add_route("*", _not_found, expect_handler=_expect)
+
+
+def _add(app: web.Application, path: str, **handlers: Handler) -> None:
+    """A resource. Our own 404 and 405, because aiohttp's come after it has told the client to go on."""
+    if "GET" in handlers:
+        handlers["HEAD"] = handlers["GET"]
+    resource = app.router.add_resource(path)
+    for method, handler in handlers.items():
+        resource.add_route(method, handler, expect_handler=_expect)
+    allow = ", ".join(sorted(handlers))
+
+    async def not_allowed(request: web.Request) -> web.StreamResponse:
+        response = _problem(request, MethodNotAllowed(f"{request.method} is not one of {allow}"))
+        response.headers[hdrs.ALLOW] = allow
+        return response
+
+    resource.add_route("*", not_allowed, expect_handler=_expect)
+
+
+async def _expect(request: web.Request) -> None:
+    """Say nothing yet: who may go on is told so by accept_body, after all that refuses on headers."""
+
+
+async def _not_found(request: web.Request) -> web.Response:
+    raise NotFound("there is nothing at this path")
+
+
+# -- errors
+
+
+@web.middleware
+async def problems(request: web.Request, handler: Handler) -> web.StreamResponse:
+    """Whatever goes wrong leaves as problem+json; who went away leaves without a traceback."""
+    house, task = request.app[HOUSE], asyncio.current_task()
+    assert task is not None
+    house.requests.add(task)
+    try:
+        response = await handler(request)
+        if house.gate.draining and not response.prepared:
+            response.force_close()
+        return response
+    except GatewayError as error:
+        return _problem(request, error)
+    except ConnectionError:
+        if request.transport is not None:
+            raise
+        return _problem(request, ClientGone())  # nobody reads it; aiohttp wants something to send
+    except web.HTTPException:
+        raise  # FileResponse's own: 304, 416
+    except Exception:
+        log.exception("a request failed")
+        return _problem(request, InternalError())
+    finally:
+        house.requests.discard(task)
+
+
+def _problem(request: web.Request, error: GatewayError) -> web.Response:
+    upload_id = request.get(UPLOAD_ID)
+    instance = f"/uploads/{upload_id}" if upload_id else None
+    # Even a body that was small enough to have arrived whole was not read: who is refused must not go on.
+    return problem(error, instance=instance, close=request.can_read_body and not request.get(BODY_READ, False))

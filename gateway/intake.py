@@ -1,0 +1,107 @@
+"""The body of a request as bytes: counted, limited, and timed while (and only while) we wait for the client.
+
+Between the socket and the reader. It owns what aiohttp leaves to its users: there is no clock on a body,
+a hang-up surfaces as whatever the transport raised, and broken chunked framing does not surface at all
+until the peer goes away (the idle clock ends that wait).
+"""
+
+from __future__ import annotations
+
+import asyncio
+
+from aiohttp import web
+from aiohttp.http_exceptions import HttpProcessingError
+
+from gateway.errors import ClientGone, Malformed, Stalled, TooLarge
+from gateway.model import Limits
+
+__all__ = ["Intake"]
+
+
+class Intake:
+    """A ByteSource over `request.content`. Use as a context manager: its clocks stop with it.
+
+    Raises, from `readany`: TooLarge over `max_body_bytes`; Stalled when no byte came for `idle_seconds`,
+    when the mean rate over the time spent waiting is under `min_rate_bytes` per second (looked at from
+    the end of the first idle period on), or after `deadline_seconds` of waiting in all; ClientGone;
+    Malformed for broken transfer coding.
+    """
+
+    def __init__(self, request: web.Request, limits: Limits) -> None:
+        self._request = request
+        self._content = request.content
+        # A buffer as it was received costs nothing, a join of many small HTTP chunks is cheaper than each alone.
+        self._chunked = request.content_length is None
+        self._limits = limits
+        self._loop = asyncio.get_running_loop()
+        self._timer: asyncio.TimerHandle | None = None
+        self._waiting_since: float | None = None
+        self._waited_seconds = 0.0
+        self.received_bytes = 0
+        self.ended = False
+        """Whether the body was read to its end."""
+
+    def __enter__(self) -> Intake:
+        self._watch()
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+
+    async def readany(self) -> bytes:
+        """The next bytes, as they were received; b"" at the end of the body."""
+        started = self._waiting_since = self._loop.time()
+        try:
+            if self._chunked:
+                data = await self._content.readany()
+            else:
+                data, _ = await self._content.readchunk()
+        except (ConnectionError, RuntimeError) as error:
+            # RuntimeError is aiohttp's word for a read on a connection that closed while we were busy.
+            raise ClientGone("the client hung up before the end of its body") from error
+        except (web.RequestPayloadError, HttpProcessingError) as error:
+            raise Malformed("the transfer coding of the body is broken") from error
+        finally:
+            self._waiting_since = None
+            self._waited_seconds += self._loop.time() - started
+        self.ended = not data
+        self.received_bytes += len(data)
+        limit = self._limits.max_body_bytes
+        if limit and self.received_bytes > limit:
+            raise TooLarge(f"the body has more than {limit} bytes", limit=limit)
+        return data
+
+    def _watch(self) -> None:
+        """Look at the clocks, end a wait that is over the limit, and come back when one could next be."""
+        limits, now = self._limits, self._loop.time()
+        idle = waited = 0.0
+        if self._waiting_since is not None:
+            idle = now - self._waiting_since
+            waited = self._waited_seconds + idle
+            stalled = self._verdict(idle, waited)
+            if stalled is not None:
+                self._content.set_exception(stalled)
+                return
+        delays = []
+        if limits.idle_seconds:
+            delays.append(limits.idle_seconds - idle)
+        if limits.deadline_seconds:
+            delays.append(limits.deadline_seconds - waited)
+        if limits.min_rate_bytes:
+            delays.append(1.0)
+        if delays:
+            self._timer = self._loop.call_later(max(min(delays), 0.01), self._watch)
+
+    def _verdict(self, idle: float, waited: float) -> Stalled | None:
+        limits = self._limits
+        if limits.idle_seconds and idle >= limits.idle_seconds:
+            return Stalled(f"no byte came for {limits.idle_seconds:g} seconds", limit=limits.idle_seconds)
+        if limits.deadline_seconds and waited >= limits.deadline_seconds:
+            return Stalled(
+                f"the body took more than {limits.deadline_seconds:g} seconds", limit=limits.deadline_seconds
+            )
+        grace = limits.idle_seconds or 10
+        if limits.min_rate_bytes and waited > grace and self.received_bytes < waited * limits.min_rate_bytes:
+            return Stalled(f"the body came at less than {limits.min_rate_bytes} bytes/s", limit=limits.min_rate_bytes)
+        return None

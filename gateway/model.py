@@ -1,0 +1,115 @@
+"""The nouns: what every room talks about. Plain data, no behaviour beyond its own invariants.
+
+Sizes are in bytes. `None` means unknown: it is never replaced by a guess.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+__all__ = ["Entry", "Limits", "Manifest", "Part", "Receipt", "Upload"]
+
+
+@dataclass(slots=True)
+class Part:
+    """One part on its way to the sinks, as its headers described it.
+
+    Slotted but not frozen: a frozen one costs six times as much to make, once per part.
+    """
+
+    index: int
+    """Its place on the wire, counted from 0, fields included."""
+    raw_name: bytes
+    """The name as the client meant it: quoting undone, never transcoded."""
+    raw_filename: bytes | None
+    """The file name likewise; None for a field. `b""` is an empty file input unless bytes follow."""
+    content_type: bytes | None
+    """The part's own Content-Type, verbatim."""
+    headers: Sequence[tuple[bytes, bytes]] = ()
+    """All headers of the part in order, names in lower case (of a raw body: none)."""
+    is_file: bool = False
+    """A part with a file name is a file, one without is a field, whatever its type; a raw body is always a file."""
+
+    @property
+    def name(self) -> str:
+        return text(self.raw_name)
+
+    @property
+    def filename(self) -> str | None:
+        return None if self.raw_filename is None else text(self.raw_filename)
+
+
+@dataclass(frozen=True, slots=True)
+class Receipt:
+    """What a sink gives for a part that it keeps."""
+
+    part: int
+    """The index of the part."""
+    sink: str
+    location: str | None = None
+    """Where the part can be fetched from, as a URL or a path on this gateway; None where that is not known."""
+    status: int | None = None
+    """A destination's status code; None for sinks that are no HTTP destinations."""
+
+
+@dataclass(slots=True)
+class Entry:
+    """What the manifest says about one part: what came in on the wire, before any flow."""
+
+    part: Part
+    size: int = 0
+    digests: dict[str, str] = field(default_factory=dict)
+    """Algorithm -> lower-case hex."""
+    value: str | None = None
+    """A field's text; None for a file, and for a field that is not UTF-8."""
+    receipts: list[Receipt] = field(default_factory=list)
+
+
+@dataclass(slots=True)
+class Manifest:
+    upload: str
+    entries: list[Entry]
+
+
+@dataclass(frozen=True, slots=True)
+class Upload:
+    """One request on its way through the gateway; what a sink is told when it is opened."""
+
+    id: str
+    """A ULID: 26 characters, sortable by time, safe in a path."""
+    route: str
+    """The path of the route that took it."""
+    kind: str = "upload"
+    """The kind of that route: `upload`, `relay` or `convert`."""
+    query: str = ""
+    """The client's query string, as it came."""
+    headers: Sequence[tuple[str, str]] = ()
+    """The client's end-to-end headers that may go to a destination."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Limits:
+    """Bytes and seconds; 0 = unlimited. config.py has the reason for each default."""
+
+    max_body_bytes: int = 0
+    max_file_bytes: int = 0
+    max_parts: int = 1000
+    max_field_bytes: int = 1 << 20
+    max_fields_bytes: int = 8 << 20
+    max_header_bytes: int = 16384
+    max_headers: int = 64
+    idle_seconds: float = 30
+    min_rate_bytes: int = 0
+    deadline_seconds: float = 0
+    parallel_parts: int = 4
+    window_bytes: int = 1 << 20
+    stall_seconds: float = 30
+
+
+def text(raw: bytes) -> str:
+    """Bytes from the wire as text to show: UTF-8, else latin-1, which cannot fail. No surrogates."""
+    try:
+        return raw.decode("utf-8")
+    except UnicodeDecodeError:
+        return raw.decode("latin-1")

@@ -1,0 +1,118 @@
+"""What the client reads: the manifest, problems, a destination's answer streamed through."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import socket
+import struct
+
+from aiohttp import ClientError, ClientResponse, hdrs, web
+
+from gateway.errors import GatewayError
+from gateway.model import Entry, Manifest, Receipt, text
+from gateway.sinks.relay import end_to_end
+
+__all__ = ["created", "manifest_json", "passed_through", "problem", "reset"]
+
+log = logging.getLogger("gateway.responses")
+
+_PROBLEM = "application/problem+json"
+
+
+def manifest_json(manifest: Manifest) -> bytes:
+    """The manifest of design section 6, members in its order."""
+    document = {"upload": manifest.upload, "parts": [_entry(entry) for entry in manifest.entries]}
+    return json.dumps(document, ensure_ascii=False).encode()
+
+
+def _entry(entry: Entry) -> dict[str, object]:
+    part = entry.part
+    document: dict[str, object] = {
+        "index": part.index,
+        "name": part.name,
+        "filename": part.filename,
+        "content_type": None if part.content_type is None else text(part.content_type),
+        "size": entry.size,
+        "sha256": entry.digests.get("sha256"),
+    }
+    if not part.is_file:
+        document["value"] = entry.value
+    others = {algorithm: digest for algorithm, digest in entry.digests.items() if algorithm != "sha256"}
+    if others:
+        document["digests"] = others
+    document["receipts"] = [_receipt(receipt) for receipt in entry.receipts]
+    return document
+
+
+def _receipt(receipt: Receipt) -> dict[str, object]:
+    document: dict[str, object] = {"sink": receipt.sink}
+    if receipt.status is not None:
+        document["status"] = receipt.status
+    document["location"] = receipt.location
+    return document
+
+
+def created(manifest: Manifest, *, kept: bool) -> web.Response:
+    """201; `kept` says whether the manifest can be fetched again."""
+    headers = {hdrs.LOCATION: f"/uploads/{manifest.upload}"} if kept else None
+    return web.Response(status=201, body=manifest_json(manifest), content_type="application/json", headers=headers)
+
+
+def problem(error: GatewayError, *, instance: str | None = None, close: bool = False) -> web.Response:
+    """An error as problem+json (RFC 9457). `close` ends the connection with it: its body was not read."""
+    document: dict[str, object] = {"type": f"/problems/{error.slug()}", "title": error.title, "status": error.status}
+    if error.detail:
+        document["detail"] = error.detail
+    if instance is not None:
+        document["instance"] = instance
+    document.update(error.members)
+    response = web.Response(status=error.status, body=json.dumps(document).encode(), content_type=_PROBLEM)
+    if error.retry_after_seconds is not None:
+        response.headers[hdrs.RETRY_AFTER] = str(error.retry_after_seconds)
+    if close:
+        response.force_close()
+    return response
+
+
+async def passed_through(
+    request: web.Request, answer: ClientResponse, *, stall_seconds: float, close: bool
+) -> web.StreamResponse:
+    """A destination's answer: its status, end-to-end headers and body, streamed.
+
+    One that breaks, or stalls, after its headers went out breaks the client's connection: never a clean end.
+    """
+    response = web.StreamResponse(status=answer.status, reason=answer.reason)
+    for name, value in end_to_end(answer.headers.items()):
+        if name.lower() == "content-length":
+            response.content_length = int(value)
+        else:
+            response.headers.add(name, value)
+    if close:
+        response.force_close()
+    await response.prepare(request)
+    while True:
+        try:
+            async with asyncio.timeout(stall_seconds or None):
+                data = await answer.content.readany()
+        except (ClientError, TimeoutError) as error:
+            log.info("the answer of %s broke off: %r", answer.url.host, error)
+            reset(request)
+            return response
+        if not data:
+            break
+        await response.write(data)  # not in the try: the client's own hang-up is a ClientError, too
+    await response.write_eof()
+    return response
+
+
+def reset(request: web.Request) -> None:
+    """Break the client's connection with a RST: a FIN would look like the end of a close-delimited body."""
+    transport = request.transport
+    if transport is None:
+        return
+    connection = transport.get_extra_info("socket")
+    if connection is not None:
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    transport.abort()

@@ -1,0 +1,82 @@
+"""Which part takes which flows to which sinks. Pure; the first match wins."""
+
+from __future__ import annotations
+
+import fnmatch
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+
+from gateway.model import Part, text
+
+__all__ = ["Match", "Route", "Rule"]
+
+
+@dataclass(frozen=True)
+class Match:
+    """Globs (`*`, `?`, `[…]`) on a file's name, file name and media type; None matches everything.
+
+    A media type is compared without its parameters and without regard to case (RFC 9110 8.3.1), the
+    others as they are. A file without a file name, or without a type, has an empty one.
+    """
+
+    name: str | None = None
+    filename: str | None = None
+    content_type: str | None = None
+
+    def takes(self, part: Part) -> bool:
+        media_type = text(part.content_type or b"").partition(";")[0].strip().lower()
+        return (
+            _matches(self._name, part.name)
+            and _matches(self._filename, part.filename or "")
+            and _matches(self._content_type, media_type)
+        )
+
+    @cached_property
+    def _name(self) -> re.Pattern[str] | None:
+        return _glob(self.name)
+
+    @cached_property
+    def _filename(self) -> re.Pattern[str] | None:
+        return _glob(self.filename)
+
+    @cached_property
+    def _content_type(self) -> re.Pattern[str] | None:
+        return _glob(None if self.content_type is None else self.content_type.lower())
+
+
+def _glob(pattern: str | None) -> re.Pattern[str] | None:
+    return None if pattern is None else re.compile(fnmatch.translate(pattern), re.DOTALL)
+
+
+def _matches(pattern: re.Pattern[str] | None, value: str) -> bool:
+    return pattern is None or pattern.match(value) is not None
+
+
+@dataclass(frozen=True, slots=True)
+class Rule:
+    """Files that match go through the flows, in order, and on to every one of the sinks."""
+
+    match: Match
+    sinks: tuple[str, ...]
+    flows: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Route:
+    """A path, what it answers, and its rules. Rules are for files only: fields need none."""
+
+    path: str
+    kind: str
+    """`upload` answers the manifest; `relay` what the destination answered; `convert` the list of results."""
+    rules: Sequence[Rule] = ()
+    digests: tuple[str, ...] = field(default=("sha256",))
+
+    def rule_for(self, part: Part) -> Rule | None:
+        return next((rule for rule in self.rules if rule.match.takes(part)), None)
+
+    @property
+    def sinks(self) -> tuple[str, ...]:
+        """All sinks that the rules name, in the order in which they are first named."""
+        return tuple(dict.fromkeys(sink for rule in self.rules for sink in rule.sinks))

@@ -1,0 +1,120 @@
+"""The process: listen, and on SIGTERM drain before anything is torn down.
+
+aiohttp's own shutdown drops the bytes of uploads in flight as soon as it begins. So ours comes first:
+readiness turns to 503, the listener closes, new requests on open connections are refused, uploads in
+progress go on for up to `drain_seconds`; those that are left are cancelled, which keeps nothing of them
+(G3); only then aiohttp's clean-up runs.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import signal
+import sys
+from collections.abc import Callable
+
+from aiohttp import web
+from aiohttp.http_exceptions import HttpProcessingError
+
+from gateway.app import build_app, check_took_effect
+from gateway.config import Settings
+from gateway.handlers import HOUSE
+
+__all__ = ["DrainingRunner", "configure_logging", "serve", "until_signalled"]
+
+log = logging.getLogger("gateway.server")
+
+_CLEANUP_SECONDS = 2
+"""For connections that are idle, or whose upload was cancelled just now."""
+
+
+class DrainingRunner(web.AppRunner):
+    """An AppRunner whose `cleanup` drains first."""
+
+    def __init__(self, app: web.Application, *, drain_seconds: float) -> None:
+        super().__init__(app, shutdown_timeout=_CLEANUP_SECONDS)
+        self._drain_seconds = drain_seconds
+
+    async def cleanup(self) -> None:
+        house = self.app[HOUSE]
+        house.gate.draining = True
+        for site in list(self.sites):
+            await site.stop()
+        if house.requests:
+            log.info("draining: %d requests in progress", len(house.requests))
+        loop = asyncio.get_running_loop()
+        deadline = loop.time() + self._drain_seconds
+        while house.requests and loop.time() < deadline:
+            await asyncio.wait(house.requests, timeout=deadline - loop.time())
+        if house.requests:
+            log.warning("draining: %d requests are broken off", len(house.requests))
+            for request in list(house.requests):
+                request.cancel()
+            await asyncio.wait(house.requests, timeout=self._drain_seconds)
+        await super().cleanup()
+
+
+async def serve(settings: Settings, *, started: Callable[[], None] = lambda: None) -> None:
+    """Serve until SIGTERM or SIGINT, then drain. Raises OSError where the address cannot be had."""
+    runner = DrainingRunner(build_app(settings), drain_seconds=settings.server.drain_seconds)
+    await runner.setup()
+    try:
+        check_took_effect(runner, settings)
+        site = web.TCPSite(runner, settings.server.host, settings.server.port)
+        await site.start()
+        log.info("listening on %s", ", ".join(f"http://{host}:{port}" for host, port, *_ in runner.addresses))
+        started()
+        await until_signalled()
+    finally:
+        await runner.cleanup()
+
+
+async def until_signalled() -> None:
+    """Wait for SIGTERM or SIGINT."""
+    loop = asyncio.get_running_loop()
+    signalled = asyncio.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, signalled.set)
+    try:
+        await signalled.wait()
+    finally:
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.remove_signal_handler(number)
+
+
+class JsonLines(logging.Formatter):
+    """One JSON object per line; what a record was given as `extra` are further members."""
+
+    _USUAL = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskName"}
+
+    def format(self, record: logging.LogRecord) -> str:
+        line: dict[str, object] = {
+            "time": self.formatTime(record, "%Y-%m-%dT%H:%M:%S%z"),
+            "level": record.levelname,
+            "logger": record.name,
+            "message": record.getMessage(),
+        }
+        line |= {key: value for key, value in vars(record).items() if key not in self._USUAL and value is not None}
+        if record.exc_info:
+            line["traceback"] = self.formatException(record.exc_info)
+        return json.dumps(line, default=str)
+
+
+def quiet_client_faults(record: logging.LogRecord) -> bool:
+    """A request that is no HTTP is its sender's fault: a line without a traceback, and no error of ours."""
+    error = record.exc_info[1] if record.exc_info else None
+    if isinstance(error, HttpProcessingError):
+        record.exc_info = record.exc_text = None
+        record.levelno, record.levelname = logging.INFO, "INFO"
+        record.msg, record.args = "not HTTP: %s", (error.message,)
+    return True
+
+
+def configure_logging(level: str = "INFO") -> None:
+    """JSON lines on standard error."""
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(JsonLines())
+    logging.basicConfig(level=level, handlers=[handler], force=True)
+    logging.getLogger("aiohttp.server").addFilter(quiet_client_faults)

@@ -1,0 +1,96 @@
+"""The contract of sinks: the places that parts go to.
+
+A sink is opened once per upload and gives a delivery: its share of that upload. Three verbs, and what
+holds after each:
+
+- `accept` takes one part to its end and holds it safely, where nobody can see it. It may be called for
+  several parts at once; calls begin in the order of the wire. `chunks` ends only if the part is whole.
+  A source that breaks raises out of it (asyncio.CancelledError, mostly): do not catch that and carry on.
+  Returning without having read everything is allowed; the rest is dropped.
+- `commit` makes all that was accepted visible. It is called at most once, after every `accept` of every
+  sink has returned and the body was read to its end.
+- Leaving the context without a `commit` that returned keeps nothing: no file, no object, no request that
+  a destination could take for a complete one. An abort waits for its own running thread jobs.
+
+Errors: raise the leaves of `gateway.errors` that are a sink's (SinkUnavailable, SinkTimeout, SinkFull,
+SinkRefused); an OSError is told apart by its number; anything else is logged and answered as
+SinkUnavailable.
+
+A sink that is itself an async context manager is entered when the gateway starts and left when it stops.
+
+Deliveries may have more verbs; the dispatcher uses them where they are there:
+
+- `accept_all(parts)`: many small parts that are already whole in memory, in the order of the wire, in
+  one go, with the same promise as `accept` for each of them.
+- `watch()`: runs beside the whole upload; raising ends the upload with that error, returning does not.
+  For sinks that may learn of their failure while nobody gives them anything.
+- `receipts()` and `keep_manifest(manifest)`: called right before `commit` on the one delivery that keeps
+  the upload's manifest (the first disk sink of the route).
+- `answer()`: an HTTP destination's response, for routes that pass it through.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+from collections.abc import AsyncIterable
+from contextlib import AbstractAsyncContextManager
+from typing import Protocol, runtime_checkable
+
+from aiohttp import ClientResponse
+
+from gateway.errors import SinkFault, SinkFull, SinkUnavailable
+from gateway.model import Part, Receipt, Upload
+
+__all__ = ["Answered", "Bulk", "Delivery", "Keeper", "Sink", "Watched", "sink_fault"]
+
+
+class Sink(Protocol):
+    """A place that parts go to. `commit_stage` (default 1) orders commits: 0 relays, 1 others, 2 disks."""
+
+    def open(self, upload: Upload) -> AbstractAsyncContextManager[Delivery]: ...
+
+
+class Delivery(Protocol):
+    """One sink's share of one upload."""
+
+    async def accept(self, part: Part, chunks: AsyncIterable[bytes]) -> None: ...
+
+    async def commit(self) -> list[Receipt]: ...
+
+
+@runtime_checkable
+class Bulk(Protocol):
+    async def accept_all(self, parts: list[tuple[Part, bytes]]) -> None: ...
+
+
+@runtime_checkable
+class Watched(Protocol):
+    async def watch(self) -> None: ...
+
+
+@runtime_checkable
+class Keeper(Protocol):
+    def receipts(self) -> list[Receipt]: ...
+
+    def keep_manifest(self, manifest: bytes) -> None: ...
+
+
+class Answered(Exception):
+    """A destination gave an answer that ends the upload and is the client's to read, whatever its status.
+
+    Not an error of the table: only a route of kind relay lets it through; elsewhere it is a SinkRefused.
+    """
+
+    def __init__(self, sink: str, response: ClientResponse) -> None:
+        super().__init__(f"{sink} answered {response.status}")
+        self.sink = sink
+        self.response = response
+
+
+def sink_fault(name: str, error: OSError) -> SinkFault:
+    """The system's error as ours: full is 507, anything else is a store that cannot be used."""
+    if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+        return SinkFull(f"the store of sink {name} is full", sink=name)
+    reason = os.strerror(error.errno) if error.errno else type(error).__name__
+    return SinkUnavailable(f"sink {name} failed: {reason}", sink=name)

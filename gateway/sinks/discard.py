@@ -1,0 +1,38 @@
+"""Reads, counts and drops: for dry runs, for benchmarks, and for parts that nobody wants."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterable, AsyncIterator
+from contextlib import asynccontextmanager
+
+from gateway.model import Part, Receipt, Upload
+
+__all__ = ["DiscardSink"]
+
+
+class DiscardSink:
+    commit_stage = 1
+
+    def __init__(self, *, name: str) -> None:
+        self.name = name
+
+    @asynccontextmanager
+    async def open(self, upload: Upload) -> AsyncIterator[DiscardDelivery]:
+        yield DiscardDelivery(self.name)
+
+
+class DiscardDelivery:
+    def __init__(self, name: str) -> None:
+        self._name = name
+        self._parts: list[int] = []
+
+    async def accept(self, part: Part, chunks: AsyncIterable[bytes]) -> None:
+        async for _ in chunks:
+            pass
+        self._parts.append(part.index)
+
+    async def accept_all(self, parts: list[tuple[Part, bytes]]) -> None:
+        self._parts += [part.index for part, _ in parts]
+
+    async def commit(self) -> list[Receipt]:
+        return [Receipt(index, self._name) for index in self._parts]
