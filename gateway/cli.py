@@ -89,7 +89,7 @@ def _print_examples(settings: Settings) -> None:
 async def _receiver(host: str, port: int) -> None:
     runner = await _start_receiver(host, port)
     try:
-        print(f"the demo destination listens on http://{host}:{port}", flush=True)
+        print(f"the demo destination listens on http://{host}:{runner.addresses[0][1]}", flush=True)
         await until_signalled()
     finally:
         await runner.cleanup()

@@ -1,0 +1,90 @@
+"""Gateways and destinations on real sockets, in this process (quick) or in one of their own (for signals, memory)."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import AsyncExitStack
+from pathlib import Path
+from typing import Any
+
+import pytest
+from aiohttp import web
+
+from gateway.app import build_app, check_took_effect
+from gateway.config import Settings
+from gateway.handlers import HOUSE, House
+from gateway.receiver import receiver_app
+from gateway.server import DrainingRunner
+
+__all__ = ["Destination", "RunningGateway", "StartDestination", "StartGateway"]
+
+
+class RunningGateway:
+    """A gateway in this process. `root` is the directory of its default disk sink."""
+
+    def __init__(self, runner: DrainingRunner, root: Path) -> None:
+        self.runner = runner
+        self.root = root
+        self.host, self.port = runner.addresses[0][:2]
+        self.url = f"http://{self.host}:{self.port}"
+
+    @property
+    def house(self) -> House:
+        return self.runner.app[HOUSE]
+
+    def stored(self) -> list[Path]:
+        """Whatever lies under the root, temporary directories included."""
+        return sorted(self.root.rglob("*"))
+
+
+class Destination:
+    """A server on a real socket that a relay can be pointed at."""
+
+    def __init__(self, runner: web.AppRunner) -> None:
+        self.runner = runner
+        self.host, self.port = runner.addresses[0][:2]
+        self.url = f"http://{self.host}:{self.port}"
+
+
+StartGateway = Callable[..., Awaitable[RunningGateway]]
+StartDestination = Callable[..., Awaitable[Destination]]
+
+
+@pytest.fixture
+async def start_gateway(tmp_path: Path) -> AsyncIterator[StartGateway]:
+    """`await start_gateway(limits={...}, sinks={...}, routes=[...], api="http://…")`: keys as in the TOML file.
+
+    `api` is the URL of the default relay sink. fsync is off unless asked for: most tests are not about it.
+    """
+    async with AsyncExitStack() as stack:
+
+        async def start(*, api: str | None = None, fsync: bool = False, **document: Any) -> RunningGateway:
+            root = tmp_path / f"uploads-{len(list(tmp_path.iterdir()))}"
+            sinks = {"disk": {"root": str(root), "fsync": fsync}, **document.pop("sinks", {})}
+            if api is not None:
+                sinks["api"] = {"url": api, **sinks.get("api", {})}
+            server = {"drain_seconds": 2, **document.pop("server", {})}
+            settings = Settings(server=server, sinks=sinks, **document)
+            runner = DrainingRunner(build_app(settings), drain_seconds=settings.server.drain_seconds)
+            await runner.setup()
+            stack.push_async_callback(runner.cleanup)
+            check_took_effect(runner, settings)
+            await web.TCPSite(runner, "127.0.0.1", 0).start()
+            return RunningGateway(runner, root)
+
+        yield start
+
+
+@pytest.fixture
+async def start_destination() -> AsyncIterator[StartDestination]:
+    """`await start_destination()` is the demo receiver; `await start_destination(app)` any application."""
+    async with AsyncExitStack() as stack:
+
+        async def start(app: web.Application | None = None) -> Destination:
+            runner = web.AppRunner(receiver_app() if app is None else app, shutdown_timeout=1)
+            await runner.setup()
+            stack.push_async_callback(runner.cleanup)
+            await web.TCPSite(runner, "127.0.0.1", 0).start()
+            return Destination(runner)
+
+        yield start

@@ -1,0 +1,90 @@
+"""The gateway and its receiver as processes of their own, for tests of signals and of memory."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+__all__ = ["Process", "gateway_process", "receiver_process"]
+
+_START_SECONDS = 20
+
+
+class Process:
+    """A command that says where it listens. Ends with the `with` block, killed if need be."""
+
+    def __init__(self, *arguments: str, log: Path, env: dict[str, str] | None = None) -> None:
+        self.log = log
+        with log.open("wb") as output:
+            self._process = subprocess.Popen(
+                [sys.executable, "-m", "gateway", *arguments],
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                env={**os.environ, "PYTHONUNBUFFERED": "1", **(env or {})},
+            )
+        self.url = self._wait_for_url()
+        self.port = int(self.url.rpartition(":")[2])
+
+    @property
+    def pid(self) -> int:
+        return self._process.pid
+
+    def _wait_for_url(self) -> str:
+        deadline = time.monotonic() + _START_SECONDS
+        while time.monotonic() < deadline:
+            match = re.search(r"listen\w* on (http://[\d.]+:\d+)", self.log.read_text())
+            if match:
+                return match[1]
+            if self._process.poll() is not None:
+                break
+            time.sleep(0.05)
+        self.kill()
+        raise RuntimeError(f"it did not start: {self.log.read_text()}")
+
+    def __enter__(self) -> Process:
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        if self._process.poll() is None:
+            self._process.terminate()
+            try:
+                self._process.wait(10)
+            except subprocess.TimeoutExpired:
+                self.kill()
+
+    def terminate(self) -> None:
+        self._process.send_signal(signal.SIGTERM)
+
+    def kill(self) -> None:
+        self._process.kill()
+        self._process.wait()
+
+    def wait(self, seconds: float) -> int:
+        """Its exit code. Raises subprocess.TimeoutExpired."""
+        return self._process.wait(seconds)
+
+    def peak_rss_bytes(self) -> int:
+        """The most memory that it ever had resident (Linux: VmHWM)."""
+        status = Path(f"/proc/{self.pid}/status").read_text()
+        match = re.search(r"VmHWM:\s+(\d+) kB", status)
+        assert match is not None
+        return int(match[1]) * 1024
+
+
+def gateway_process(directory: Path, config: str = "", **env: str) -> Process:
+    """A gateway on a free port; `config` is TOML, its disk root is `directory/uploads` unless it says otherwise."""
+    number = len(list(directory.glob("gateway-*.toml")))
+    path = directory / f"gateway-{number}.toml"
+    path.write_text(config)
+    defaults = {"GATEWAY_SERVER__PORT": "0", "GATEWAY_SINKS__DISK__ROOT": str(directory / "uploads")}
+    return Process("serve", "--config", str(path), log=path.with_suffix(".log"), env={**defaults, **env})
+
+
+def receiver_process(directory: Path) -> Process:
+    number = len(list(directory.glob("receiver-*.log")))
+    return Process("receiver", "--port", "0", log=directory / f"receiver-{number}.log")
