@@ -64,7 +64,7 @@ async def start_gateway(tmp_path: Path) -> AsyncIterator[StartGateway]:
             if api is not None:
                 sinks["api"] = {"url": api, **sinks.get("api", {})}
             server = {"drain_seconds": 2, **document.pop("server", {})}
-            settings = Settings(server=server, sinks=sinks, **document)
+            settings = Settings(**{**document, "server": server, "sinks": sinks})
             runner = DrainingRunner(build_app(settings), drain_seconds=settings.server.drain_seconds)
             await runner.setup()
             stack.push_async_callback(runner.cleanup)
