@@ -7,11 +7,22 @@ import inspect
 from collections.abc import AsyncIterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractAsyncContextManager, AsyncExitStack
+from typing import Any
 
 from aiohttp import web
 
 from gateway.admission import Gate
-from gateway.config import ConfigError, DiscardSettings, DiskSettings, OwnSinkSettings, RelaySettings, Settings
+from gateway.config import (
+    BUILT_IN_FLOWS,
+    ConfigError,
+    DiscardSettings,
+    DiskSettings,
+    FlowSettings,
+    OwnSinkSettings,
+    RelaySettings,
+    Settings,
+)
+from gateway.flows import Flow
 from gateway.handlers import HOUSE, House, add_routes, problems
 from gateway.sinks import Sink
 from gateway.sinks.discard import DiscardSink
@@ -31,6 +42,8 @@ _READ_WHOLE_BYTES = 65536
 def build_app(settings: Settings) -> web.Application:
     """The application. Raises ConfigError for a sink of the user's that cannot be made."""
     sinks = {name: _sink(name, sink) for name, sink in settings.sinks.items()}
+    routes = settings.as_routes()
+    flows = {*settings.flows, *(flow for route in routes for rule in route.rules for flow in rule.flows)}
     app = web.Application(
         middlewares=[problems],
         client_max_size=_READ_WHOLE_BYTES,
@@ -48,7 +61,8 @@ def build_app(settings: Settings) -> web.Application:
         limits=settings.as_limits(),
         gate=Gate(settings.server.max_uploads),
         sinks=sinks,
-        routes=settings.as_routes(),
+        routes=routes,
+        flows={name: _flow(name, settings.flows.get(name, FlowSettings())) for name in sorted(flows)},
         executor=hashing,
     )
 
@@ -97,11 +111,27 @@ def _sink(name: str, settings: DiskSettings | RelaySettings | DiscardSettings | 
             return _own_sink(name, settings)
 
 
+def _flow(name: str, settings: FlowSettings) -> Flow:
+    """A flow by its name, or by its dotted path; its options are checked against its signature."""
+    path = settings.use or BUILT_IN_FLOWS.get(name, name)
+    try:
+        function = _import(path)
+        inspect.signature(function).bind(None, None, **settings.options)
+    except Exception as error:
+        raise ConfigError([f"flows.{name}: {error}"]) from error
+    return Flow(name, function, settings.options)
+
+
+def _import(path: str) -> Any:
+    """What `package.module:name` names."""
+    module, _, attribute = path.partition(":")
+    return getattr(importlib.import_module(module), attribute)
+
+
 def _own_sink(name: str, settings: OwnSinkSettings) -> Sink:
     """A sink of the user's, by its dotted path. It is told its `name` if it asks for it."""
-    module, _, attribute = settings.type.partition(":")
     try:
-        make = getattr(importlib.import_module(module), attribute)
+        make = _import(settings.type)
         arguments = settings.arguments
         if "name" in inspect.signature(make).parameters:
             arguments.setdefault("name", name)

@@ -18,6 +18,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Discriminator, Field
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict, SettingsError
 
 from gateway.digests import ALGORITHMS
+from gateway.flows import BATCH_BYTES as FLOW_BATCH_BYTES
 from gateway.model import Limits
 from gateway.routes import Match, Route, Rule
 from gateway.sinks.disk import BATCH_BYTES
@@ -25,6 +26,15 @@ from gateway.sinks.disk import BATCH_BYTES
 __all__ = ["ConfigError", "Settings", "load", "memory_bound_bytes"]
 
 _BUILT_IN_SINKS = ("disk", "relay", "discard")
+BUILT_IN_FLOWS = {
+    "sniff": "gateway.flows.sniff:sniff",
+    "gzip": "gateway.flows.compress:gzip",
+    "gunzip": "gateway.flows.compress:gunzip",
+    "zstd": "gateway.flows.compress:zstd",
+    "unzstd": "gateway.flows.compress:unzstd",
+    "lines": "gateway.flows.lines:lines",
+}
+_DOTTED = r"^[A-Za-z_][\w.]*:[A-Za-z_]\w*$"
 
 Count = Annotated[int, Field(ge=0)]
 Seconds = Annotated[float, Field(ge=0)]
@@ -76,8 +86,8 @@ class DiskSettings(_Table):
     type: Literal["disk"]
     root: str = "var/uploads"
     fsync: bool = True
-    keep_seconds: Literal[0] = 0
-    """Expiry is not there yet."""
+    keep_seconds: Seconds = 0
+    """0: for ever. What is kept for a while only has to be asked for."""
 
 
 class RelaySettings(_Table):
@@ -94,7 +104,7 @@ class OwnSinkSettings(BaseModel):
     """A sink of the user's: `type = "package.module:Class"`, the other keys are its keyword arguments."""
 
     model_config = ConfigDict(extra="allow", frozen=True, hide_input_in_errors=True)
-    type: Annotated[str, Field(pattern=r"^[A-Za-z_][\w.]*:[A-Za-z_]\w*$")]
+    type: Annotated[str, Field(pattern=_DOTTED)]
 
     @property
     def arguments(self) -> dict[str, Any]:
@@ -115,6 +125,17 @@ SinkSettings = Annotated[
 ]
 
 
+class FlowSettings(BaseModel):
+    """A flow's options, by its keyword arguments; `use` is the dotted path of a function of the user's."""
+
+    model_config = ConfigDict(extra="allow", frozen=True, hide_input_in_errors=True)
+    use: Annotated[str, Field(pattern=_DOTTED)] | None = None
+
+    @property
+    def options(self) -> dict[str, Any]:
+        return dict(self.model_extra or {})
+
+
 class MatchSettings(_Table):
     name: str | None = None
     filename: str | None = None
@@ -125,12 +146,6 @@ class PartsSettings(_Table):
     match: MatchSettings = MatchSettings()
     flows: tuple[str, ...] = ()
     sinks: Annotated[tuple[str, ...], Field(min_length=1)]
-
-    @model_validator(mode="after")
-    def _no_flows_yet(self) -> PartsSettings:
-        if self.flows:
-            raise ValueError("flows are not there yet")
-        return self
 
 
 def _known(algorithms: tuple[str, ...]) -> tuple[str, ...]:
@@ -144,7 +159,7 @@ def _known(algorithms: tuple[str, ...]) -> tuple[str, ...]:
 
 class RouteSettings(_Table):
     path: Annotated[str, Field(pattern=r"^(/[A-Za-z0-9._~-]+)+$")]
-    kind: Literal["upload", "relay"] = "upload"
+    kind: Literal["upload", "relay", "convert"] = "upload"
     digests: Annotated[tuple[str, ...], AfterValidator(_known)] | None = None
     parts: tuple[PartsSettings, ...] = ()
 
@@ -163,6 +178,7 @@ _DEFAULT_SINKS: dict[str, dict[str, Any]] = {
 _DEFAULT_ROUTES: tuple[dict[str, Any], ...] = (
     {"path": "/upload", "kind": "upload", "parts": [{"sinks": ["disk"]}]},
     {"path": "/proxy", "kind": "relay", "parts": [{"sinks": ["api"]}]},
+    {"path": "/convert", "kind": "convert", "parts": [{"flows": ["sniff", "gzip"], "sinks": ["disk"]}]},
 )
 _RESERVED_PATHS = re.compile(r"/(uploads|files|healthz|readyz|metrics|problems|download)(/.*)?")
 
@@ -194,6 +210,7 @@ class Settings(BaseSettings):
     server: ServerSettings = ServerSettings()
     limits: LimitSettings = LimitSettings()
     sinks: dict[str, SinkSettings] = Field(default_factory=dict)
+    flows: dict[str, FlowSettings] = Field(default_factory=dict)
     routes: tuple[RouteSettings, ...] = ()
 
     @classmethod
@@ -268,6 +285,11 @@ def _contradictions(document: Mapping[str, Any]) -> list[str]:
     sinks, routes = document.get("sinks"), document.get("routes")
     if not isinstance(sinks, Mapping) or not isinstance(routes, list | tuple):
         return problems
+    flows = document.get("flows", {})
+    flows = flows if isinstance(flows, Mapping) else {}
+    for name, flow in flows.items():
+        if isinstance(flow, Mapping) and flow.get("use") is None and name not in BUILT_IN_FLOWS:
+            problems.append(f"flows.{name}.use: needed, since {name} is not one of {', '.join(BUILT_IN_FLOWS)}")
     routes = [route if isinstance(route, Mapping) else {} for route in routes]
     paths = [route.get("path") for route in routes]
     for number, route in enumerate(routes):
@@ -284,6 +306,10 @@ def _contradictions(document: Mapping[str, Any]) -> list[str]:
                 named.append(name)
                 if name not in sinks:
                     problems.append(f"{where}.parts.{place}.sinks: there is no sink {name}")
+            names = rule.get("flows") if isinstance(rule, Mapping) else None
+            for name in names if isinstance(names, list | tuple) else ():
+                if name not in flows and name not in BUILT_IN_FLOWS and not re.match(_DOTTED, str(name)):
+                    problems.append(f"{where}.parts.{place}.flows: there is no flow {name}")
         if route.get("kind") == "relay" and not any(_sink_tag(sinks.get(name)) == "relay" for name in named):
             problems.append(f"{where}.kind: a route of kind relay needs a sink of type relay")
     return problems
@@ -301,9 +327,12 @@ def memory_bound_bytes(settings: Settings) -> tuple[int, dict[str, int]]:
     disks = max((sum(settings.sinks[name].type == "disk" for name in route.sinks) for route in routes), default=0)
     relays = max((sum(settings.sinks[name].type == "relay" for name in route.sinks) for route in routes), default=0)
     received = 2 * buffer + (256 << 10)  # aiohttp's high water mark, and one receive call over it
+    window = max(limits.window_bytes, received)
+    flowing = any(rule.flows for route in routes for rule in route.rules)
     bounds = {
         "received, not yet parsed": received,
-        "windows towards sinks": lanes * max(limits.window_bytes, received),
+        "windows towards sinks": lanes * (limits.parallel_parts + 1) * window,
+        "flows": flowing * limits.parallel_parts * (window + 6 * FLOW_BATCH_BYTES),
         "batches being written to disk": disks * limits.parallel_parts * 2 * (BATCH_BYTES + received),
         "buffers towards destinations": relays * 2 * received,
         "batches being hashed": 2 * ((1 << 20) + received),

@@ -7,13 +7,18 @@ goes on reading: hashlib gives the interpreter lock up for anything over 2 KiB.
 from __future__ import annotations
 
 import asyncio
+import base64
+import binascii
 import hashlib
+import re
 import zlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Executor
 from typing import Protocol
 
-__all__ = ["ALGORITHMS", "PartDigest", "digest_of"]
+from gateway.errors import DigestMismatch, Malformed
+
+__all__ = ["ALGORITHMS", "PartDigest", "declared_digests", "digest_of", "verify"]
 
 _BATCH_BYTES = 1 << 20
 _INLINE_BYTES = 1 << 16
@@ -104,3 +109,46 @@ class PartDigest:
         for chunk in batch:
             for hasher in self._hashers.values():
                 hasher.update(chunk)
+
+
+_FIELDS = {b"content-digest", b"repr-digest"}
+# RFC 9530's own names of what we compute; of its other algorithms it says that they are to be ignored.
+_RFC_9530 = {"sha-256": "sha256", "sha-512": "sha512"}
+_MEMBER = re.compile(r"[ \t]*([a-z*][a-z0-9_.*-]*)=:([A-Za-z0-9+/=]*):[ \t]*(?:;[^,]*)?(?:,|$)")
+
+
+def declared_digests(headers: Sequence[tuple[bytes, bytes]]) -> list[tuple[str, str]]:
+    """(algorithm, hex) for each digest that a client declares in Content-Digest, Repr-Digest (RFC 9530) or
+    Content-MD5 (RFC 1864). Raises Malformed for one that cannot be read: to ignore it would be to confirm it.
+    """
+    declared = []
+    for name, value in headers:
+        if name == b"content-md5":
+            declared.append(("md5", _hex(value.decode("latin-1").strip())))
+        elif name in _FIELDS:
+            text, position = value.decode("latin-1").strip(), 0
+            while position < len(text):
+                match = _MEMBER.match(text, position)
+                if match is None:
+                    raise Malformed(f"a {name.decode()} cannot be read")
+                position = match.end()
+                if match[1] in _RFC_9530:
+                    declared.append((_RFC_9530[match[1]], _hex(match[2])))
+    return declared
+
+
+def _hex(encoded: str) -> str:
+    try:
+        return base64.b64decode(encoded, validate=True).hex()
+    except binascii.Error as error:
+        raise Malformed("a declared digest is no base64") from error
+
+
+def verify(declared: Sequence[tuple[str, str]], digests: Mapping[str, str], *, part: int) -> list[str]:
+    """The algorithms that were declared, all of them found right. Raises DigestMismatch."""
+    for algorithm, digest in declared:
+        if digests[algorithm] != digest:
+            raise DigestMismatch(
+                f"the {algorithm} of part {part} is not the declared one", part=part, algorithm=algorithm
+            )
+    return list(dict.fromkeys(algorithm for algorithm, _ in declared))

@@ -21,12 +21,13 @@ from gateway.admission import Gate, accept_body, check_headers
 from gateway.codec import Event
 from gateway.dispatch import Outcome, dispatch
 from gateway.errors import ClientGone, GatewayError, InternalError, MethodNotAllowed, NotFound
+from gateway.flows import Flow
 from gateway.headers import filename_of, reject_controls, safe_name
 from gateway.intake import Intake
 from gateway.metrics import Metrics
 from gateway.model import Limits, Upload
 from gateway.reader import StreamingMultipartReader, raw_body_events
-from gateway.responses import created, passed_through, problem
+from gateway.responses import converted, created, passed_through, problem
 from gateway.routes import Route
 from gateway.sinks import Sink
 from gateway.sinks.disk import DiskSink
@@ -48,6 +49,7 @@ class House:
     gate: Gate
     sinks: Mapping[str, Sink]
     routes: list[Route]
+    flows: Mapping[str, Flow]
     executor: Executor
     """For hashing."""
     metrics: Metrics = field(default_factory=Metrics)
@@ -102,7 +104,7 @@ class UploadHandler:
                 async with AsyncExitStack() as stack:
                     events = self._events(request, intake, house.limits, multipart=multipart)
                     outcome = record.outcome = await dispatch(
-                        upload, events, route, house.sinks, house.limits, house.executor, stack
+                        upload, events, route, house.sinks, house.flows, house.limits, house.executor, stack
                     )
                     return await self._answer(request, house, outcome, close=not intake.ended)
             finally:
@@ -123,6 +125,7 @@ class UploadHandler:
             intake,
             filename=_raw_filename(request),
             content_type=content_type.encode("utf-8", "surrogateescape") if content_type else None,
+            headers=[(name.lower(), value) for name, value in request.raw_headers],
         )
 
     async def _answer(self, request: web.Request, house: House, outcome: Outcome, *, close: bool) -> web.StreamResponse:
@@ -131,7 +134,8 @@ class UploadHandler:
             stall_seconds = house.limits.stall_seconds
             return await passed_through(request, outcome.answer, stall_seconds=stall_seconds, close=close)
         kept = any(isinstance(house.sinks[name], DiskSink) for name in self._route.sinks)
-        response = created(outcome.manifest, kept=kept)
+        respond = converted if self._route.kind == "convert" else created
+        response = respond(outcome.manifest, kept=kept)
         if close:
             response.force_close()
         return response
@@ -282,7 +286,7 @@ def add_routes(app: web.Application) -> None:
     house = app[HOUSE]
     for route in house.routes:
         uploads = UploadHandler(route)
-        if route.kind == "upload":
+        if route.kind != "relay":
             _add(app, route.path, POST=uploads.post, PUT=uploads.put)
             _add(app, route.path + "/{filename:[^/]*}", PUT=uploads.put)
         else:

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-__all__ = ["Entry", "Limits", "Manifest", "Part", "Receipt", "Upload"]
+__all__ = ["Entry", "Limits", "Manifest", "Output", "Part", "Receipt", "Upload"]
 
 
 @dataclass(slots=True)
@@ -27,7 +27,7 @@ class Part:
     content_type: bytes | None
     """The part's own Content-Type, verbatim."""
     headers: Sequence[tuple[bytes, bytes]] = ()
-    """All headers of the part in order, names in lower case (of a raw body: none)."""
+    """All headers of the part in order, names in lower case (of a raw body: the request's)."""
     is_file: bool = False
     """A part with a file name is a file, one without is a field, whatever its type; a raw body is always a file."""
 
@@ -54,6 +54,16 @@ class Receipt:
 
 
 @dataclass(slots=True)
+class Output:
+    """What flows made of a file: what the sinks were given instead of what came in."""
+
+    filename: str | None
+    content_type: str | None
+    size: int = 0
+    sha256: str | None = None
+
+
+@dataclass(slots=True)
 class Entry:
     """What the manifest says about one part: what came in on the wire, before any flow."""
 
@@ -63,6 +73,12 @@ class Entry:
     """Algorithm -> lower-case hex."""
     value: str | None = None
     """A field's text; None for a file, and for a field that is not UTF-8."""
+    verified: list[str] = field(default_factory=list)
+    """Algorithms by which the client had declared a digest that was found right."""
+    findings: dict[str, dict[str, object]] = field(default_factory=dict)
+    """What flows found out, by flow."""
+    output: Output | None = None
+    """None where the sinks got the bytes and names as they came in."""
     receipts: list[Receipt] = field(default_factory=list)
 
 

@@ -1,8 +1,10 @@
 """The bytes of one part on their way to one sink; a window in bytes.
 
-A `Window` is one sink's share of the memory of one upload: all parts that are open towards that sink
-draw on it, so many small parts weigh as much as one large one. A `Pipe` carries one part: the pump
-sends, the sink iterates. Chunks go by reference: fan-out copies nothing.
+A `Pipe` carries one part: the pump sends, the sink iterates. Chunks go by reference: fan-out copies
+nothing. Its `Window` bounds what lies in it. Windows are per open part and sink, not shared by a sink's
+parts, so that a sink that starts slowly on each of several small parts still gets `parallel_parts` of
+them at once; batches of tiny parts draw on one more window of their sink. A `Progress` is what all the
+windows towards one sink have in common: when it last moved, and whether the next move is its.
 
 What holds:
 1. `send` waits until the window has room (one chunk always fits into an empty window), so a slow sink
@@ -18,57 +20,90 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
+from contextlib import contextmanager
 
-__all__ = ["Pipe", "Window"]
+__all__ = ["Pipe", "Progress", "Window"]
 
 
-class Window:
-    """`limit` bytes that may be on their way to one sink at a time; and when that sink last moved."""
+class Progress:
+    """Whether somebody who is given bytes moves."""
 
-    __slots__ = ("_loop", "_room", "finishing", "limit", "moved_at", "total", "used")
+    __slots__ = ("_excuses", "_finishing", "_held", "_loop", "moved_at", "total")
 
-    def __init__(self, limit: int) -> None:
-        self.limit = limit
-        self.used = 0
-        self.total = 0
-        """All bytes that ever went in."""
-        self.finishing = 0
-        """How many parts the sink has to the last byte, but has not said to be safe."""
+    def __init__(self) -> None:
         self._loop = asyncio.get_running_loop()
-        self._room: asyncio.Future[None] | None = None
+        self._held = 0
+        self._finishing = 0
+        self._excuses = 0
+        self.total = 0
+        """All bytes that were ever given."""
         self.moved_at = self._loop.time()
 
     @property
     def owed(self) -> bool:
-        """Whether the next move is the sink's, not the client's."""
-        return self.used > 0 or self.finishing > 0
+        """Whether the next move is theirs: bytes were not taken, or a whole part is not said to be safe."""
+        return (self._held > 0 or self._finishing > 0) and not self._excuses
+
+    def give(self, size: int) -> None:
+        self._start_clock()
+        self._held += size
+        self.total += size
+
+    def take(self, size: int) -> None:
+        self._held -= size
+        self.moved()
+
+    def begin_finishing(self) -> None:
+        """They have a part to its last byte; from now on it is theirs to finish."""
+        self._start_clock()
+        self._finishing += 1
+
+    def end_finishing(self) -> None:
+        self._finishing -= 1
+        self.moved()
+
+    @contextmanager
+    def excused(self) -> Iterator[None]:
+        """They wait for somebody else themselves."""
+        self._excuses += 1
+        try:
+            yield
+        finally:
+            self._excuses -= 1
+            self.moved()
+
+    def moved(self) -> None:
+        self.moved_at = self._loop.time()
+
+    def _start_clock(self) -> None:
+        if not self.owed:
+            self.moved()
+
+
+class Window:
+    """`limit` bytes (0 = unlimited) that may be under way at a time."""
+
+    __slots__ = ("_room", "limit", "progress", "used")
+
+    def __init__(self, limit: int, progress: Progress) -> None:
+        self.limit = limit
+        self.progress = progress
+        self.used = 0
+        self._room: asyncio.Future[None] | None = None
 
     async def reserve(self, size: int) -> None:
         while self.used and self.limit and self.used + size > self.limit:
-            self._room = self._loop.create_future()
+            self._room = asyncio.get_running_loop().create_future()
             await self._room
-        self._touch()
         self.used += size
-        self.total += size
+        self.progress.give(size)
 
     def release(self, size: int) -> None:
         self.used -= size
-        self.moved_at = self._loop.time()
+        self.progress.take(size)
         if self._room is not None and not self._room.done():
             self._room.set_result(None)
-
-    def begin_finishing(self) -> None:
-        self._touch()
-        self.finishing += 1
-
-    def end_finishing(self) -> None:
-        self.finishing -= 1
-        self.moved_at = self._loop.time()
-
-    def _touch(self) -> None:
-        if not self.owed:
-            self.moved_at = self._loop.time()
 
 
 class Pipe(AsyncIterator[bytes]):
@@ -100,7 +135,7 @@ class Pipe(AsyncIterator[bytes]):
         """Every byte was sent, and the part is whole."""
         self._finished = True
         if not self._closed:
-            self._window.begin_finishing()
+            self._window.progress.begin_finishing()
         self._wake()
 
     # -- the sink's side
@@ -121,7 +156,7 @@ class Pipe(AsyncIterator[bytes]):
             return
         self._closed = True
         if self._finished:
-            self._window.end_finishing()
+            self._window.progress.end_finishing()
         self._window.release(sum(map(len, self._chunks)))
         self._chunks.clear()
 

@@ -21,7 +21,7 @@ What differs from the stock reader:
 from __future__ import annotations
 
 import sys
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Mapping, Sequence
 from typing import Any, Protocol
 
 from aiohttp import BodyPartReader, MultipartReader, hdrs
@@ -215,10 +215,14 @@ _ESCAPES: dict[int, Any] = str.maketrans({'"': '\\"', "\\": "\\\\"})
 
 
 async def raw_body_events(
-    source: ByteSource, *, filename: bytes | None, content_type: bytes | None
+    source: ByteSource,
+    *,
+    filename: bytes | None,
+    content_type: bytes | None,
+    headers: Sequence[tuple[bytes, bytes]] = (),
 ) -> AsyncIterator[list[Event]]:
     """A body that is not multipart, as the events of a form with one file part, named `file`."""
-    yield [Event(Kind.BEGIN, Part(0, b"file", filename, content_type, is_file=True))]
+    yield [Event(Kind.BEGIN, Part(0, b"file", filename, content_type, headers, is_file=True))]
     while data := await source.readany():
         yield [Event(Kind.DATA, None, data)]
     yield [Event(Kind.END), Event(Kind.CLOSE)]

@@ -11,10 +11,10 @@ import struct
 from aiohttp import ClientError, ClientResponse, hdrs, web
 
 from gateway.errors import GatewayError
-from gateway.model import Entry, Manifest, Receipt, text
+from gateway.model import Entry, Manifest, Output, Receipt, text
 from gateway.sinks.relay import end_to_end
 
-__all__ = ["created", "manifest_json", "passed_through", "problem", "reset"]
+__all__ = ["converted", "created", "manifest_json", "passed_through", "problem", "reset"]
 
 log = logging.getLogger("gateway.responses")
 
@@ -24,7 +24,7 @@ _PROBLEM = "application/problem+json"
 def manifest_json(manifest: Manifest) -> bytes:
     """The manifest of design section 6, members in its order."""
     document = {"upload": manifest.upload, "parts": [_entry(entry) for entry in manifest.entries]}
-    return json.dumps(document, ensure_ascii=False).encode()
+    return _json(document)
 
 
 def _entry(entry: Entry) -> dict[str, object]:
@@ -42,16 +42,65 @@ def _entry(entry: Entry) -> dict[str, object]:
     others = {algorithm: digest for algorithm, digest in entry.digests.items() if algorithm != "sha256"}
     if others:
         document["digests"] = others
-    document["receipts"] = [_receipt(receipt) for receipt in entry.receipts]
+    if entry.verified:
+        document["verified"] = entry.verified
+    if entry.findings:
+        document["findings"] = entry.findings
+    document["receipts"] = [_receipt(receipt, entry.output) for receipt in entry.receipts]
     return document
 
 
-def _receipt(receipt: Receipt) -> dict[str, object]:
+def converted(manifest: Manifest, *, kept: bool) -> web.Response:
+    """200 and the list of results, one per file, in the order of the wire."""
+    document = [_result(entry) for entry in manifest.entries if entry.part.is_file and entry.receipts]
+    response = web.Response(body=_json(document), content_type="application/json")
+    if kept:
+        response.headers[hdrs.LOCATION] = f"/uploads/{manifest.upload}"
+    return response
+
+
+def _result(entry: Entry) -> dict[str, object]:
+    part, output = entry.part, entry.output
+    content_type = None if part.content_type is None else text(part.content_type)
+    location = next((receipt.location for receipt in entry.receipts if receipt.location), None)
+    sha256 = entry.digests.get("sha256")
+    return {
+        "index": part.index,
+        "input": {
+            "name": part.name,
+            "filename": part.filename,
+            "content_type": content_type,
+            "size": entry.size,
+            "sha256": sha256,
+        },
+        "findings": entry.findings,
+        "output": {
+            "filename": output.filename if output else part.filename,
+            "content_type": output.content_type if output else content_type,
+            "size": output.size if output else entry.size,
+            "sha256": output.sha256 if output else sha256,
+            "location": location,
+        },
+    }
+
+
+def _receipt(receipt: Receipt, output: Output | None) -> dict[str, object]:
     document: dict[str, object] = {"sink": receipt.sink}
     if receipt.status is not None:
         document["status"] = receipt.status
     document["location"] = receipt.location
+    if output is not None:
+        document |= {
+            "filename": output.filename,
+            "content_type": output.content_type,
+            "size": output.size,
+            "sha256": output.sha256,
+        }
     return document
+
+
+def _json(document: object) -> bytes:
+    return json.dumps(document, ensure_ascii=False).encode()
 
 
 def created(manifest: Manifest, *, kept: bool) -> web.Response:

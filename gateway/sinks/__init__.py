@@ -4,7 +4,8 @@ A sink is opened once per upload and gives a delivery: its share of that upload.
 holds after each:
 
 - `accept` takes one part to its end and holds it safely, where nobody can see it. It may be called for
-  several parts at once; calls begin in the order of the wire. `chunks` ends only if the part is whole.
+  several parts at once; calls begin in the order of the wire (but where flows delay one: only relays are
+  then kept in order). `chunks` ends only if the part is whole.
   A source that breaks raises out of it (asyncio.CancelledError, mostly): do not catch that and carry on.
   Returning without having read everything is allowed; the rest is dropped.
 - `commit` makes all that was accepted visible. It is called at most once, after every `accept` of every
@@ -42,7 +43,7 @@ from aiohttp import ClientResponse
 from gateway.errors import SinkFault, SinkFull, SinkUnavailable
 from gateway.model import Part, Receipt, Upload
 
-__all__ = ["Answered", "Bulk", "Delivery", "Keeper", "Sink", "Watched", "sink_fault"]
+__all__ = ["Answered", "Answering", "Bulk", "Delivery", "Keeper", "Sink", "Watched", "sink_fault"]
 
 
 class Sink(Protocol):
@@ -74,6 +75,11 @@ class Keeper(Protocol):
     def receipts(self) -> list[Receipt]: ...
 
     def keep_manifest(self, manifest: bytes) -> None: ...
+
+
+@runtime_checkable
+class Answering(Protocol):
+    def answer(self) -> ClientResponse | None: ...
 
 
 class Answered(Exception):

@@ -1,0 +1,195 @@
+"""Flows: what happens to a file between the client and the sinks. The contract, and the chain that runs them.
+
+    from gateway.flows import FlowFile, Reject
+
+    async def shout(file: FlowFile, chunks: AsyncIterable[bytes], *, suffix: str = ".loud") -> AsyncIterator[bytes]:
+        if file.filename is None:
+            raise Reject("a file name, please")
+        file.filename += suffix
+        async for chunk in chunks:
+            yield chunk.upper()
+        file.findings["shouted"] = True
+
+What holds:
+1. A flow is a function that takes a file and its chunks and gives an asynchronous iterator of bytes,
+   usually an async generator. Its keyword arguments come from the configuration.
+2. `file.filename` and `file.content_type` may be assigned until the first chunk is yielded (or the flow
+   returns): then the sinks are told them. Later it is an error. `file.findings` go into the manifest.
+3. `raise Reject("why")` refuses the file: 422, and the upload keeps nothing. Any other exception is a
+   FlowFailed, 500, with its traceback in our log, once.
+4. What it yields is what the sinks get: nothing at all is a file of 0 bytes. What it leaves unread is read
+   and dropped.
+5. In a chain each flow sees the name and type that the one before it gave: it is started only when that
+   one has yielded, or returned. Nobody runs ahead: a chunk is asked for when the sinks have room for it.
+6. A flow must not block the event loop: `in_thread` is for work that takes longer than a millisecond.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import AsyncExitStack, aclosing
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
+
+from gateway.errors import FlowFailed, GatewayError
+from gateway.errors import Rejected as Reject
+
+__all__ = ["BATCH_BYTES", "Flow", "FlowChain", "FlowFile", "Reject", "batched", "in_thread"]
+
+log = logging.getLogger("gateway.flows")
+
+BATCH_BYTES = 1 << 20
+"""What a flow best hands to a thread at a time: a hop costs about as much as compressing a few KiB."""
+
+T = TypeVar("T")
+_threads = ThreadPoolExecutor(2, thread_name_prefix="flow")
+
+
+async def in_thread(function: Callable[..., T], /, *args: Any) -> T:
+    """Run CPU-heavy work beside the event loop."""
+    return await asyncio.get_running_loop().run_in_executor(_threads, function, *args)
+
+
+async def batched(chunks: AsyncIterable[bytes], size: int = BATCH_BYTES) -> AsyncIterator[bytes]:
+    """The same bytes, at least `size` at a time but for the last."""
+    batch: list[bytes] = []
+    held = 0
+    async for chunk in chunks:
+        batch.append(chunk)
+        held += len(chunk)
+        if held >= size:
+            yield b"".join(batch)
+            batch, held = [], 0
+    if batch:
+        yield b"".join(batch)
+
+
+class FlowFile:
+    """The file that a flow works on."""
+
+    def __init__(self, *, index: int, name: str, filename: str | None, content_type: str | None) -> None:
+        self.index = index
+        """Its place among the parts on the wire."""
+        self.name = name
+        """The name of the part: of the form's field."""
+        self.findings: dict[str, object] = {}
+        self._filename = filename
+        self._content_type = content_type
+        self._told = False
+
+    @property
+    def filename(self) -> str | None:
+        """The file name: the client's, or what the flow before made of it."""
+        return self._filename
+
+    @filename.setter
+    def filename(self, filename: str | None) -> None:
+        self._check(filename)
+        self._filename = filename
+
+    @property
+    def content_type(self) -> str | None:
+        """The Content-Type, with its parameters; None where the client gave none."""
+        return self._content_type
+
+    @content_type.setter
+    def content_type(self, content_type: str | None) -> None:
+        self._check(content_type)
+        self._content_type = content_type
+
+    def told(self) -> None:
+        """Called by the chain: from now on the name and type cannot change."""
+        self._told = True
+
+    def _check(self, value: str | None) -> None:
+        if self._told:
+            raise RuntimeError("the sinks were told the file's name and type with the first chunk")
+        # They become headers of a part at a destination.
+        if value is not None:
+            value.encode()
+            if any(character < " " or "\x7f" <= character < "\xa0" for character in value):
+                raise ValueError("a file's name and type hold no control characters")
+
+
+@dataclass(frozen=True, slots=True)
+class Flow:
+    """A flow under the name and with the options that the configuration gives it."""
+
+    name: str
+    function: Callable[..., AsyncIterable[bytes]]
+    options: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def keeps_bytes(self) -> bool:
+        """Whether it only looks: what it yields is what it took."""
+        return bool(getattr(self.function, "keeps_bytes", False))
+
+
+class FlowChain:
+    """The flows of one file, one after the other."""
+
+    def __init__(self, flows: Sequence[Flow], file: FlowFile) -> None:
+        self._flows = flows
+        self.file = file
+        """As the last flow that has begun left it."""
+        self.running = flows[0].name
+        """Which flow is at work, or waits."""
+        self._findings: dict[str, dict[str, object]] = {}
+
+    async def start(self, chunks: AsyncIterable[bytes], stack: AsyncExitStack) -> AsyncIterator[bytes]:
+        """Begin all flows (rule 5): `file` has its final name and type. Iterate for the output; leaving
+        the stack closes them.
+        """
+        for flow in self._flows:
+            before = self.file
+            self.file = FlowFile(
+                index=before.index, name=before.name, filename=before.filename, content_type=before.content_type
+            )
+            self._findings[flow.name] = self.file.findings
+            output = await stack.enter_async_context(aclosing(self._output(flow, self.file, chunks)))
+            first = await anext(output, None)
+            self.file.told()
+            chunks = output if first is None else _prepended(first, output)
+        return aiter(chunks)
+
+    def all_findings(self) -> dict[str, dict[str, object]]:
+        """By flow, for the manifest. Raises FlowFailed for what is no JSON."""
+        for name, findings in self._findings.items():
+            try:
+                json.dumps(findings, ensure_ascii=False).encode()
+            except (TypeError, ValueError) as error:
+                log.exception("flow %s failed", name)
+                raise FlowFailed(f"the findings of flow {name} are no JSON", flow=name, part=self.file.index) from error
+        return {name: findings for name, findings in self._findings.items() if findings}
+
+    async def _output(self, flow: Flow, file: FlowFile, chunks: AsyncIterable[bytes]) -> AsyncGenerator[bytes, None]:
+        """What one flow yields, its errors as ours."""
+        caller, self.running = self.running, flow.name
+        try:
+            async with AsyncExitStack() as stack:
+                iterable = flow.function(file, chunks, **flow.options)
+                if hasattr(iterable, "aclose"):
+                    stack.push_async_callback(iterable.aclose)
+                async for chunk in iterable:
+                    if chunk:
+                        self.running = caller
+                        yield bytes(chunk)
+                        caller, self.running = self.running, flow.name
+        except GatewayError as error:
+            error.members.setdefault("flow", flow.name)
+            error.members.setdefault("part", file.index)
+            raise
+        except Exception as error:
+            log.exception("flow %s failed", flow.name)
+            raise FlowFailed(f"flow {flow.name} failed", flow=flow.name, part=file.index) from error
+        self.running = caller
+
+
+async def _prepended(first: bytes, rest: AsyncIterable[bytes]) -> AsyncIterator[bytes]:
+    yield first
+    async for chunk in rest:
+        yield chunk

@@ -1,0 +1,158 @@
+"""gzip and zstd, both ways. Batches of about 1 MiB are worked on in threads."""
+
+from __future__ import annotations
+
+import sys
+import zlib
+from collections.abc import AsyncIterable, AsyncIterator, Callable
+from typing import Protocol
+
+from gateway.errors import TooLarge
+from gateway.flows import BATCH_BYTES, FlowFile, Reject, batched, in_thread
+
+if sys.version_info >= (3, 14):
+    from compression import zstd as zstandard
+else:
+    from backports import zstd as zstandard
+
+__all__ = ["gunzip", "gzip", "unzstd", "zstd"]
+
+_GZIP = 31  # zlib's number for a gzip wrapper around a 32 KiB window
+_FREE_BYTES = 1 << 20
+"""The ratio is looked at from here on: a small file of zeros is no bomb."""
+
+
+class Compressor(Protocol):
+    def compress(self, data: bytes, /) -> bytes: ...
+    def flush(self) -> bytes: ...
+
+
+class Decompressor(Protocol):
+    """One member (gzip) or frame (zstd), as the bz2 and lzma modules have it."""
+
+    @property
+    def eof(self) -> bool: ...
+
+    @property
+    def needs_input(self) -> bool: ...
+
+    @property
+    def unused_data(self) -> bytes: ...
+
+    def decompress(self, data: bytes, max_length: int) -> bytes: ...
+
+
+# -- in
+
+
+async def gzip(file: FlowFile, chunks: AsyncIterable[bytes], *, level: int = 6) -> AsyncIterator[bytes]:
+    """Compress: `a.bin` becomes `a.bin.gz`, application/gzip. `level` is 0 to 9."""
+    async for chunk in _compressed(file, chunks, zlib.compressobj(level, wbits=_GZIP), ".gz", "application/gzip"):
+        yield chunk
+
+
+async def zstd(file: FlowFile, chunks: AsyncIterable[bytes], *, level: int = 3) -> AsyncIterator[bytes]:
+    """Compress: `a.bin` becomes `a.bin.zst`, application/zstd (RFC 8878). `level` is 1 to 19."""
+    async for chunk in _compressed(file, chunks, zstandard.ZstdCompressor(level), ".zst", "application/zstd"):
+        yield chunk
+
+
+async def _compressed(
+    file: FlowFile, chunks: AsyncIterable[bytes], compressor: Compressor, suffix: str, content_type: str
+) -> AsyncIterator[bytes]:
+    file.filename = (file.filename or "file") + suffix
+    file.content_type = content_type
+    async for batch in batched(chunks):
+        yield await in_thread(compressor.compress, batch)
+    yield await in_thread(compressor.flush)
+
+
+# -- and out
+
+
+async def gunzip(
+    file: FlowFile, chunks: AsyncIterable[bytes], *, max_output_bytes: int = 4 << 30, max_ratio: float = 200
+) -> AsyncIterator[bytes]:
+    """Decompress: `a.bin.gz` becomes `a.bin`. Rejects what is no gzip, or is cut off.
+
+    More than `max_output_bytes`, or than `max_ratio` times the input (looked at after the first MiB), is
+    TooLarge; 0 = unlimited. Several members, one after the other, are one file (RFC 1952 2.2).
+    """
+    async for chunk in _decompressed(file, chunks, _Gunzip, (".gz", ".gzip"), max_output_bytes, max_ratio):
+        yield chunk
+
+
+async def unzstd(
+    file: FlowFile, chunks: AsyncIterable[bytes], *, max_output_bytes: int = 4 << 30, max_ratio: float = 200
+) -> AsyncIterator[bytes]:
+    """Decompress: `a.bin.zst` becomes `a.bin`. Limits as in gunzip; a window over 8 MiB is rejected (RFC 9659)."""
+    async for chunk in _decompressed(file, chunks, _unzstd, (".zst", ".zstd"), max_output_bytes, max_ratio):
+        yield chunk
+
+
+async def _decompressed(
+    file: FlowFile,
+    chunks: AsyncIterable[bytes],
+    member: Callable[[], Decompressor],
+    suffixes: tuple[str, ...],
+    max_output_bytes: int,
+    max_ratio: float,
+) -> AsyncIterator[bytes]:
+    name = file.filename or ""
+    for suffix in suffixes:
+        if name.lower().endswith(suffix) and len(name) > len(suffix):
+            file.filename = name[: -len(suffix)]
+    file.content_type = "application/octet-stream"
+    taken = given = 0
+    current = member()
+    began = False
+    async for batch in batched(chunks):
+        taken += len(batch)
+        data = batch
+        while data or not (current.eof or current.needs_input):
+            if current.eof:
+                current = member()
+            try:
+                output = await in_thread(current.decompress, data, BATCH_BYTES)
+            except (zlib.error, zstandard.ZstdError, EOFError) as error:
+                raise Reject(f"it cannot be decompressed: {error}") from error
+            began = True
+            data = current.unused_data if current.eof else b""
+            given += len(output)
+            if max_output_bytes and given > max_output_bytes:
+                raise TooLarge(f"it decompresses to more than {max_output_bytes} bytes", limit=max_output_bytes)
+            if max_ratio and given > _FREE_BYTES and given > taken * max_ratio:
+                raise TooLarge(f"it decompresses to more than {max_ratio:g} times its size", limit=max_ratio)
+            if output:
+                yield output
+    if not began or not current.eof:
+        raise Reject("it ends before it is whole" if began else "it is empty, so it is no compressed file")
+
+
+class _Gunzip:
+    """zlib's decompressor with the face of bz2's, so that one loop serves both."""
+
+    def __init__(self) -> None:
+        self._zlib = zlib.decompressobj(wbits=_GZIP)
+        self._full = False
+
+    @property
+    def eof(self) -> bool:
+        return self._zlib.eof
+
+    @property
+    def needs_input(self) -> bool:
+        return not self._full
+
+    @property
+    def unused_data(self) -> bytes:
+        return self._zlib.unused_data
+
+    def decompress(self, data: bytes, max_length: int) -> bytes:
+        output = self._zlib.decompress(self._zlib.unconsumed_tail + data, max_length)
+        self._full = len(output) == max_length  # then it may hold more, even with all the input taken
+        return output
+
+
+def _unzstd() -> Decompressor:
+    return zstandard.ZstdDecompressor(options={int(zstandard.DecompressionParameter.window_log_max): 23})

@@ -1,0 +1,30 @@
+"""Line ends of text files, made uniform: a small flow that really changes bytes."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import AsyncIterable, AsyncIterator
+
+from gateway.flows import FlowFile
+
+__all__ = ["lines"]
+
+_ENDS = {"lf": b"\n", "crlf": b"\r\n"}
+_ANY_END = re.compile(rb"\r\n|\r|\n")
+
+
+async def lines(file: FlowFile, chunks: AsyncIterable[bytes], *, ending: str = "lf") -> AsyncIterator[bytes]:
+    """CRLF, CR and LF become one and the same: `lf` or `crlf`. Finds the number of line ends."""
+    end = _ENDS[ending]
+    count = 0
+    held = b""  # a CR at the end of a chunk: its LF may be in the next
+    async for chunk in chunks:
+        chunk = held + chunk if held else chunk
+        held = chunk[-1:] if chunk.endswith(b"\r") else b""
+        changed, found = _ANY_END.subn(end, chunk[: len(chunk) - len(held)])
+        count += found
+        yield changed
+    if held:
+        count += 1
+        yield end
+    file.findings["line_ends"] = count

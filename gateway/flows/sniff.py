@@ -1,0 +1,89 @@
+"""What a file really is, by its first bytes."""
+
+from __future__ import annotations
+
+import fnmatch
+from collections.abc import AsyncIterable, AsyncIterator, Sequence
+
+import puremagic
+
+from gateway.flows import FlowFile, Reject
+
+__all__ = ["sniff"]
+
+HEAD_BYTES = 8192
+# Office documents, Java archives and e-books are zip files, and a look at the first bytes cannot tell them apart.
+_ZIP_FAMILY = ("application/zip", "application/x-zip-compressed", "application/java-archive", "application/epub+zip")
+_OFFICE = ("application/vnd.openxmlformats-", "application/vnd.oasis.opendocument.")
+_ALIASES = {"image/jpg": "image/jpeg", "application/x-gzip": "application/gzip", "audio/mp3": "audio/mpeg"}
+
+
+async def sniff(
+    file: FlowFile, chunks: AsyncIterable[bytes], *, policy: str = "record", allow: Sequence[str] = ()
+) -> AsyncIterator[bytes]:
+    """Find the media type in the first 8 KiB, by signature; the bytes pass unchanged.
+
+    `policy` is `record` (say so in the findings) or `require_match` (reject a file whose declared type is
+    another one; none, or `application/octet-stream`, declares nothing). `allow` lists the globs of which
+    one has to match the type that was found (`["image/*", "application/pdf"]`).
+    """
+    if policy not in ("record", "require_match"):
+        raise ValueError(f"policy {policy!r} is neither record nor require_match")
+    head: list[bytes] = []
+    size = 0
+    source = aiter(chunks)
+    async for chunk in source:
+        head.append(chunk)
+        size += len(chunk)
+        if size >= HEAD_BYTES:
+            break
+    found = media_type(b"".join(head)[:HEAD_BYTES])
+    declared = (file.content_type or "").partition(";")[0].strip().lower()
+    match = None if found is None or declared in ("", "application/octet-stream") else _same(found, declared)
+    file.findings.update(content_type=found, match=match)
+    if policy == "require_match" and match is False:
+        raise Reject(f"the file is {found}, not {declared}")
+    if allow and not any(fnmatch.fnmatchcase(found or "", pattern.lower()) for pattern in allow):
+        raise Reject(f"files that are {found or 'of an unknown type'} are not taken")
+    for chunk in head:
+        yield chunk
+    async for chunk in source:
+        yield chunk
+
+
+sniff.keeps_bytes = True  # type: ignore[attr-defined]
+
+
+def media_type(head: bytes) -> str | None:
+    """The media type of a file by its first bytes; None if it cannot be told."""
+    try:
+        for match in puremagic.magic_string(head):
+            if kind := str(match.mime_type or "").lower():
+                return _ALIASES.get(kind, kind)
+    except (puremagic.PureError, ValueError):
+        pass
+    return "text/plain" if head and _is_text(head) else None
+
+
+def _is_text(head: bytes) -> bool:
+    try:
+        text = head.decode()
+    except UnicodeDecodeError as error:
+        if error.start < len(head) - 3:
+            return False
+        text = head[: error.start].decode()  # the cut went through a character
+    return not any(character < " " and character not in "\t\n\r\f\x1b" for character in text)
+
+
+def _same(found: str, declared: str) -> bool:
+    """Zip files are of one family, and so is text: a signature says no more."""
+    declared = _ALIASES.get(declared, declared)
+    if _is_zip(found) and _is_zip(declared):
+        return True
+    if found == "text/plain":
+        return declared.startswith("text/") or declared.endswith(("json", "xml", "javascript", "yaml"))
+    return found == declared
+
+
+def _is_zip(kind: str) -> bool:
+    return kind in _ZIP_FAMILY or kind.startswith(_OFFICE)

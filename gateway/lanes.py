@@ -1,0 +1,185 @@
+"""One sink's share of one upload, as seen from where the parts come from.
+
+A lane takes parts one of two ways. The *long way*: a pipe and a task per part. The *short way*, for small
+parts that lie whole in memory and sinks that can take many in one go: they gather in a batch, which is
+handed over in one task, at the latest before anything that goes the long way.
+
+Relays want the order of the wire. While flows work on a part, its turn at a relay is kept: whatever comes
+after waits for it *before* anything of it is sent, so that it cannot fill what the earlier part needs.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+from aiohttp import ClientResponse
+
+from gateway.errors import GatewayError, SinkUnavailable
+from gateway.model import Part, Receipt
+from gateway.pipe import Pipe, Progress, Window
+from gateway.sinks import Answered, Answering, Bulk, Delivery, Keeper, Watched, sink_fault
+
+__all__ = ["BULK_BYTES", "Lane", "Slots"]
+
+log = logging.getLogger("gateway.lanes")
+
+BULK_BYTES = 256 << 10
+"""The largest part for the short way: about what a buffer holds, so that a batch is no more than one."""
+
+
+class Slots:
+    """`parallel_parts`: how many parts (or batches of tiny ones) may be open at once. One per part, not per sink."""
+
+    def __init__(self, count: int) -> None:
+        self._semaphore = asyncio.Semaphore(count or 1 << 30)
+
+    async def take(self) -> None:
+        await self._semaphore.acquire()
+
+    def give_back_after(self, tasks: Sequence[asyncio.Task[None]]) -> None:
+        """The slot is free again when all of these have ended."""
+        left = len(tasks)
+
+        def ended(_: object) -> None:
+            nonlocal left
+            left -= 1
+            if left == 0:
+                self._semaphore.release()
+
+        for task in tasks:
+            task.add_done_callback(ended)
+
+
+class Lane:
+    """A delivery, its progress and its batch. `tasks` is where accepting goes on; it may fail as a whole."""
+
+    def __init__(self, name: str, stage: int, delivery: Delivery, window_bytes: int) -> None:
+        self.name = name
+        self.stage = stage
+        """When it commits: 0 relays, 1 others, 2 disks."""
+        self.progress = Progress()
+        self.files: list[int] = []
+        """The files that it was given, by index."""
+        self._delivery = delivery
+        self._bulk: Bulk | None = delivery if isinstance(delivery, Bulk) else None
+        self._window_bytes = window_bytes
+        self._batch_window = Window(window_bytes, self.progress)
+        self._batch: list[tuple[Part, bytes]] = []
+        self._batch_bytes = 0
+        self._turn: asyncio.Future[None] | None = None
+
+    @property
+    def is_relay(self) -> bool:
+        return self.stage == 0
+
+    @property
+    def is_keeper(self) -> bool:
+        return isinstance(self._delivery, Keeper)
+
+    @property
+    def is_watched(self) -> bool:
+        return isinstance(self._delivery, Watched)
+
+    # -- turns
+
+    def keep_turn(self) -> tuple[asyncio.Future[None] | None, asyncio.Future[None]]:
+        """(whom to wait for, what to set when done): the place of a part that flows will deliver later."""
+        before, self._turn = self._turn, asyncio.get_running_loop().create_future()
+        return before, self._turn
+
+    async def wait_for_turn(self) -> None:
+        """Nobody who came earlier is still at work on what this lane is to get first."""
+        if self.is_relay and self._turn is not None and not self._turn.done():
+            await self._turn
+
+    # -- the short way
+
+    def takes_in_bulk(self, size: int) -> bool:
+        return self._bulk is not None and size <= BULK_BYTES
+
+    def add(self, part: Part, data: bytes) -> None:
+        self._batch.append((part, data))
+        self._batch_bytes += len(data)
+
+    async def hand_over(self, tasks: asyncio.TaskGroup, slots: Slots) -> None:
+        """What has gathered goes to the sink."""
+        if not self._batch:
+            return
+        batch, size = self._batch, self._batch_bytes
+        self._batch, self._batch_bytes = [], 0
+        await self.wait_for_turn()
+        await self._batch_window.reserve(size)
+        await slots.take()
+        slots.give_back_after([tasks.create_task(self._accept_all(batch, size))])
+
+    async def _accept_all(self, batch: list[tuple[Part, bytes]], size: int) -> None:
+        assert self._bulk is not None
+        self.progress.begin_finishing()
+        try:
+            with self._translated():
+                await self._bulk.accept_all(batch)
+        finally:
+            self.progress.end_finishing()
+            self._batch_window.release(size)
+
+    # -- the long way
+
+    def open(self, part: Part, tasks: asyncio.TaskGroup) -> tuple[Pipe, asyncio.Task[None]]:
+        """A pipe for a part, and the task at its other end."""
+        pipe = Pipe(Window(self._window_bytes, self.progress))
+        return pipe, tasks.create_task(self._accept(part, pipe))
+
+    async def _accept(self, part: Part, pipe: Pipe) -> None:
+        try:
+            with self._translated():
+                await self._delivery.accept(part, pipe)
+        finally:
+            pipe.close()
+
+    # -- the upload as a whole
+
+    async def watch(self) -> None:
+        assert isinstance(self._delivery, Watched)
+        with self._translated():
+            await self._delivery.watch()
+
+    def keeper_receipts(self) -> list[Receipt]:
+        assert isinstance(self._delivery, Keeper)
+        return self._complete(self._delivery.receipts())
+
+    def keep_manifest(self, manifest: bytes) -> None:
+        assert isinstance(self._delivery, Keeper)
+        self._delivery.keep_manifest(manifest)
+
+    async def commit(self) -> list[Receipt]:
+        """A receipt for each file: a plain one where the sink says nothing of it."""
+        self.progress.begin_finishing()
+        try:
+            with self._translated():
+                return self._complete(await self._delivery.commit() or ())
+        finally:
+            self.progress.end_finishing()
+
+    def answer(self) -> ClientResponse | None:
+        """The response of a destination, after its commit."""
+        return self._delivery.answer() if isinstance(self._delivery, Answering) else None
+
+    def _complete(self, receipts: Sequence[Receipt]) -> list[Receipt]:
+        given = {receipt.part: receipt for receipt in receipts}
+        return [given.get(index) or Receipt(index, self.name) for index in self.files]
+
+    @contextmanager
+    def _translated(self) -> Iterator[None]:
+        """A sink's errors as ours. What nobody expected is logged here, once, with its traceback."""
+        try:
+            yield
+        except (GatewayError, Answered):
+            raise
+        except OSError as error:
+            raise sink_fault(self.name, error) from error
+        except Exception as error:
+            log.exception("sink %s failed", self.name)
+            raise SinkUnavailable(f"sink {self.name} failed", sink=self.name) from error

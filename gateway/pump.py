@@ -1,0 +1,293 @@
+"""Events -> lanes: the parts of one upload, in the order of the wire, looked at, counted and handed out.
+
+One pump per upload reads. It waits for slots, for windows and for turns, never for a sink to finish:
+part k+1 begins as soon as part k's bytes are in its pipes.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Mapping, Sequence
+from concurrent.futures import Executor
+from contextlib import AsyncExitStack
+from dataclasses import replace
+
+from gateway.codec import Event, Kind
+from gateway.digests import PartDigest, declared_digests, digest_of, verify
+from gateway.errors import NoRoute, TooLarge
+from gateway.flows import Flow, FlowChain, FlowFile
+from gateway.lanes import Lane, Slots
+from gateway.model import Entry, Limits, Output, Part, text
+from gateway.pipe import Pipe, Progress, Window
+from gateway.routes import Route
+
+__all__ = ["Pump"]
+
+
+class Pump:
+    """`entries` grows as parts come; `flowing` are the chains that are at work, for whoever watches stalls."""
+
+    def __init__(
+        self,
+        route: Route,
+        lanes: Mapping[str, Lane],
+        flows: Mapping[str, Flow],
+        limits: Limits,
+        executor: Executor,
+        tasks: asyncio.TaskGroup,
+    ) -> None:
+        self.entries: list[Entry] = []
+        self.flowing: dict[FlowChain, Progress] = {}
+        self._route = route
+        self._lanes = lanes
+        self._relays = [lane for lane in lanes.values() if lane.is_relay]
+        self._flows = flows
+        self._limits = limits
+        self._executor = executor
+        self._tasks = tasks
+        self._slots = Slots(limits.parallel_parts)
+        self._fields_bytes = 0
+        # the part that is being received, if it did not lie whole in one buffer
+        self._entry: Entry | None = None
+        self._pipes: list[Pipe] | None = None
+        self._digest: PartDigest | None = None
+        self._declared: list[tuple[str, str]] = []
+        self._field: list[bytes] = []
+
+    async def run(self, events: AsyncIterator[list[Event]]) -> None:
+        """Until the end of the body. What was handed out may still be on its way when this returns."""
+        async for batch in events:
+            for event in batch:
+                match event.kind:
+                    case Kind.DATA:
+                        await self._take_data(event.data)
+                    case Kind.WHOLE:
+                        await self._take_whole(_part_of(event), event.data)
+                    case Kind.BEGIN:
+                        await self._take_begin(_part_of(event))
+                    case Kind.END:
+                        await self._take_end()
+                    case Kind.CLOSE | Kind.IGNORED:
+                        pass
+            await self._hand_over_batches()
+
+    # -- events
+
+    async def _take_whole(self, part: Part, data: bytes) -> None:
+        entry = self._new_entry(part)
+        entry.size = len(data)
+        if part.is_file:
+            self._check_file(entry)
+        declared = declared_digests(part.headers)
+        algorithms = self._algorithms(declared)
+        if algorithms:
+            entry.digests = digest_of(data, algorithms)
+            entry.verified = verify(declared, entry.digests, part=part.index)
+        if not part.is_file or (part.raw_filename == b"" and not data):
+            self._take_field(entry, data)
+            return
+        lanes, flows = self._lanes_for(part)
+        long_way = []
+        for lane in lanes:
+            if not flows and lane.takes_in_bulk(len(data)):
+                lane.add(part, data)
+            else:
+                long_way.append(lane)
+        if long_way:
+            for pipe in await self._open(entry, long_way, flows):
+                if data:
+                    await pipe.send(data)
+                pipe.finish()
+
+    async def _take_begin(self, part: Part) -> None:
+        entry = self._entry = self._new_entry(part)
+        self._field = []
+        self._declared = declared_digests(part.headers)
+        algorithms = self._algorithms(self._declared)
+        self._digest = PartDigest(algorithms, self._executor) if algorithms else None
+        if part.is_file and part.raw_filename != b"":
+            await self._begin_file(entry)
+
+    async def _begin_file(self, entry: Entry) -> None:
+        lanes, flows = self._lanes_for(entry.part)
+        self._pipes = await self._open(entry, lanes, flows)
+
+    async def _take_data(self, data: bytes) -> None:
+        entry = self._entry
+        assert entry is not None
+        entry.size += len(data)
+        if self._digest is not None:
+            await self._digest.update(data)
+        if not entry.part.is_file:
+            self._check_field(entry.size, self._fields_bytes + entry.size)
+            self._field.append(data)
+            return
+        self._check_file(entry)
+        if self._pipes is None:  # it seemed to be an empty file input, but here is a byte of it
+            await self._begin_file(entry)
+            assert self._pipes is not None
+        for pipe in self._pipes:
+            await pipe.send(data)
+
+    async def _take_end(self) -> None:
+        entry, self._entry = self._entry, None
+        assert entry is not None
+        # The digest first: what it refutes must not be finished anywhere.
+        if self._digest is not None:
+            entry.digests = await self._digest.finish()
+            entry.verified = verify(self._declared, entry.digests, part=entry.part.index)
+        pipes, self._pipes = self._pipes, None
+        if pipes is None:
+            data, self._field = b"".join(self._field), []
+            self._take_field(entry, data)
+            return
+        for pipe in pipes:
+            pipe.finish()
+
+    def _take_field(self, entry: Entry, data: bytes) -> None:
+        """A field, or an empty file input: it needs no rule, is never stored, and goes to every relay."""
+        if not entry.part.is_file:
+            self._fields_bytes += len(data)
+            self._check_field(len(data), self._fields_bytes)
+            try:
+                entry.value = data.decode()
+            except UnicodeDecodeError:
+                entry.value = None
+        for lane in self._relays:
+            lane.add(entry.part, data)
+
+    # -- rules and limits
+
+    def _new_entry(self, part: Part) -> Entry:
+        entry = Entry(part)
+        self.entries.append(entry)
+        return entry
+
+    def _algorithms(self, declared: Sequence[tuple[str, str]]) -> tuple[str, ...]:
+        if not declared:
+            return self._route.digests
+        return tuple(dict.fromkeys([*self._route.digests, *(algorithm for algorithm, _ in declared)]))
+
+    def _lanes_for(self, part: Part) -> tuple[list[Lane], list[Flow]]:
+        rule = self._route.rule_for(part)
+        if rule is None:
+            raise NoRoute("no rule takes this file", part=part.index)
+        lanes = [self._lanes[name] for name in rule.sinks]
+        for lane in lanes:
+            lane.files.append(part.index)
+        return lanes, [self._flows[name] for name in rule.flows]
+
+    def _check_file(self, entry: Entry) -> None:
+        limit = self._limits.max_file_bytes
+        if limit and entry.size > limit:
+            raise TooLarge(f"a file has more than {limit} bytes", limit=limit, part=entry.part.index)
+
+    def _check_field(self, size: int, total: int) -> None:
+        each, together = self._limits.max_field_bytes, self._limits.max_fields_bytes
+        if each and size > each:
+            raise TooLarge(f"a field has more than {each} bytes", limit=each)
+        if together and total > together:
+            raise TooLarge(f"the fields have more than {together} bytes together", limit=together)
+
+    # -- onwards
+
+    async def _hand_over_batches(self) -> None:
+        for lane in self._lanes.values():
+            await lane.hand_over(self._tasks, self._slots)
+
+    async def _open(self, entry: Entry, lanes: Sequence[Lane], flows: Sequence[Flow]) -> list[Pipe]:
+        """The long way: a slot, and where to send the bytes."""
+        await self._hand_over_batches()  # what came before must get there before
+        if flows:
+            await self._slots.take()
+            return [self._start_flows(entry, lanes, flows)]
+        for lane in lanes:
+            await lane.wait_for_turn()
+        await self._slots.take()
+        ends = [lane.open(entry.part, self._tasks) for lane in lanes]
+        self._slots.give_back_after([task for _, task in ends])
+        return [pipe for pipe, _ in ends]
+
+    def _start_flows(self, entry: Entry, lanes: Sequence[Lane], flows: Sequence[Flow]) -> Pipe:
+        part = entry.part
+        file = FlowFile(
+            index=part.index, name=part.name, filename=part.filename, content_type=_shown(part.content_type)
+        )
+        chain, progress = FlowChain(flows, file), Progress()
+        inlet = Pipe(Window(self._limits.window_bytes, progress))
+        turns = [lane.keep_turn() for lane in lanes if lane.is_relay]
+        self.flowing[chain] = progress
+        running = self._tasks.create_task(self._run_flows(entry, chain, flows, inlet, progress, lanes, turns))
+        self._slots.give_back_after([running])
+        return inlet
+
+    async def _run_flows(
+        self,
+        entry: Entry,
+        chain: FlowChain,
+        flows: Sequence[Flow],
+        inlet: Pipe,
+        progress: Progress,
+        lanes: Sequence[Lane],
+        turns: Sequence[tuple[asyncio.Future[None] | None, asyncio.Future[None]]],
+    ) -> None:
+        """One file through its flows and on to its sinks; returns when they have it safely."""
+        async with AsyncExitStack() as stack:
+            stack.callback(inlet.close)
+            output = await chain.start(inlet, stack)
+            told = entry.output = Output(chain.file.filename, chain.file.content_type)
+            part = _told_part(entry.part, told)
+            keeps_bytes = all(flow.keeps_bytes for flow in flows)
+            hashing = "sha256" in self._route.digests and not keeps_bytes
+            digest = PartDigest(("sha256",), self._executor) if hashing else None
+            with progress.excused():
+                for before, _ in turns:
+                    if before is not None:
+                        await before
+            async with asyncio.TaskGroup() as accepting:
+                pipes = [lane.open(part, accepting)[0] for lane in lanes]
+                async for chunk in output:
+                    progress.moved()
+                    told.size += len(chunk)
+                    with progress.excused():
+                        if digest is not None:
+                            await digest.update(chunk)
+                        for pipe in pipes:
+                            await pipe.send(chunk)
+                if digest is not None:
+                    with progress.excused():
+                        told.sha256 = (await digest.finish())["sha256"]
+                async for _ in inlet:  # what the flows left unread
+                    pass
+                entry.findings = chain.all_findings()
+                inlet.close()
+                del self.flowing[chain]
+                for pipe in pipes:
+                    pipe.finish()
+                for _, after in turns:
+                    after.set_result(None)
+        if keeps_bytes:
+            told.sha256 = entry.digests.get("sha256")
+            if part is entry.part:
+                entry.output = None
+
+
+def _part_of(event: Event) -> Part:
+    assert event.part is not None
+    return event.part
+
+
+def _told_part(part: Part, told: Output) -> Part:
+    """The part as the sinks are told of it; the same one if the flows left its name and type alone."""
+    if (told.filename, told.content_type) == (part.filename, _shown(part.content_type)):
+        return part
+    renamed = part.raw_filename if told.filename == part.filename else _raw(told.filename)
+    return replace(part, raw_filename=renamed, content_type=_raw(told.content_type))
+
+
+def _shown(raw: bytes | None) -> str | None:
+    return None if raw is None else text(raw)
+
+
+def _raw(shown: str | None) -> bytes | None:
+    return None if shown is None else shown.encode()

@@ -1,0 +1,121 @@
+"""Flows as a user writes them, well-behaved and not; named in configurations by their dotted paths."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterable, AsyncIterator, Sequence
+
+from gateway.flows import FlowFile, Reject
+
+__all__ = [
+    "babbling",
+    "failing",
+    "late_renaming",
+    "napping",
+    "napping_first",
+    "peeking",
+    "redact",
+    "rejecting",
+    "renaming",
+    "silent",
+    "stalling",
+    "stalling_at_end",
+    "uncountable",
+]
+
+
+async def redact(file: FlowFile, chunks: AsyncIterable[bytes], *, words: Sequence[str] = ()) -> AsyncIterator[bytes]:
+    """The README's example: line by line, so that a word is not missed where two chunks meet."""
+    file.filename = f"redacted-{file.filename or 'file'}"
+    hits = 0
+    rest = b""
+    async for chunk in chunks:
+        *lines, rest = (rest + chunk).split(b"\n")
+        for line in lines:
+            for word in words:
+                hits += line.count(word.encode())
+                line = line.replace(word.encode(), b"*" * len(word))
+            yield line + b"\n"
+    if rest:
+        yield rest
+    file.findings["hits"] = hits
+
+
+async def failing(file: FlowFile, chunks: AsyncIterable[bytes], *, after_bytes: int = 0) -> AsyncIterator[bytes]:
+    seen = 0
+    async for chunk in chunks:
+        seen += len(chunk)
+        if seen >= after_bytes:
+            raise ZeroDivisionError("a flow's own mistake")
+        yield chunk
+
+
+async def rejecting(file: FlowFile, chunks: AsyncIterable[bytes], *, at_end: bool = False) -> AsyncIterator[bytes]:
+    if at_end:
+        async for chunk in chunks:
+            yield chunk
+    raise Reject("not today")
+    yield b""
+
+
+async def stalling(file: FlowFile, chunks: AsyncIterable[bytes]) -> AsyncIterator[bytes]:
+    await asyncio.sleep(3600)
+    yield b""
+
+
+async def stalling_at_end(file: FlowFile, chunks: AsyncIterable[bytes]) -> AsyncIterator[bytes]:
+    async for chunk in chunks:
+        yield chunk
+    await asyncio.sleep(3600)
+
+
+async def silent(file: FlowFile, chunks: AsyncIterable[bytes]) -> AsyncIterator[bytes]:
+    return
+    yield b""
+
+
+async def peeking(file: FlowFile, chunks: AsyncIterable[bytes]) -> AsyncIterator[bytes]:
+    """Reads one chunk and leaves the rest."""
+    async for chunk in chunks:
+        yield chunk[:1]
+        return
+
+
+async def napping(file: FlowFile, chunks: AsyncIterable[bytes], *, seconds: float = 1) -> AsyncIterator[bytes]:
+    async for chunk in chunks:
+        yield chunk
+    await asyncio.sleep(seconds)
+
+
+async def napping_first(file: FlowFile, chunks: AsyncIterable[bytes], *, seconds: float = 1) -> AsyncIterator[bytes]:
+    await asyncio.sleep(seconds)
+    async for chunk in chunks:
+        yield chunk
+
+
+async def renaming(
+    file: FlowFile, chunks: AsyncIterable[bytes], *, filename: str = "new", content_type: str = "text/x-new"
+) -> AsyncIterator[bytes]:
+    file.filename, file.content_type = filename, content_type
+    async for chunk in chunks:
+        yield chunk
+
+
+async def late_renaming(file: FlowFile, chunks: AsyncIterable[bytes]) -> AsyncIterator[bytes]:
+    async for chunk in chunks:
+        yield chunk
+        file.filename = "too-late"
+
+
+async def babbling(file: FlowFile, chunks: AsyncIterable[bytes], *, times: int = 1000) -> AsyncIterator[bytes]:
+    """Makes much out of little."""
+    async for chunk in chunks:
+        for _ in range(times):
+            yield chunk
+
+
+async def uncountable(file: FlowFile, chunks: AsyncIterable[bytes]) -> AsyncIterator[bytes]:
+    """Leaves findings that are no JSON."""
+    async for chunk in chunks:
+        yield chunk
+    file.findings["bytes"] = b"\xff"
