@@ -35,6 +35,8 @@ class Intake:
         self._limits = limits
         self._loop = asyncio.get_running_loop()
         self._timer: asyncio.TimerHandle | None = None
+        self._reading: asyncio.Task[object] | None = None
+        self._stalled: Stalled | None = None
         self._waiting_since: float | None = None
         self._waited_seconds = 0.0
         self.received_bytes = 0
@@ -52,6 +54,7 @@ class Intake:
     async def readany(self) -> bytes:
         """The next bytes, as they were received; b"" at the end of the body."""
         started = self._waiting_since = self._loop.time()
+        self._reading = asyncio.current_task()
         try:
             if self._chunked:
                 data = await self._content.readany()
@@ -62,6 +65,11 @@ class Intake:
             raise ClientGone("the client hung up before the end of its body") from error
         except (web.RequestPayloadError, HttpProcessingError) as error:
             raise Malformed("the transfer coding of the body is broken") from error
+        except asyncio.CancelledError:
+            # As asyncio.timeout does it: the cancellation was ours, unless somebody else wants it, too.
+            if self._stalled is None or self._reading is None or self._reading.uncancel() > 0:
+                raise
+            raise self._stalled from None
         finally:
             self._waiting_since = None
             self._waited_seconds += self._loop.time() - started
@@ -80,8 +88,9 @@ class Intake:
             idle = now - self._waiting_since
             waited = self._waited_seconds + idle
             stalled = self._verdict(idle, waited)
-            if stalled is not None:
-                self._content.set_exception(stalled)
+            if stalled is not None and self._reading is not None:
+                self._stalled = stalled
+                self._reading.cancel()
                 return
         delays = []
         if limits.idle_seconds:
