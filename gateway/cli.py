@@ -12,7 +12,7 @@ from aiohttp import web
 
 from gateway import __version__
 from gateway.app import build_app
-from gateway.config import ConfigError, Settings, load, memory_bound_bytes
+from gateway.config import ConfigError, Settings, load, memory_bound_bytes, unlimited_keys
 from gateway.model import Part
 from gateway.receiver import receiver_app
 from gateway.server import configure_logging, serve, until_signalled
@@ -110,10 +110,10 @@ def _check(settings: Settings) -> None:
         print(f"{size / 2**20:10.2f} MiB  {what}")
     print(f"{total / 2**20:10.2f} MiB  per upload at most, and about 1 KiB for each part")
     uploads, parts = settings.server.max_uploads, settings.limits.max_parts
-    if uploads and parts:
-        print(f"{uploads * (total + parts * 1024) / 2**20:10.2f} MiB  for {uploads} uploads, beside the process itself")
+    if unbounded := unlimited_keys(settings):
+        print(f"without bound, since unlimited: {', '.join(unbounded)}")
     else:
-        print("without bound: max_uploads or max_parts is unlimited")
+        print(f"{uploads * (total + parts * 1024) / 2**20:10.2f} MiB  for {uploads} uploads, beside the process itself")
 
 
 def _explain(settings: Settings, options: argparse.Namespace) -> int:

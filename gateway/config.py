@@ -8,6 +8,7 @@ there under every configuration; one of the same name, or path, replaces them.
 from __future__ import annotations
 
 import importlib.util
+import os
 import re
 import tomllib
 from collections.abc import Mapping
@@ -15,7 +16,13 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Discriminator, Field, Tag, ValidationError, model_validator
-from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict, SettingsError
+from pydantic_settings import (
+    BaseSettings,
+    EnvSettingsSource,
+    PydanticBaseSettingsSource,
+    SettingsConfigDict,
+    SettingsError,
+)
 
 from gateway.digests import ALGORITHMS
 from gateway.flows import BATCH_BYTES as FLOW_BATCH_BYTES
@@ -23,7 +30,7 @@ from gateway.model import Limits
 from gateway.routes import Match, Route, Rule
 from gateway.sinks.disk import BATCH_BYTES
 
-__all__ = ["ConfigError", "Settings", "load", "memory_bound_bytes"]
+__all__ = ["ConfigError", "Settings", "load", "memory_bound_bytes", "unlimited_keys"]
 
 _BUILT_IN_SINKS = ("disk", "relay", "discard")
 BUILT_IN_FLOWS = {
@@ -254,15 +261,42 @@ def load(path: str | Path | None = None) -> Settings:
             raise ConfigError([f"{path}: {error.strerror}"]) from error
         except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
             raise ConfigError([f"{path}: {error}"]) from error
+    # Keys with a leading underscore would be arguments of pydantic-settings, not ours.
+    strangers = [f"{key}: Extra inputs are not permitted" for key in document if key.startswith("_")]
+    document = {key: value for key, value in document.items() if not key.startswith("_")}
+    strangers += _strange_variables()
     try:
         settings = Settings(**document)
     except ValidationError as error:
-        raise ConfigError(_lines(error) + _contradictions(_merged(document))) from error
+        with_environment = _merged(_laid_over(document, EnvSettingsSource(Settings)()))
+        raise ConfigError(strangers + _lines(error) + _contradictions(with_environment)) from error
     except (ValueError, SettingsError) as error:  # an environment variable that is no JSON where it has to be
         raise ConfigError([str(error)]) from error
-    if problems := _contradictions(settings.model_dump()):
+    if problems := strangers + _contradictions(settings.model_dump()):
         raise ConfigError(problems)
     return settings
+
+
+def _strange_variables() -> list[str]:
+    """Variables of the form of ours that name no table. Others are somebody else's: Kubernetes sets GATEWAY_PORT
+    for a service of that name.
+    """
+    strange = []
+    for variable in os.environ:
+        table, separator, _ = variable.lower().removeprefix("gateway_").partition("__")
+        if variable.upper().startswith("GATEWAY_") and separator and table not in Settings.model_fields:
+            strange.append(f"{table}: there is no such table (environment variable {variable})")
+    return strange
+
+
+def _laid_over(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
+    merged = dict(below)
+    for key, value in above.items():
+        under = merged.get(key)
+        if isinstance(value, Mapping) and isinstance(under, Mapping):
+            value = _laid_over(under, value)
+        merged[key] = value
+    return merged
 
 
 def _lines(error: ValidationError) -> list[str]:
@@ -272,7 +306,7 @@ def _lines(error: ValidationError) -> list[str]:
         path = [str(key) for key in detail["loc"]]
         if path[0] == "sinks" and len(path) > 2:
             del path[2]  # the tag of the union
-        message = detail["msg"]
+        message = "not a table" if detail["type"] == "model_attributes_type" else detail["msg"]
         if path[0] == "sinks" and path[-1] == "type":
             message = f"not one of {', '.join(_BUILT_IN_SINKS)}, nor of the form package.module:Class"
         lines.append(f"{'.'.join(path)}: {message}")
@@ -340,3 +374,17 @@ def memory_bound_bytes(settings: Settings) -> tuple[int, dict[str, int]]:
         "headers of a part": 2 * limits.max_header_bytes,
     }
     return sum(bounds.values()), bounds
+
+
+def unlimited_keys(settings: Settings) -> list[str]:
+    """The keys that bound memory, and are off."""
+    limits = settings.limits
+    sizes = {
+        "server.max_uploads": settings.server.max_uploads,
+        "limits.max_parts": limits.max_parts,
+        "limits.window_bytes": limits.window_bytes,
+        "limits.parallel_parts": limits.parallel_parts,
+        "limits.max_fields_bytes": limits.max_fields_bytes,
+        "limits.max_header_bytes": limits.max_header_bytes,
+    }
+    return [key for key, size in sizes.items() if not size]

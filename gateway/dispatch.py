@@ -103,20 +103,24 @@ async def dispatch(
 
 async def _commit(lanes: Sequence[Lane], manifest: Manifest, committed: list[Receipt]) -> None:
     """Rule 4. What has been committed is in `committed` even where this raises."""
+    place = {lane.name: number for number, lane in enumerate(lanes)}
     keeper = next((lane for lane in lanes if lane.is_keeper), None)
     for lane in sorted(lanes, key=lambda lane: (lane.stage, lane is keeper)):
         if lane is keeper:
-            _record(manifest, lane.keeper_receipts())
+            _record(manifest, lane.keeper_receipts(), place)
             lane.keep_manifest(manifest_json(manifest))
         receipts = await lane.commit()
         committed += receipts
         if lane is not keeper:
-            _record(manifest, receipts)
+            _record(manifest, receipts, place)
 
 
-def _record(manifest: Manifest, receipts: Sequence[Receipt]) -> None:
+def _record(manifest: Manifest, receipts: Sequence[Receipt], place: Mapping[str, int]) -> None:
+    """In the manifest receipts stand in the order of the route's sinks, not in that of the commits."""
     for receipt in receipts:
-        manifest.entries[receipt.part].receipts.append(receipt)
+        entry = manifest.entries[receipt.part]
+        entry.receipts.append(receipt)
+        entry.receipts.sort(key=lambda receipt: place[receipt.sink])
 
 
 def _watch_for_stalls(lanes: Sequence[Lane], pump: Pump, limit: float, tasks: asyncio.TaskGroup) -> Callable[[], None]:

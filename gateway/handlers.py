@@ -131,8 +131,14 @@ class UploadHandler:
     async def _answer(self, request: web.Request, house: House, outcome: Outcome, *, close: bool) -> web.StreamResponse:
         if outcome.answer is not None:
             close = close or house.gate.draining
-            stall_seconds = house.limits.stall_seconds
-            return await passed_through(request, outcome.answer, stall_seconds=stall_seconds, close=close)
+            limits = house.limits
+            return await passed_through(
+                request,
+                outcome.answer,
+                stall_seconds=limits.stall_seconds,
+                idle_seconds=limits.idle_seconds,
+                close=close,
+            )
         kept = any(isinstance(house.sinks[name], DiskSink) for name in self._route.sinks)
         respond = converted if self._route.kind == "convert" else created
         response = respond(outcome.manifest, kept=kept)

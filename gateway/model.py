@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-__all__ = ["Entry", "Limits", "Manifest", "Output", "Part", "Receipt", "Upload"]
+__all__ = ["Entry", "Limits", "Manifest", "Output", "Part", "Receipt", "Upload", "text"]
 
 
 @dataclass(slots=True)

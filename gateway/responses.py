@@ -126,11 +126,12 @@ def problem(error: GatewayError, *, instance: str | None = None, close: bool = F
 
 
 async def passed_through(
-    request: web.Request, answer: ClientResponse, *, stall_seconds: float, close: bool
+    request: web.Request, answer: ClientResponse, *, stall_seconds: float, idle_seconds: float, close: bool
 ) -> web.StreamResponse:
     """A destination's answer: its status, end-to-end headers and body, streamed.
 
-    One that breaks, or stalls, after its headers went out breaks the client's connection: never a clean end.
+    One that breaks, or stalls for `stall_seconds`, after its headers went out breaks the client's connection:
+    never a clean end. So does a client that takes nothing for `idle_seconds`.
     """
     response = web.StreamResponse(status=answer.status, reason=answer.reason)
     for name, value in end_to_end(answer.headers.items()):
@@ -140,20 +141,29 @@ async def passed_through(
             response.headers.add(name, value)
     if close:
         response.force_close()
+    connection = answer.connection
+    closed = connection.protocol.closed if connection is not None and connection.protocol is not None else None
     await response.prepare(request)
     while True:
         try:
             async with asyncio.timeout(stall_seconds or None):
                 data = await answer.content.readany()
-        except (ClientError, TimeoutError) as error:
+            if not data and closed is not None and closed.done() and not closed.cancelled():
+                closed.result()  # a body that ends with its connection ends cleanly for aiohttp even by a RST
+        except (ClientError, OSError) as error:
             log.info("the answer of %s broke off: %r", answer.url.host, error)
             reset(request)
             return response
+        # Not in that try: the client's own hang-up is a ClientError, too.
+        try:
+            async with asyncio.timeout(idle_seconds or None):
+                await (response.write(data) if data else response.write_eof())
+        except TimeoutError:
+            log.info("the client took nothing of its answer for %g s", idle_seconds)
+            reset(request)
+            return response
         if not data:
-            break
-        await response.write(data)  # not in the try: the client's own hang-up is a ClientError, too
-    await response.write_eof()
-    return response
+            return response
 
 
 def reset(request: web.Request) -> None:

@@ -29,7 +29,7 @@ from gateway.model import Part, Receipt, Upload
 from gateway.sinks import Answered
 from gateway.sinks.writer import ConnectionLost, StreamingMultipartWriter
 
-__all__ = ["RelaySink", "end_to_end"]
+__all__ = ["RelaySink", "end_to_end", "to_destination"]
 
 _HOP_BY_HOP = frozenset(
     # RFC 9110 7.6.1, and what HTTP/1.1 grew before it
