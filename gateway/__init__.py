@@ -19,7 +19,7 @@ The rooms, in the order in which bytes meet them:
     stored          what was kept: files, manifests, archives, with ranges and validators
     download        allow-listed remote URLs, streamed; guard decides what may be dialled
     handlers        the stories: short, calling the rooms in order
-    config, metrics, app, server, cli, receiver     the house
+    settings, config, metrics, app, server, cli, receiver     the house
 
 What it guarantees (the README has the words for users, tests/test_guarantees.py the proofs):
 G1 bounded memory · G2 nothing early · G3 nothing left · G4 back-pressure · G5 refused before read ·

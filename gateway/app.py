@@ -12,9 +12,11 @@ from typing import Any
 from aiohttp import web
 
 from gateway.admission import Gate
-from gateway.config import (
+from gateway.config import ConfigError
+from gateway.flows import Flow
+from gateway.handlers import HOUSE, House, add_routes, problems
+from gateway.settings import (
     BUILT_IN_FLOWS,
-    ConfigError,
     DiscardSettings,
     DiskSettings,
     FlowSettings,
@@ -22,8 +24,6 @@ from gateway.config import (
     RelaySettings,
     Settings,
 )
-from gateway.flows import Flow
-from gateway.handlers import HOUSE, House, add_routes, problems
 from gateway.sinks import Sink
 from gateway.sinks.discard import DiscardSink
 from gateway.sinks.disk import DiskSink

@@ -12,10 +12,11 @@ from aiohttp import web
 
 from gateway import __version__
 from gateway.app import build_app
-from gateway.config import ConfigError, Settings, load, memory_bound_bytes, unlimited_keys
+from gateway.config import ConfigError, load, memory_bound_bytes, unlimited_keys
 from gateway.model import Part
 from gateway.receiver import receiver_app
 from gateway.server import configure_logging, serve, until_signalled
+from gateway.settings import Settings
 
 __all__ = ["main"]
 

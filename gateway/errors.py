@@ -16,7 +16,13 @@ __all__ = [
     "Busy",
     "ClientFault",
     "ClientGone",
+    "Conflict",
+    "DigestMismatch",
     "Draining",
+    "FlowFailed",
+    "FlowFault",
+    "FlowStalled",
+    "Forbidden",
     "GatewayError",
     "Incomplete",
     "InternalError",
@@ -26,6 +32,7 @@ __all__ = [
     "NotFound",
     "NotMultipart",
     "Refused",
+    "Rejected",
     "SinkFault",
     "SinkFull",
     "SinkRefused",
@@ -64,12 +71,20 @@ class Refused(GatewayError):
     """The request may not come in."""
 
 
+class Forbidden(Refused):
+    status, title = 403, "That is not allowed"
+
+
 class NotFound(Refused):
     status, title = 404, "There is nothing here"
 
 
 class MethodNotAllowed(Refused):
     status, title = 405, "This resource does not take that method"
+
+
+class Conflict(Refused):
+    status, title = 409, "It is in use"
 
 
 class NotMultipart(Refused):
@@ -115,8 +130,18 @@ class TooManyParts(ClientFault):
     status, title = 413, "The body has more parts than allowed"
 
 
+class DigestMismatch(ClientFault):
+    status, title = 400, "The bytes are not those that were declared"
+
+
 class NoRoute(ClientFault):
     status, title = 422, "No rule takes this file"
+
+
+class Rejected(ClientFault):
+    """A flow's own verdict; flows know it as `gateway.flows.Reject`."""
+
+    status, title = 422, "A flow rejected this file"
 
 
 class ClientGone(ClientFault):
@@ -152,6 +177,21 @@ class SinkTimeout(SinkFault):
 
 class SinkFull(SinkFault):
     status, title = 507, "A store is full"
+
+
+# -- a flow
+
+
+class FlowFault(GatewayError):
+    """A flow failed; `flow` and `part` name it and the file that it was given."""
+
+
+class FlowFailed(FlowFault):
+    status, title = 500, "A flow failed"
+
+
+class FlowStalled(FlowFault):
+    status, title = 504, "A flow took too long"
 
 
 # -- anything else

@@ -19,8 +19,8 @@ from aiohttp import web
 from aiohttp.http_exceptions import HttpProcessingError
 
 from gateway.app import build_app, check_took_effect
-from gateway.config import Settings
 from gateway.handlers import HOUSE
+from gateway.settings import Settings
 
 __all__ = ["DrainingRunner", "configure_logging", "serve", "until_signalled"]
 

@@ -11,10 +11,10 @@ import pytest
 from aiohttp import web
 
 from gateway.app import build_app, check_took_effect
-from gateway.config import Settings
 from gateway.handlers import HOUSE, House
 from gateway.receiver import receiver_app
 from gateway.server import DrainingRunner
+from gateway.settings import Settings
 
 __all__ = ["Destination", "RunningGateway", "StartDestination", "StartGateway"]
 

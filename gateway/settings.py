@@ -1,0 +1,244 @@
+"""What can be configured: the tables, their keys, each default with its reason beside it.
+
+The sinks and routes of the defaults are there under every configuration; one of the same name, or path,
+replaces them.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import re
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Discriminator, Field, Tag, model_validator
+from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
+
+from gateway.digests import ALGORITHMS
+from gateway.model import Limits
+from gateway.routes import Match, Route, Rule
+
+__all__ = [
+    "BUILT_IN_FLOWS",
+    "BUILT_IN_SINKS",
+    "DOTTED_PATH",
+    "RESERVED_PATHS",
+    "DiscardSettings",
+    "DiskSettings",
+    "FlowSettings",
+    "OwnSinkSettings",
+    "RelaySettings",
+    "Settings",
+    "sink_tag",
+    "with_defaults",
+]
+
+BUILT_IN_SINKS = ("disk", "relay", "discard")
+BUILT_IN_FLOWS = {
+    "sniff": "gateway.flows.sniff:sniff",
+    "gzip": "gateway.flows.compress:gzip",
+    "gunzip": "gateway.flows.compress:gunzip",
+    "zstd": "gateway.flows.compress:zstd",
+    "unzstd": "gateway.flows.compress:unzstd",
+    "lines": "gateway.flows.lines:lines",
+}
+DOTTED_PATH = r"^[A-Za-z_][\w.]*:[A-Za-z_]\w*$"
+
+Count = Annotated[int, Field(ge=0)]
+Seconds = Annotated[float, Field(ge=0)]
+
+
+class _Table(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, hide_input_in_errors=True)
+
+
+class ServerSettings(_Table):
+    host: str = "127.0.0.1"
+    """Loopback: what listens on a network is somebody's decision."""
+    port: Annotated[int, Field(ge=0, le=65535)] = 8080
+    workers: Literal[1] = 1
+    """More than one process is not there yet."""
+    max_uploads: Count = 64
+    """With the per-upload bound it makes the memory bound that `gateway check` prints."""
+    drain_seconds: Seconds = 60
+    """What orchestrators commonly wait for, or can be told to."""
+    read_buffer_bytes: Annotated[int, Field(ge=4096, le=16 << 20)] = 256 << 10
+    """One receive call's worth; smaller ones cost a wake-up each."""
+
+
+class LimitSettings(_Table):
+    max_body_bytes: Count = 0
+    max_file_bytes: Count = 0
+    max_parts: Count = 1000
+    max_field_bytes: Count = 1 << 20
+    max_fields_bytes: Count = 8 << 20
+    max_header_bytes: Count = 16384
+    max_headers: Count = 64
+    idle_seconds: Seconds = 30
+    min_rate_bytes: Count = 0
+    deadline_seconds: Seconds = 0
+    parallel_parts: Count = 4
+    window_bytes: Count = 1 << 20
+    stall_seconds: Seconds = 30
+
+
+class DiskSettings(_Table):
+    type: Literal["disk"]
+    root: str = "var/uploads"
+    fsync: bool = True
+    keep_seconds: Seconds = 0
+    """0: for ever. What is kept for a while only has to be asked for."""
+
+
+class RelaySettings(_Table):
+    type: Literal["relay"]
+    url: Annotated[str, Field(pattern=r"^https?://[^/\s?#]+[^\s#]*$")]
+    connect_seconds: Annotated[float, Field(gt=0)] = 10
+
+
+class DiscardSettings(_Table):
+    type: Literal["discard"]
+
+
+class OwnSinkSettings(BaseModel):
+    """A sink of the user's: `type = "package.module:Class"`, the other keys are its keyword arguments."""
+
+    model_config = ConfigDict(extra="allow", frozen=True, hide_input_in_errors=True)
+    type: Annotated[str, Field(pattern=DOTTED_PATH)]
+
+    @property
+    def arguments(self) -> dict[str, Any]:
+        return dict(self.model_extra or {})
+
+
+def sink_tag(value: Any) -> str:
+    kind = value.get("type") if isinstance(value, Mapping) else getattr(value, "type", None)
+    return kind if kind in BUILT_IN_SINKS else "own"
+
+
+SinkSettings = Annotated[
+    Annotated[DiskSettings, Tag("disk")]
+    | Annotated[RelaySettings, Tag("relay")]
+    | Annotated[DiscardSettings, Tag("discard")]
+    | Annotated[OwnSinkSettings, Tag("own")],
+    Discriminator(sink_tag),
+]
+
+
+class FlowSettings(BaseModel):
+    """A flow's options, by its keyword arguments; `use` is the dotted path of a function of the user's."""
+
+    model_config = ConfigDict(extra="allow", frozen=True, hide_input_in_errors=True)
+    use: Annotated[str, Field(pattern=DOTTED_PATH)] | None = None
+
+    @property
+    def options(self) -> dict[str, Any]:
+        return dict(self.model_extra or {})
+
+
+class MatchSettings(_Table):
+    name: str | None = None
+    filename: str | None = None
+    content_type: str | None = None
+
+
+class PartsSettings(_Table):
+    match: MatchSettings = MatchSettings()
+    flows: tuple[str, ...] = ()
+    sinks: Annotated[tuple[str, ...], Field(min_length=1)]
+
+
+def _known(algorithms: tuple[str, ...]) -> tuple[str, ...]:
+    for algorithm in algorithms:
+        if algorithm not in ALGORITHMS:
+            raise ValueError(f"{algorithm} is not one of {', '.join(ALGORITHMS)}")
+        if algorithm == "blake3" and importlib.util.find_spec("blake3") is None:
+            raise ValueError("blake3 needs the package of that name")
+    return tuple(dict.fromkeys(algorithms))
+
+
+class RouteSettings(_Table):
+    path: Annotated[str, Field(pattern=r"^(/[A-Za-z0-9._~-]+)+$")]
+    kind: Literal["upload", "relay", "convert"] = "upload"
+    digests: Annotated[tuple[str, ...], AfterValidator(_known)] | None = None
+    parts: tuple[PartsSettings, ...] = ()
+
+    @property
+    def effective_digests(self) -> tuple[str, ...]:
+        if self.digests is not None:
+            return self.digests
+        return () if self.kind == "relay" else ("sha256",)
+
+
+_DEFAULT_SINKS: dict[str, dict[str, Any]] = {
+    "disk": {"type": "disk", "root": "var/uploads"},
+    "api": {"type": "relay", "url": "http://127.0.0.1:8081/upload"},
+    "none": {"type": "discard"},
+}
+_DEFAULT_ROUTES: tuple[dict[str, Any], ...] = (
+    {"path": "/upload", "kind": "upload", "parts": [{"sinks": ["disk"]}]},
+    {"path": "/proxy", "kind": "relay", "parts": [{"sinks": ["api"]}]},
+    {"path": "/convert", "kind": "convert", "parts": [{"flows": ["sniff", "gzip"], "sinks": ["disk"]}]},
+)
+RESERVED_PATHS = re.compile(r"/(uploads|files|healthz|readyz|metrics|problems|download)(/.*)?")
+
+
+def with_defaults(document: Mapping[str, Any]) -> dict[str, Any]:
+    """The document and the default sinks and routes that it does not replace."""
+    sinks, routes = document.get("sinks", {}), document.get("routes", ())
+    if not isinstance(sinks, Mapping) or not isinstance(routes, list | tuple):
+        return dict(document)
+    merged: dict[str, Any] = {}
+    for name in [*_DEFAULT_SINKS, *(name for name in sinks if name not in _DEFAULT_SINKS)]:
+        default, given = _DEFAULT_SINKS.get(name, {}), sinks.get(name, {})
+        # an override of a default sink need not repeat its type, but one of another type starts anew
+        same = isinstance(given, Mapping) and given.get("type", default.get("type")) == default.get("type")
+        merged[name] = {**default, **given} if same else given
+    taken = {route.get("path") for route in routes if isinstance(route, Mapping)}
+    return {
+        **document,
+        "sinks": merged,
+        "routes": [*routes, *(route for route in _DEFAULT_ROUTES if route["path"] not in taken)],
+    }
+
+
+class Settings(BaseSettings):
+    model_config = SettingsConfigDict(
+        extra="forbid", frozen=True, hide_input_in_errors=True, env_prefix="GATEWAY_", env_nested_delimiter="__"
+    )
+
+    server: ServerSettings = ServerSettings()
+    limits: LimitSettings = LimitSettings()
+    sinks: dict[str, SinkSettings] = Field(default_factory=dict)
+    flows: dict[str, FlowSettings] = Field(default_factory=dict)
+    routes: tuple[RouteSettings, ...] = ()
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        return env_settings, init_settings
+
+    @model_validator(mode="before")
+    @classmethod
+    def _with_defaults(cls, values: dict[str, Any]) -> dict[str, Any]:
+        return with_defaults(values)
+
+    def as_limits(self) -> Limits:
+        return Limits(**self.limits.model_dump())
+
+    def as_routes(self) -> list[Route]:
+        return [
+            Route(
+                path=route.path,
+                kind=route.kind,
+                rules=[Rule(Match(**rule.match.model_dump()), rule.sinks, rule.flows) for rule in route.parts],
+                digests=route.effective_digests,
+            )
+            for route in self.routes
+        ]
