@@ -13,6 +13,7 @@ from aiohttp import web
 
 from gateway.admission import Gate
 from gateway.config import ConfigError
+from gateway.download import Downloader
 from gateway.flows import Flow
 from gateway.handlers import HOUSE, House, add_routes, problems
 from gateway.settings import (
@@ -56,6 +57,7 @@ def build_app(settings: Settings) -> web.Application:
             "access_log": None,  # the upload's own line says more
         },
     )
+    downloader = Downloader(**settings.download.model_dump())
     hashing = ThreadPoolExecutor(2, thread_name_prefix="hash")
     app[HOUSE] = House(
         limits=settings.as_limits(),
@@ -64,11 +66,13 @@ def build_app(settings: Settings) -> web.Application:
         routes=routes,
         flows={name: _flow(name, settings.flows.get(name, FlowSettings())) for name in sorted(flows)},
         executor=hashing,
+        downloader=downloader,
     )
 
     async def running(app: web.Application) -> AsyncIterator[None]:
         async with AsyncExitStack() as stack:
             stack.callback(hashing.shutdown)
+            await stack.enter_async_context(downloader)
             for sink in sinks.values():
                 if isinstance(sink, AbstractAsyncContextManager):
                     await stack.enter_async_context(sink)

@@ -20,6 +20,7 @@ from aiohttp.typedefs import Handler
 from gateway.admission import Gate, accept_body, check_headers
 from gateway.codec import Event
 from gateway.dispatch import Outcome, dispatch
+from gateway.download import Downloader
 from gateway.errors import ClientGone, GatewayError, InternalError, MethodNotAllowed, NotFound
 from gateway.flows import Flow
 from gateway.headers import filename_of, reject_controls, safe_name
@@ -52,6 +53,7 @@ class House:
     flows: Mapping[str, Flow]
     executor: Executor
     """For hashing."""
+    downloader: Downloader
     metrics: Metrics = field(default_factory=Metrics)
     requests: set[asyncio.Task[object]] = field(default_factory=set)
     """What is in progress, for the drain."""
@@ -261,6 +263,13 @@ def _upload_id(request: web.Request) -> str:
     return upload_id
 
 
+async def get_download(request: web.Request) -> web.StreamResponse:
+    """A remote URL, streamed. It takes a slot as an upload does: it may hold as much."""
+    house = request.app[HOUSE]
+    with house.gate.slot():
+        return await house.downloader.respond(request, close=house.gate.draining)
+
+
 # -- the house itself
 
 
@@ -299,10 +308,11 @@ def add_routes(app: web.Application) -> None:
             _add(app, route.path, POST=uploads.post)
     _add(app, "/uploads/{id}", GET=get_upload, DELETE=delete_upload)
     _add(app, "/files/{id}/{index}/{filename}", GET=get_file)
+    _add(app, "/download/{url:(?s:.*)}", GET=get_download)  # (?s: so that %0a is refused there and not lost here
     _add(app, "/healthz", GET=healthz)
     _add(app, "/readyz", GET=readyz)
     _add(app, "/metrics", GET=metrics)
-    app.router.add_resource("/{anything:.*}").add_route("*", _not_found, expect_handler=_expect)
+    app.router.add_resource("/{anything:(?s:.*)}").add_route("*", _not_found, expect_handler=_expect)
 
 
 def _add(app: web.Application, path: str, **handlers: Handler) -> None:

@@ -19,6 +19,7 @@ __all__ = ["converted", "created", "manifest_json", "passed_through", "problem",
 log = logging.getLogger("gateway.responses")
 
 _PROBLEM = "application/problem+json"
+_WRITE_BYTES = 64 << 10
 
 
 def manifest_json(manifest: Manifest) -> bytes:
@@ -156,8 +157,12 @@ async def passed_through(
             return response
         # Not in that try: the client's own hang-up is a ClientError, too.
         try:
-            async with asyncio.timeout(idle_seconds or None):
-                await (response.write(data) if data else response.write_eof())
+            for start in range(0, len(data), _WRITE_BYTES):  # slices, so that the clock is about slow, not about much
+                async with asyncio.timeout(idle_seconds or None):
+                    await response.write(data[start : start + _WRITE_BYTES])
+            if not data:
+                async with asyncio.timeout(idle_seconds or None):
+                    await response.write_eof()
         except TimeoutError:
             log.info("the client took nothing of its answer for %g s", idle_seconds)
             reset(request)

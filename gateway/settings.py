@@ -15,6 +15,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Discriminator, Field
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
 from gateway.digests import ALGORITHMS
+from gateway.guard import AddressGuard, UrlRules
 from gateway.model import Limits
 from gateway.routes import Match, Route, Rule
 
@@ -202,6 +203,28 @@ def with_defaults(document: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
+def _patterns(allow: tuple[str, ...]) -> tuple[str, ...]:
+    UrlRules(allow)  # its ValueError names the pattern
+    return allow
+
+
+def _ranges(allow_private: tuple[str, ...]) -> tuple[str, ...]:
+    AddressGuard(allow_private)
+    return allow_private
+
+
+class DownloadSettings(_Table):
+    allow: Annotated[tuple[str, ...], AfterValidator(_patterns)] = ()
+    """Nothing: what may be fetched from where this process stands is somebody's decision."""
+    allow_private: Annotated[tuple[str, ...], AfterValidator(_ranges)] = ()
+    """No range: a name that is allowed may point anywhere, today or tomorrow."""
+    max_bytes: Count = 0
+    max_redirects: Annotated[int, Field(ge=0, le=5)] = 5
+    connect_seconds: Seconds = 10
+    idle_seconds: Seconds = 30
+    total_seconds: Seconds = 0
+
+
 class Settings(BaseSettings):
     model_config = SettingsConfigDict(
         extra="forbid", frozen=True, hide_input_in_errors=True, env_prefix="GATEWAY_", env_nested_delimiter="__"
@@ -211,6 +234,7 @@ class Settings(BaseSettings):
     limits: LimitSettings = LimitSettings()
     sinks: dict[str, SinkSettings] = Field(default_factory=dict)
     flows: dict[str, FlowSettings] = Field(default_factory=dict)
+    download: DownloadSettings = DownloadSettings()
     routes: tuple[RouteSettings, ...] = ()
 
     @classmethod
