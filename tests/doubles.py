@@ -1,0 +1,445 @@
+"""Sinks and destinations that misbehave, each named for what it does wrong.
+
+The sinks serve as objects, and by dotted path in a configuration (`type = "tests.doubles:StuckSink"`, the
+other keys are the constructor's keyword arguments). The destinations are servers on real sockets:
+
+    async with DyingUpstream(after=1000) as upstream:
+        ...  # upstream.url
+    assert not upstream.saw_a_whole_body
+
+They speak HTTP by hand, in protocols without tasks, so that a test can count the tasks that the gateway leaves.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import re
+import socket
+import struct
+from collections.abc import AsyncIterable, AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any, cast
+
+from gateway.model import Part, Receipt, Upload
+
+# -- sinks
+
+
+class MemorySink:
+    """Behaves well: what was committed is in `kept`. The others spoil one of its verbs."""
+
+    def __init__(self, *, name: str = "memory", stage: int = 1) -> None:
+        self.name = name
+        self.commit_stage = stage
+        self.kept: dict[str, dict[int, bytes]] = {}
+        """Upload -> part -> bytes."""
+        self.began: list[int] = []
+        """The parts, in the order in which their accepts began."""
+        self.committed = 0
+        self.open_deliveries = 0
+        self.open_parts = 0
+        self.most_open_parts = 0
+
+    @asynccontextmanager
+    async def open(self, upload: Upload) -> AsyncIterator[MemoryDelivery]:
+        self.open_deliveries += 1
+        try:
+            yield MemoryDelivery(self, upload)
+        finally:
+            self.open_deliveries -= 1
+
+    async def take(self, part: Part, chunks: AsyncIterable[bytes]) -> bytes:
+        return b"".join([chunk async for chunk in chunks])
+
+    async def commit(self, upload: Upload, parts: dict[int, bytes]) -> list[Receipt]:
+        self.kept[upload.id] = parts
+        return [Receipt(index, self.name, f"memory:{index}") for index in parts]
+
+
+class MemoryDelivery:
+    def __init__(self, sink: MemorySink, upload: Upload) -> None:
+        self._sink = sink
+        self._upload = upload
+        self._parts: dict[int, bytes] = {}
+
+    async def accept(self, part: Part, chunks: AsyncIterable[bytes]) -> None:
+        sink = self._sink
+        sink.began.append(part.index)
+        sink.open_parts += 1
+        sink.most_open_parts = max(sink.most_open_parts, sink.open_parts)
+        try:
+            self._parts[part.index] = await sink.take(part, chunks)
+        finally:
+            sink.open_parts -= 1
+
+    async def commit(self) -> list[Receipt]:
+        self._sink.committed += 1
+        return await self._sink.commit(self._upload, self._parts)
+
+
+class StuckSink(MemorySink):
+    """Never takes a chunk, and never returns."""
+
+    async def take(self, part: Part, chunks: AsyncIterable[bytes]) -> bytes:
+        await asyncio.Event().wait()
+        raise AssertionError
+
+
+class StuckOpenSink(MemorySink):
+    """Never gets as far as a delivery."""
+
+    @asynccontextmanager
+    async def open(self, upload: Upload) -> AsyncIterator[MemoryDelivery]:
+        await asyncio.Event().wait()
+        yield MemoryDelivery(self, upload)
+
+
+class StuckCommitSink(MemorySink):
+    """Takes everything, and never commits."""
+
+    async def commit(self, upload: Upload, parts: dict[int, bytes]) -> list[Receipt]:
+        await asyncio.Event().wait()
+        raise AssertionError
+
+
+class FailingSink(MemorySink):
+    """Fails when it has `at` bytes of a part, with what nobody expects or, with `errno`, as the system does."""
+
+    def __init__(self, *, at: int = 0, errno: int = 0, name: str = "failing", stage: int = 1) -> None:
+        super().__init__(name=name, stage=stage)
+        self._at = at
+        self._errno = errno
+
+    async def take(self, part: Part, chunks: AsyncIterable[bytes]) -> bytes:
+        taken = b""
+        async for chunk in chunks:
+            taken += chunk
+            if len(taken) >= self._at:
+                raise OSError(self._errno, "a failing sink") if self._errno else RuntimeError("a failing sink")
+        return taken
+
+
+class SelfCancellingSink(MemorySink):
+    """Something that it waits for is cancelled, though nobody cancelled it."""
+
+    async def take(self, part: Part, chunks: AsyncIterable[bytes]) -> bytes:
+        await super().take(part, chunks)
+        inner = asyncio.get_running_loop().create_future()
+        inner.cancel()
+        await inner
+        raise AssertionError
+
+
+class SlowSink(MemorySink):
+    """Takes every part at once, and thinks about it for some seconds."""
+
+    def __init__(self, *, seconds: float = 1, name: str = "slow", stage: int = 1) -> None:
+        super().__init__(name=name, stage=stage)
+        self._seconds = seconds
+
+    async def take(self, part: Part, chunks: AsyncIterable[bytes]) -> bytes:
+        taken = await super().take(part, chunks)
+        await asyncio.sleep(self._seconds)
+        return taken
+
+
+class GatedSink(MemorySink):
+    """Takes a chunk only while its `gate` is open."""
+
+    def __init__(self, *, name: str = "gated", stage: int = 1) -> None:
+        super().__init__(name=name, stage=stage)
+        self.gate = asyncio.Event()
+
+    async def take(self, part: Part, chunks: AsyncIterable[bytes]) -> bytes:
+        taken = []
+        await self.gate.wait()
+        async for chunk in chunks:
+            taken.append(chunk)
+            await self.gate.wait()
+        return b"".join(taken)
+
+
+class EarlyReturnSink(MemorySink):
+    """Returns when it has `after` bytes of a part."""
+
+    def __init__(self, *, after: int = 0, name: str = "early", stage: int = 1) -> None:
+        super().__init__(name=name, stage=stage)
+        self._after = after
+
+    async def take(self, part: Part, chunks: AsyncIterable[bytes]) -> bytes:
+        taken = b""
+        if self._after:
+            async for chunk in chunks:
+                taken += chunk
+                if len(taken) >= self._after:
+                    break
+        return taken
+
+
+class ForgetfulSink(MemorySink):
+    """Commits, and forgets to say what."""
+
+    async def commit(self, upload: Upload, parts: dict[int, bytes]) -> list[Receipt]:
+        await super().commit(upload, parts)
+        return cast("list[Receipt]", None)
+
+
+class FailingCommitSink(MemorySink):
+    """Takes everything, and keeps nothing."""
+
+    async def commit(self, upload: Upload, parts: dict[int, bytes]) -> list[Receipt]:
+        raise RuntimeError("a failing commit")
+
+
+class RaisingOpenSink(MemorySink):
+    """Cannot be opened."""
+
+    @asynccontextmanager
+    async def open(self, upload: Upload) -> AsyncIterator[MemoryDelivery]:
+        raise RuntimeError("a failing open")
+        yield MemoryDelivery(self, upload)
+
+
+# -- destinations
+
+
+class Exchange(asyncio.Protocol):
+    """One connection to an upstream, and what came over it."""
+
+    def __init__(self, upstream: Upstream) -> None:
+        self._upstream = upstream
+        self._unread = b""
+        self.transport: asyncio.Transport
+        self.head = b""
+        self.body = bytearray()
+        """Chunked coding undone."""
+        self.complete = False
+        """Whether the last chunk was seen: what a destination takes for the end of a whole request."""
+        self.answered = False
+        self.lost = False
+
+    @property
+    def headers(self) -> list[tuple[str, str]]:
+        """In order, names in lower case."""
+        lines = self.head.decode("latin-1").split("\r\n")[1:]
+        return [(name.lower(), value.strip()) for name, _, value in (line.partition(":") for line in lines)]
+
+    @property
+    def target(self) -> str:
+        return self.head.split(b" ")[1].decode()
+
+    @property
+    def closing_delimiter_seen(self) -> bool:
+        boundary = re.search(rb'boundary="?([^"\r\n;]+)', self.head)
+        return boundary is not None and b"--" + boundary[1] + b"--" in self.body
+
+    def answer(self, status: int, body: bytes = b"", *headers: tuple[str, str], length: int | None = None) -> None:
+        """A response; with a `length` of more than there is, its body stays open."""
+        self.answered = True
+        lines = [f"HTTP/1.1 {status} Answered", f"Content-Length: {len(body) if length is None else length}"]
+        lines += [f"{name}: {value}" for name, value in headers]
+        self.transport.write("\r\n".join([*lines, "", ""]).encode() + body)
+
+    def reset(self) -> None:
+        """RST, not FIN."""
+        connection = self.transport.get_extra_info("socket")
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        self.transport.abort()
+
+    # -- what asyncio calls
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self.transport = cast(asyncio.Transport, transport)
+        self._upstream.exchanges.append(self)
+        self._upstream.connected(self)
+
+    def data_received(self, data: bytes) -> None:
+        self._unread += data
+        if not self.head:
+            head, blank, rest = self._unread.partition(b"\r\n\r\n")
+            if not blank:
+                return
+            self.head, self._unread = head, rest
+            assert b"chunked" in head.lower(), "an upstream expects a chunked request"
+        self._undo_chunks()
+        self._upstream.received(self)
+
+    def _undo_chunks(self) -> None:
+        while not self.complete:
+            line, end, rest = self._unread.partition(b"\r\n")
+            size = int(line, 16) if end else 0
+            if not end or len(rest) < size + 2:
+                return
+            self.body += rest[:size]
+            self._unread = rest[size + 2 :]
+            self.complete = size == 0
+
+    def connection_lost(self, error: Exception | None) -> None:
+        self.lost = True
+        self._upstream.gone.set()
+
+
+class Upstream:
+    """Reads everything and answers nothing. The others override what happens when."""
+
+    receive_buffer_bytes = 0
+
+    def __init__(self) -> None:
+        self.exchanges: list[Exchange] = []
+        self.gone = asyncio.Event()
+
+    async def __aenter__(self) -> Any:  # Self, for tests that set an attribute of a subclass
+        listener = socket.create_server(("127.0.0.1", 0))
+        if self.receive_buffer_bytes:
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, self.receive_buffer_bytes)
+        self.url = f"http://127.0.0.1:{listener.getsockname()[1]}/"
+        loop = asyncio.get_running_loop()
+        self._server = await loop.create_server(lambda: Exchange(self), sock=listener)
+        return self
+
+    async def __aexit__(self, *exc_info: object) -> None:
+        self._server.close()
+        for exchange in self.exchanges:
+            exchange.transport.abort()
+        await self._server.wait_closed()
+        await asyncio.sleep(0)  # connection_lost
+
+    @property
+    def saw_a_whole_body(self) -> bool:
+        return any(exchange.complete or exchange.closing_delimiter_seen for exchange in self.exchanges)
+
+    def connected(self, exchange: Exchange) -> None:
+        """A connection was made."""
+
+    def received(self, exchange: Exchange) -> None:
+        """More of the body came, perhaps the last of it."""
+
+
+class MuteUpstream(Upstream):
+    """Reads everything, never answers."""
+
+
+class DeafUpstream(Upstream):
+    """Never reads."""
+
+    receive_buffer_bytes = 65536
+
+    def connected(self, exchange: Exchange) -> None:
+        exchange.transport.pause_reading()
+
+
+class SteadyUpstream(Upstream):
+    """Reads so many bytes per second, without a pause worth the name, and answers at the end."""
+
+    receive_buffer_bytes = 65536
+
+    def __init__(self, bytes_per_second: int) -> None:
+        super().__init__()
+        self._rate = bytes_per_second
+        self._began = 0.0
+
+    def connected(self, exchange: Exchange) -> None:
+        self._began = asyncio.get_running_loop().time()
+
+    def received(self, exchange: Exchange) -> None:
+        if exchange.complete:
+            exchange.answer(200, b"{}")
+            return
+        loop = asyncio.get_running_loop()
+        exchange.transport.pause_reading()
+        loop.call_at(self._began + len(exchange.body) / self._rate, self._go_on, exchange)
+
+    def _go_on(self, exchange: Exchange) -> None:
+        if not exchange.lost:
+            exchange.transport.resume_reading()
+
+
+class HonestUpstream(Upstream):
+    """Answers when it has the whole request, and not before."""
+
+    def __init__(self, status: int = 200, body: bytes = b"thanks", *headers: tuple[str, str]) -> None:
+        super().__init__()
+        self._status = status
+        self._body = body
+        self._headers = headers
+
+    def received(self, exchange: Exchange) -> None:
+        if exchange.complete and not exchange.answered:
+            exchange.answer(self._status, self._body, *self._headers)
+
+
+class RefusingUpstream(Upstream):
+    """Answers after `after` bytes of the body; half of its own body comes `open_seconds` later."""
+
+    def __init__(
+        self, status: int = 413, body: bytes = b"too much", *, after: int = 0, open_seconds: float = 0
+    ) -> None:
+        super().__init__()
+        self._status = status
+        self._body = body
+        self._after = after
+        self._open_seconds = open_seconds
+
+    def received(self, exchange: Exchange) -> None:
+        if exchange.answered or len(exchange.body) < self._after:
+            return
+        half = len(self._body) // 2 if self._open_seconds else len(self._body)
+        exchange.answer(self._status, self._body[:half], length=len(self._body))
+        if self._open_seconds:
+            loop = asyncio.get_running_loop()
+            loop.call_later(self._open_seconds, exchange.transport.write, self._body[half:])
+
+
+class EarlyOkUpstream(Upstream):
+    """Says yes after `after` bytes; its own body is then complete, or stays open up to the end of ours."""
+
+    def __init__(self, status: int = 200, *, after: int = 0, complete: bool) -> None:
+        super().__init__()
+        self._status = status
+        self._after = after
+        self._complete = complete
+        self._ended = False
+
+    def received(self, exchange: Exchange) -> None:
+        if not exchange.answered and len(exchange.body) >= self._after:
+            exchange.answer(self._status, b"first,", length=6 if self._complete else 10)
+        if exchange.complete and not self._complete and not self._ended:
+            self._ended = True
+            exchange.transport.write(b"last")
+
+
+class DyingUpstream(Upstream):
+    """Resets the connection after `after` bytes of the body."""
+
+    def __init__(self, *, after: int = 0) -> None:
+        super().__init__()
+        self._after = after
+
+    def received(self, exchange: Exchange) -> None:
+        if len(exchange.body) >= self._after and not exchange.transport.is_closing():
+            exchange.reset()
+
+
+class HalfAnswerUpstream(Upstream):
+    """Answers a whole request with these bytes, and resets the connection, or ends it as if all were well."""
+
+    def __init__(self, answer: bytes, *, reset: bool = True) -> None:
+        super().__init__()
+        self._answer = answer
+        self._reset = reset
+
+    def received(self, exchange: Exchange) -> None:
+        if not exchange.complete or exchange.answered:
+            return
+        exchange.answered = True
+        exchange.transport.write(self._answer)
+        # a moment for the bytes: a reset overtakes what the peer has not read
+        end = exchange.reset if self._reset else exchange.transport.close
+        asyncio.get_running_loop().call_later(0.1, end)
+
+
+class LyingUpstream(HalfAnswerUpstream):
+    """Promises more bytes than it has, and ends the connection as if they had been all."""
+
+    def __init__(self) -> None:
+        super().__init__(b"HTTP/1.1 200 OK\r\nContent-Length: 1000\r\n\r\nhalf", reset=False)

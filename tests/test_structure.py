@@ -1,0 +1,290 @@
+"""The house as it is described: import direction, a test file per room, bans, and tables equal to the code."""
+
+from __future__ import annotations
+
+import ast
+import re
+import tomllib
+from collections.abc import Iterator
+from functools import cache
+from graphlib import TopologicalSorter
+from pathlib import Path
+from typing import Any
+
+import pytest
+from pydantic import BaseModel
+
+from gateway.config import (
+    DiscardSettings,
+    DiskSettings,
+    LimitSettings,
+    MatchSettings,
+    PartsSettings,
+    RelaySettings,
+    RouteSettings,
+    ServerSettings,
+    load,
+)
+from gateway.errors import LEAVES
+
+HERE = Path(__file__).resolve().parent
+ROOT = HERE.parent
+PACKAGE = ROOT / "gateway"
+DEFAULTS = ROOT / "config" / "gateway.toml"
+README = ROOT / "README.md"
+
+WORDS = {"errors", "model"}
+PURE = {"errors", "model", "codec", "routes", "headers"}
+HOUSE = {"handlers", "config", "metrics", "app", "server", "cli", "receiver", "__main__"}
+
+TESTED_ELSEWHERE = {
+    "__init__": ("test_cli", "it holds a version, which a command prints"),
+    "__main__": ("test_server", "two lines, which every process of these tests runs"),
+    "app": ("test_server", "it is built in every test over a socket"),
+    "model": ("test_routes", "nouns without behaviour"),
+    "sinks.__init__": ("test_sinks_disk", "a contract: tests/contract.py, run for every sink"),
+}
+"""Why a module has no test file of its name, and which one tests it."""
+
+
+def _modules() -> dict[str, Path]:
+    """`sinks.disk` -> its file."""
+    return {".".join(path.relative_to(PACKAGE).with_suffix("").parts): path for path in sorted(PACKAGE.rglob("*.py"))}
+
+
+MODULES = _modules()
+ROOMS = [name for name in MODULES if name.partition(".")[0] not in HOUSE and name != "__init__"]
+
+each_module = pytest.mark.parametrize("name", MODULES)
+
+
+@cache
+def _tree(name: str) -> ast.Module:
+    return ast.parse(MODULES[name].read_text("utf-8"))
+
+
+@cache
+def _imports(name: str) -> frozenset[str]:
+    """Everything a module imports, absolute: `asyncio`, `gateway.sinks.disk`. TYPE_CHECKING does not excuse."""
+    found: set[str] = set()
+    for node in ast.walk(_tree(name)):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{name} has a relative import"
+            assert node.module is not None
+            submodules = {f"{node.module}.{alias.name}" for alias in node.names}
+            ours = {module for module in submodules if _ours(module) is not None}
+            found |= ours or {node.module}
+    return frozenset(found)
+
+
+def _ours(module: str) -> str | None:
+    """`gateway.sinks` -> `sinks.__init__`; None for other people's."""
+    top, _, rest = module.partition(".")
+    if top != "gateway":
+        return None
+    return next((name for name in (rest, f"{rest}.__init__", "__init__" if not rest else "") if name in MODULES), None)
+
+
+def _neighbours(name: str) -> set[str]:
+    return {ours for module in _imports(name) if (ours := _ours(module)) is not None}
+
+
+def _reachable(name: str) -> set[str]:
+    seen: set[str] = set()
+    pending = [name]
+    while pending:
+        seen |= (new := _neighbours(pending.pop()) - seen)
+        pending += new
+    return seen
+
+
+# -- imports
+
+
+def test_the_modules_are_found() -> None:
+    assert {"errors", "codec", "handlers", "sinks.__init__", "sinks.disk"} <= MODULES.keys()
+    assert _neighbours("sinks.disk") >= {"headers", "model", "sinks.__init__"}
+
+
+@pytest.mark.parametrize("name", sorted(PURE))
+def test_pure_rooms_import_no_event_loop_and_no_system_not_even_through_others(name: str) -> None:
+    for module in {name} | _reachable(name):
+        tops = {imported.partition(".")[0] for imported in _imports(module)}
+        assert not tops & {"asyncio", "aiohttp", "os", "socket", "threading"}, f"{name} gets them from {module}"
+
+
+@pytest.mark.parametrize("name", sorted(WORDS))
+def test_words_import_nothing_of_ours(name: str) -> None:
+    assert _neighbours(name) == set()
+
+
+@pytest.mark.parametrize("name", ROOMS)
+def test_rooms_do_not_know_the_house(name: str) -> None:
+    assert _neighbours(name) & HOUSE == set()
+
+
+@each_module
+def test_nobody_but_the_command_line_knows_the_receiver_and_it_knows_rooms_only(name: str) -> None:
+    if name == "receiver":
+        assert _neighbours(name) & HOUSE == set()
+    elif name != "cli":
+        assert "receiver" not in _neighbours(name)
+
+
+@each_module
+def test_nobody_knows_the_command_line_but_the_way_to_start_it(name: str) -> None:
+    assert "cli" not in _neighbours(name) or name == "__main__"
+
+
+def test_imports_make_no_circle() -> None:
+    TopologicalSorter({name: _neighbours(name) for name in MODULES}).prepare()
+
+
+# -- every room
+
+
+@each_module
+def test_every_module_has_tests_of_its_name(name: str) -> None:
+    expected = TESTED_ELSEWHERE[name][0] if name in TESTED_ELSEWHERE else f"test_{name.replace('.', '_')}"
+    assert (HERE / f"{expected}.py").is_file()
+
+
+@each_module
+def test_every_room_says_what_it_is_for_and_what_it_gives(name: str) -> None:
+    if name == "__main__":
+        return
+    assert ast.get_docstring(_tree(name))
+    if name == "__init__":
+        return
+    assert _exported(name), f"{name} has no __all__"
+    assert set(_exported(name)) <= set(_defined(name))
+
+
+def _exported(name: str) -> list[str]:
+    for node in _tree(name).body:
+        if isinstance(node, ast.Assign) and any(isinstance(t, ast.Name) and t.id == "__all__" for t in node.targets):
+            names: list[str] = ast.literal_eval(node.value)
+            return names
+    return []
+
+
+def _defined(name: str) -> Iterator[str]:
+    for node in _tree(name).body:
+        match node:
+            case ast.ClassDef() | ast.FunctionDef() | ast.AsyncFunctionDef():
+                yield node.name
+            case ast.Assign():
+                yield from (target.id for target in node.targets if isinstance(target, ast.Name))
+            case ast.AnnAssign(target=ast.Name() as target):
+                yield target.id
+
+
+# -- bans
+
+
+def _calls(name: str) -> Iterator[tuple[ast.Call, str]]:
+    """Calls by dotted name: `self._session.post`."""
+    for node in ast.walk(_tree(name)):
+        if isinstance(node, ast.Call):
+            yield node, ast.unparse(node.func)
+
+
+@each_module
+def test_no_task_is_left_to_itself(name: str) -> None:
+    for call, called in _calls(name):
+        last = called.rpartition(".")[2]
+        assert last != "ensure_future", f"line {call.lineno}"
+        assert called not in ("asyncio.create_task", "create_task"), f"line {call.lineno}"
+        assert not re.search(r"(loop|get_running_loop\(\))\.create_task$", called), f"line {call.lineno}"
+
+
+@each_module
+def test_no_queue_is_unbounded(name: str) -> None:
+    for call, called in _calls(name):
+        if called.rpartition(".")[2] in ("Queue", "LifoQueue", "PriorityQueue", "SimpleQueue"):
+            bound = [*call.args[:1], *(keyword.value for keyword in call.keywords if keyword.arg == "maxsize")]
+            assert bound, f"line {call.lineno}"
+            assert not (isinstance(bound[0], ast.Constant) and not bound[0].value), f"line {call.lineno}"
+
+
+@each_module
+def test_no_body_of_a_request_is_read_whole(name: str) -> None:
+    for call, called in _calls(name):
+        owner, _, method = called.rpartition(".")
+        if method == "post":
+            assert owner.rpartition(".")[2].endswith("session"), f"line {call.lineno}"
+        if owner.rpartition(".")[2] in ("request", "_request"):
+            assert method not in ("read", "text", "json", "multipart"), f"line {call.lineno}"
+
+
+# -- the documents
+
+
+def test_the_readme_has_every_error_with_its_status() -> None:
+    names = {leaf.slug(): leaf.__name__ for leaf in LEAVES} | {leaf.__name__: leaf.__name__ for leaf in LEAVES}
+    rows = re.findall(r"^\|\s*`([A-Za-z-]+)`\s*\|\s*(\d{3})\s*\|", README.read_text("utf-8"), re.MULTILINE)
+    table = [(names.get(name, name), int(status)) for name, status in rows]
+    assert len(table) == len(dict(table)), "an error is listed twice"
+    assert dict(table) == {leaf.__name__: leaf.status for leaf in LEAVES}
+
+
+def _documented() -> list[tuple[str, str, Any]]:
+    """(table, key, value) of config/gateway.toml, those that are commented out as well; sinks go by their type."""
+    found: list[tuple[str, str, Any]] = []
+    table: list[tuple[str, str, Any]] = []
+    name = ""
+    for line in DEFAULTS.read_text("utf-8").splitlines():
+        line = line.lstrip("# ")
+        if header := re.match(r"\[\[?([\w.]+)\]\]?", line):
+            found += _typed(table)
+            table, name = [], header[1]
+            parent, _, key = name.rpartition(".")
+            if parent == "routes":
+                found.append((parent, key, []))
+        elif re.match(r"[a-z_]+ *= *\S", line):
+            try:
+                ((key, value),) = tomllib.loads(line).items()
+            except tomllib.TOMLDecodeError:  # a sentence
+                continue
+            table.append((name, key, value))
+    return found + _typed(table)
+
+
+def _typed(table: list[tuple[str, str, Any]]) -> list[tuple[str, str, Any]]:
+    kind = next((value for name, key, value in table if name.startswith("sinks.") and key == "type"), None)
+    return [(kind or name, key, value) for name, key, value in table]
+
+
+TABLES: dict[str, type[BaseModel]] = {
+    "server": ServerSettings,
+    "limits": LimitSettings,
+    "disk": DiskSettings,
+    "relay": RelaySettings,
+    "discard": DiscardSettings,
+    "routes": RouteSettings,
+    "routes.parts": PartsSettings,
+}
+
+
+@pytest.mark.parametrize(
+    ("table", "key"), [(table, key) for table, model in TABLES.items() for key in model.model_fields]
+)
+def test_the_default_configuration_names_every_key_with_its_default(table: str, key: str) -> None:
+    values = [value for documented, name, value in _documented() if (documented, name) == (table, key)]
+    assert values
+    field = TABLES[table].model_fields[key]
+    default: Any = field.default
+    if field.is_required():
+        default = next((getattr(sink, key) for sink in load().sinks.values() if sink.type == table), None)
+    if isinstance(default, BaseModel):
+        default = default.model_dump(exclude_none=True)
+    elif isinstance(default, tuple):
+        default = list(default)
+    assert default is None or default in values
+
+
+def test_the_default_configuration_shows_what_a_match_may_name() -> None:
+    shown = [value for table, key, value in _documented() if (table, key) == ("routes.parts", "match")]
+    assert set().union(*shown) == set(MatchSettings.model_fields)
