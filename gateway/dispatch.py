@@ -32,13 +32,13 @@ from aiohttp import ClientResponse
 
 from gateway.codec import Event
 from gateway.errors import FlowStalled, GatewayError, Incomplete, SinkFault, SinkRefused, SinkTimeout
-from gateway.flows import Flow
-from gateway.lanes import Lane
+from gateway.flows import Flow, FlowChain
+from gateway.lanes import Lane, translated
 from gateway.model import Limits, Manifest, Receipt, Upload
 from gateway.pump import Pump
 from gateway.responses import manifest_json
 from gateway.routes import Route
-from gateway.sinks import Answered, Sink
+from gateway.sinks import Answered, Delivery, Sink
 
 __all__ = ["Outcome", "dispatch"]
 
@@ -68,10 +68,9 @@ async def dispatch(
     """
     lanes = []
     for name in route.sinks:
-        sink = sinks[name]
-        delivery = await stack.enter_async_context(sink.open(upload))
-        lanes.append(Lane(name, getattr(sink, "commit_stage", 1), delivery, limits.window_bytes))
-    manifest, committed = Manifest(upload.id, []), list[Receipt]()
+        delivery = await _opened(name, sinks[name], upload, limits.stall_seconds, stack)
+        lanes.append(Lane(name, getattr(sinks[name], "commit_stage", 1), delivery, limits.window_bytes))
+    manifest, kept = Manifest(upload.id, []), Kept()
     answer: ClientResponse | None = None
     try:
         async with asyncio.TaskGroup() as outer:
@@ -82,14 +81,14 @@ async def dispatch(
                 stop = _watch_for_stalls(lanes, pump, limits.stall_seconds, outer)
                 stack.callback(stop)
                 await pump.run(events)
-            await _commit(lanes, manifest, committed)
+            await _commit(lanes, manifest, kept)
             stop()
             for task in watching:
                 task.cancel()
     except BaseExceptionGroup as group:
         error = _first(group)
-        if committed:
-            raise _incomplete(error, committed) from error
+        if kept.anything:
+            raise _incomplete(error, kept.receipts) from error
         if not isinstance(error, Answered):
             raise error from None
         if route.kind != "relay":
@@ -101,8 +100,28 @@ async def dispatch(
     return Outcome(manifest, answer, {lane.name: lane.progress.total for lane in lanes})
 
 
-async def _commit(lanes: Sequence[Lane], manifest: Manifest, committed: list[Receipt]) -> None:
-    """Rule 4. What has been committed is in `committed` even where this raises."""
+@dataclass(slots=True)
+class Kept:
+    """What has been committed, and so stays whatever comes."""
+
+    anything: bool = False
+    """Receipts may be none although there was a commit: a relay may have been sent fields only."""
+    receipts: list[Receipt] = field(default_factory=list)
+
+
+async def _opened(name: str, sink: Sink, upload: Upload, stall_seconds: float, stack: AsyncExitStack) -> Delivery:
+    with translated(name):
+        try:
+            async with asyncio.timeout(stall_seconds or None) as clock:
+                return await stack.enter_async_context(sink.open(upload))
+        except TimeoutError as error:
+            if not clock.expired():
+                raise
+            raise SinkTimeout(f"sink {name} did not open in {stall_seconds:g} s", sink=name) from error
+
+
+async def _commit(lanes: Sequence[Lane], manifest: Manifest, kept: Kept) -> None:
+    """Rule 4. What has been committed is in `kept` even where this raises."""
     place = {lane.name: number for number, lane in enumerate(lanes)}
     keeper = next((lane for lane in lanes if lane.is_keeper), None)
     for lane in sorted(lanes, key=lambda lane: (lane.stage, lane is keeper)):
@@ -110,7 +129,8 @@ async def _commit(lanes: Sequence[Lane], manifest: Manifest, committed: list[Rec
             _record(manifest, lane.keeper_receipts(), place)
             lane.keep_manifest(manifest_json(manifest))
         receipts = await lane.commit()
-        committed += receipts
+        kept.anything = kept.anything or lane.given
+        kept.receipts += receipts
         if lane is not keeper:
             _record(manifest, receipts, place)
 
@@ -132,23 +152,17 @@ def _watch_for_stalls(lanes: Sequence[Lane], pump: Pump, limit: float, tasks: as
 
     def look() -> None:
         nonlocal handle
-        now = oldest = loop.time()
-        late: GatewayError | None = None
-        for lane in lanes:
-            if lane.progress.owed:
-                oldest = min(oldest, lane.progress.moved_at)
-                if now - lane.progress.moved_at >= limit:
-                    late = SinkTimeout(f"sink {lane.name} took nothing for {limit:g} s", sink=lane.name, limit=limit)
-        for chain, progress in pump.flowing.items():
-            if progress.owed:
-                oldest = min(oldest, progress.moved_at)
-                if now - progress.moved_at >= limit:
-                    name, part = chain.running, chain.file.index
-                    late = FlowStalled(f"flow {name} took nothing for {limit:g} s", flow=name, part=part, limit=limit)
-        if late is None:
-            handle = loop.call_later(max(oldest + limit - now, 0.01), look)
+        now = loop.time()
+        owing: list[tuple[float, Lane | FlowChain]] = [
+            *((lane.progress.moved_at, lane) for lane in lanes if lane.progress.owed),
+            *((progress.moved_at, chain) for chain, progress in pump.flowing.items() if progress.owed),
+        ]
+        # Who has not moved for longest is the one that the others wait for.
+        since, slowest = min(owing, key=lambda one: one[0], default=(now, None))
+        if slowest is None or now - since < limit:
+            handle = loop.call_later(max(since + limit - now, 0.01), look)
             return
-        failing = _fail(late)
+        failing = _fail(_stalled(slowest, limit))
         try:
             tasks.create_task(failing)
         except RuntimeError:  # the group is failing already
@@ -156,6 +170,13 @@ def _watch_for_stalls(lanes: Sequence[Lane], pump: Pump, limit: float, tasks: as
 
     handle = loop.call_later(limit, look)
     return lambda: handle.cancel()
+
+
+def _stalled(who: Lane | FlowChain, limit: float) -> GatewayError:
+    if isinstance(who, Lane):
+        return SinkTimeout(f"sink {who.name} took nothing for {limit:g} seconds", sink=who.name, limit=limit)
+    name, part = who.running, who.file.index
+    return FlowStalled(f"flow {name} took nothing for {limit:g} seconds", flow=name, part=part, limit=limit)
 
 
 async def _fail(error: GatewayError) -> None:

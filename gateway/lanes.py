@@ -22,7 +22,7 @@ from gateway.model import Part, Receipt
 from gateway.pipe import Pipe, Progress, Window
 from gateway.sinks import Answered, Answering, Bulk, Delivery, Keeper, Watched, sink_fault
 
-__all__ = ["BULK_BYTES", "Lane", "Slots"]
+__all__ = ["BULK_BYTES", "Lane", "Slots", "translated"]
 
 log = logging.getLogger("gateway.lanes")
 
@@ -63,6 +63,8 @@ class Lane:
         self.progress = Progress()
         self.files: list[int] = []
         """The files that it was given, by index."""
+        self.given = False
+        """Whether it was given anything at all, a field or an empty file input among that."""
         self._delivery = delivery
         self._bulk: Bulk | None = delivery if isinstance(delivery, Bulk) else None
         self._window_bytes = window_bytes
@@ -101,6 +103,7 @@ class Lane:
         return self._bulk is not None and size <= BULK_BYTES
 
     def add(self, part: Part, data: bytes) -> None:
+        self.given = True
         self._batch.append((part, data))
         self._batch_bytes += len(data)
 
@@ -111,15 +114,15 @@ class Lane:
         batch, size = self._batch, self._batch_bytes
         self._batch, self._batch_bytes = [], 0
         await self.wait_for_turn()
+        await slots.take()  # before the bytes are given: while others hold all slots, nothing is owed here
         await self._batch_window.reserve(size)
-        await slots.take()
         slots.give_back_after([tasks.create_task(self._accept_all(batch, size))])
 
     async def _accept_all(self, batch: list[tuple[Part, bytes]], size: int) -> None:
         assert self._bulk is not None
         self.progress.begin_finishing()
         try:
-            with self._translated():
+            with translated(self.name):
                 await self._bulk.accept_all(batch)
         finally:
             self.progress.end_finishing()
@@ -129,12 +132,13 @@ class Lane:
 
     def open(self, part: Part, tasks: asyncio.TaskGroup) -> tuple[Pipe, asyncio.Task[None]]:
         """A pipe for a part, and the task at its other end."""
+        self.given = True
         pipe = Pipe(Window(self._window_bytes, self.progress))
         return pipe, tasks.create_task(self._accept(part, pipe))
 
     async def _accept(self, part: Part, pipe: Pipe) -> None:
         try:
-            with self._translated():
+            with translated(self.name):
                 await self._delivery.accept(part, pipe)
         finally:
             pipe.close()
@@ -143,7 +147,7 @@ class Lane:
 
     async def watch(self) -> None:
         assert isinstance(self._delivery, Watched)
-        with self._translated():
+        with translated(self.name):
             await self._delivery.watch()
 
     def keeper_receipts(self) -> list[Receipt]:
@@ -158,7 +162,7 @@ class Lane:
         """A receipt for each file: a plain one where the sink says nothing of it."""
         self.progress.begin_finishing()
         try:
-            with self._translated():
+            with translated(self.name):
                 return self._complete(await self._delivery.commit() or ())
         finally:
             self.progress.end_finishing()
@@ -171,15 +175,22 @@ class Lane:
         given = {receipt.part: receipt for receipt in receipts}
         return [given.get(index) or Receipt(index, self.name) for index in self.files]
 
-    @contextmanager
-    def _translated(self) -> Iterator[None]:
-        """A sink's errors as ours. What nobody expected is logged here, once, with its traceback."""
-        try:
-            yield
-        except (GatewayError, Answered):
+
+@contextmanager
+def translated(name: str) -> Iterator[None]:
+    """A sink's errors as ours. What nobody expected is logged here, once, with its traceback."""
+    try:
+        yield
+    except (GatewayError, Answered):
+        raise
+    except asyncio.CancelledError as error:
+        task = asyncio.current_task()
+        if task is not None and task.cancelling():
             raise
-        except OSError as error:
-            raise sink_fault(self.name, error) from error
-        except Exception as error:
-            log.exception("sink %s failed", self.name)
-            raise SinkUnavailable(f"sink {self.name} failed", sink=self.name) from error
+        # Nobody cancelled us, so it did itself; a TaskGroup would take that for an end like any other.
+        raise SinkUnavailable(f"sink {name} gave up", sink=name) from error
+    except OSError as error:
+        raise sink_fault(name, error) from error
+    except Exception as error:
+        log.exception("sink %s failed", name)
+        raise SinkUnavailable(f"sink {name} failed", sink=name) from error

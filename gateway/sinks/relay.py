@@ -16,12 +16,13 @@
 from __future__ import annotations
 
 import asyncio
+import socket
 from collections.abc import AsyncIterable, AsyncIterator, Iterable
 from contextlib import asynccontextmanager, suppress
 from typing import NoReturn
 
 import aiohttp
-from aiohttp import hdrs
+from aiohttp import AddrInfoType, hdrs
 from yarl import URL
 
 from gateway.errors import SinkRefused, SinkTimeout, SinkUnavailable
@@ -49,6 +50,9 @@ _HOP_BY_HOP = frozenset(
 _NOT_FORWARDED = frozenset(["host", "expect", "cookie", "authorization", "accept-encoding", "forwarded"])
 
 
+_UNSENT_BYTES = 128 << 10
+
+
 class RelaySink:
     """`url` gets the POST. `connect_seconds` limits the TCP connect."""
 
@@ -63,7 +67,7 @@ class RelaySink:
     async def __aenter__(self) -> RelaySink:
         self._session = aiohttp.ClientSession(
             # A body cannot be sent twice, so a pooled connection that went stale would cost an upload.
-            connector=aiohttp.TCPConnector(limit=0, force_close=True),
+            connector=aiohttp.TCPConnector(limit=0, force_close=True, socket_factory=_socket),
             timeout=aiohttp.ClientTimeout(total=None, connect=None, sock_connect=self._connect_seconds),
             cookie_jar=aiohttp.DummyCookieJar(),
             auto_decompress=False,
@@ -193,6 +197,20 @@ class RelayDelivery:
         """Wait for `watch` to say what happened (rule 3); its error cancels this."""
         await asyncio.get_running_loop().create_future()
         raise AssertionError
+
+
+def _socket(address: AddrInfoType) -> socket.socket:
+    """A socket that says it is writable only when little is unsent.
+
+    Else megabytes lie in the kernel after our last write, and a destination that reads slowly but steadily
+    looks like one that does not answer.
+    """
+    family, kind, protocol, _, _ = address
+    made = socket.socket(family, kind, protocol)
+    made.setblocking(False)
+    if hasattr(socket, "TCP_NOTSENT_LOWAT"):
+        made.setsockopt(socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT, _UNSENT_BYTES)
+    return made
 
 
 def end_to_end(headers: Iterable[tuple[str, str]]) -> list[tuple[str, str]]:

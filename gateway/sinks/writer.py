@@ -103,7 +103,12 @@ class StreamingMultipartWriter(MultipartWriter):
         data = b"".join([*self._pending, self._encoder.close()])
         self._pending.clear()
         self.closed = True  # before the write: the destination may answer while that waits
-        await self._write(data)
+        try:
+            await self._write(data)
+        except ConnectionLost:
+            self.closed = False
+            self.changed.set()
+            raise
         self._end.set()
         self.changed.set()
 
