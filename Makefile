@@ -1,0 +1,68 @@
+# Everything lives in .venv, which the targets make by themselves. PYTHON=python3.12 chooses the interpreter
+# for it; otherwise it is the first of these that is new enough.
+PYTHON ?= $(firstword $(foreach python,python3 python3.14 python3.13 python3.12 python3.11,$(shell \
+	$(python) -c 'import sys; sys.version_info >= (3, 11) and print("$(python)")' 2>/dev/null)))
+BIN := .venv/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
+
+.PHONY: serve test lint format bench bench-smoke lock system-packages clean
+
+# The gateway with its demo destination. Ctrl-C, or SIGTERM, drains it.
+serve: .venv/.serving
+	@exec $(BIN)/gateway serve --config config/demo.toml --with-receiver 8081
+
+# make test ARGS='-x -k relay'
+test: .venv/.testing
+	$(BIN)/pytest $(ARGS)
+
+lint: .venv/.testing
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format: .venv/.testing
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+# A quick look at throughput; it fails on wrong answers, never on a number.
+bench bench-smoke: .venv/.testing
+	$(BIN)/python -m tests.bench.smoke
+
+# Pin the newest versions that the .in files allow, for all platforms and interpreters.
+lock: .venv/.serving
+	$(PIP) install 'uv>=0.9,<1'
+	cd config && ../$(BIN)/uv $(COMPILE)
+	cd tests && ../$(BIN)/uv $(COMPILE)
+COMPILE := pip compile --quiet --upgrade --universal --python-version 3.11 --generate-hashes --no-header \
+	--output-file requirements.txt requirements.in
+
+# Other people's clients, which some tests run and skip where they are absent (Debian, as root).
+system-packages:
+	@missing=; \
+	for pair in curl:curl node:nodejs go:golang-go; do \
+		command -v "$${pair%%:*}" >/dev/null || missing="$$missing $${pair##*:}"; \
+	done; \
+	[ -z "$$missing" ] || { apt-get update -q && apt-get install -qy --no-install-recommends $$missing; }
+
+clean:
+	rm -rf .venv var dist .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	find . -name __pycache__ -prune -exec rm -rf {} +
+
+# -- the environment: hashed dependencies first, then the package itself, which has no hash
+
+$(BIN)/python:
+	@if [ -z "$(PYTHON)" ]; then \
+		echo "Python 3.11 or newer is needed, and none was found. Name yours: make PYTHON=/path/to/python3" >&2; exit 1; \
+	elif ! "$(PYTHON)" -c 'import sys; sys.exit(sys.version_info < (3, 11))'; then \
+		echo "Python 3.11 or newer is needed; $(PYTHON) is not." >&2; exit 1; \
+	fi
+	"$(PYTHON)" -m venv .venv
+
+.venv/.serving: config/requirements.txt pyproject.toml | $(BIN)/python
+	$(PIP) install --require-hashes -r config/requirements.txt
+	$(PIP) install --no-deps --no-build-isolation -e .
+	@touch $@
+
+.venv/.testing: tests/requirements.txt .venv/.serving
+	$(PIP) install --require-hashes -r tests/requirements.txt
+	@touch $@

@@ -1,0 +1,284 @@
+"""The command line, as a person runs it: processes, exit codes, what they print."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import time
+import tomllib
+import urllib.request
+from pathlib import Path
+
+import pytest
+
+from gateway import __version__
+from gateway.config import Settings, load
+from tests.processes import Process, gateway_process, receiver_process
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+CONFIG_FILES = [REPOSITORY / "config" / name for name in ("gateway.toml", "demo.toml")]
+
+
+def gateway(*arguments: str, env: dict[str, str] | None = None) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "gateway", *arguments],
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=30,
+        check=False,
+        env={**os.environ, **(env or {})},
+    )
+
+
+def get(url: str) -> tuple[int, bytes]:
+    with urllib.request.urlopen(url, timeout=10) as answer:
+        return answer.status, answer.read()
+
+
+# -- version and mistakes
+
+WRONG = """
+[server]
+port = "high"
+colour = "red"
+[[routes]]
+path = "/x"
+parts = [{ sinks = ["nowhere"] }]
+"""
+
+
+def test_the_version_is_the_packages_own() -> None:
+    done = gateway("--version")
+    assert (done.returncode, done.stdout) == (0, f"gateway {__version__}\n")
+
+
+def test_the_console_script_is_the_same_program() -> None:
+    done = subprocess.run(
+        [Path(sys.executable).with_name("gateway"), "--version"], capture_output=True, text=True, timeout=30, check=True
+    )
+    assert done.stdout == f"gateway {__version__}\n"
+
+
+@pytest.mark.parametrize("arguments", [(), ("fly",), ("serve", "--port", "1"), ("receiver", "--port", "x")])
+def test_a_wrong_command_line_exits_2_and_shows_the_usage(arguments: tuple[str, ...]) -> None:
+    done = gateway(*arguments)
+    assert done.returncode == 2
+    assert done.stderr.startswith("usage: gateway")
+
+
+@pytest.mark.parametrize("command", ["serve", "check", "explain"])
+def test_a_wrong_configuration_exits_2_and_names_every_key_path_without_a_traceback(
+    command: str, tmp_path: Path
+) -> None:
+    config = tmp_path / "wrong.toml"
+    config.write_text(
+        '[server]\nport = "high"\ncolour = "red"\n[[routes]]\npath = "/x"\nparts = [{sinks = ["nowhere"]}]\n'
+    )
+    done = gateway(command, "--config", str(config))
+    assert done.returncode == 2
+    assert done.stdout == ""
+    lines = done.stderr.splitlines()
+    assert [line.partition(":")[0] for line in lines] == ["server.port", "server.colour", "routes.0.parts.0.sinks"]
+
+
+def test_a_configuration_that_is_not_there_exits_2(tmp_path: Path) -> None:
+    done = gateway("check", "--config", str(tmp_path / "none.toml"))
+    assert (done.returncode, done.stderr) == (2, f"{tmp_path / 'none.toml'}: No such file or directory\n")
+
+
+def test_an_environment_variable_is_checked_like_a_key() -> None:
+    done = gateway("check", env={"GATEWAY_SERVER__PORT": "70000"})
+    assert done.returncode == 2
+    assert done.stderr.startswith("server.port: ")
+
+
+# -- check
+
+
+@pytest.mark.parametrize("path", CONFIG_FILES, ids=lambda path: path.name)
+def test_check_takes_the_configuration_files_of_this_repository(path: Path) -> None:
+    done = gateway("check", "--config", str(path))
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.startswith("the configuration is valid\n")
+    assert "MiB  per upload at most" in done.stdout
+    assert "for 64 uploads" in done.stdout
+
+
+def test_the_complete_configuration_file_gives_the_defaults() -> None:
+    complete, defaults = load(CONFIG_FILES[0]), load()
+    assert complete.as_routes() == defaults.as_routes()
+    assert complete.model_dump(exclude={"routes"}) == defaults.model_dump(exclude={"routes"})
+
+
+def test_the_complete_configuration_file_has_every_key() -> None:
+    document = tomllib.loads(CONFIG_FILES[0].read_text())
+    defaults = load().model_dump()
+    assert document.keys() == defaults.keys() == Settings.model_fields.keys()
+    for table in ("server", "limits"):
+        assert document[table].keys() == defaults[table].keys()
+    for name, sink in defaults["sinks"].items():
+        assert document["sinks"][name].keys() == sink.keys()
+    for given, route in zip(document["routes"], defaults["routes"], strict=True):
+        assert given.keys() == route.keys()
+        for rule in route["parts"]:
+            assert given["parts"][0].keys() == rule.keys()
+
+
+def test_check_says_so_where_there_is_no_bound() -> None:
+    done = gateway("check", env={"GATEWAY_LIMITS__MAX_PARTS": "0"})
+    assert done.returncode == 0
+    assert done.stdout.endswith("without bound: max_uploads or max_parts is unlimited\n")
+
+
+# -- explain
+
+RULES = """
+[[routes]]
+path = "/mail"
+[[routes.parts]]
+match = { filename = "*.pdf" }
+sinks = ["disk", "api"]
+[[routes.parts]]
+match = { content_type = "image/*" }
+sinks = ["none"]
+"""
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "said"),
+    [
+        (("--filename", "a.pdf"), 0, "rule 0 of /mail (upload) takes it: to disk, api"),
+        (("--content-type", "image/png"), 0, "rule 1 of /mail (upload) takes it: to none"),
+        (("--filename", "a.txt"), 1, "no rule of /mail takes it: 422 NoRoute"),
+        (("--path", "/elsewhere"), 1, "there is no route /elsewhere; there are /mail, /upload, /proxy"),
+    ],
+)
+def test_explain_says_which_rule_takes_a_file(arguments: tuple[str, ...], code: int, said: str, tmp_path: Path) -> None:
+    config = tmp_path / "rules.toml"
+    config.write_text(RULES)
+    done = gateway("explain", "--config", str(config), "--path", "/mail", *arguments)
+    assert (done.returncode, done.stdout.strip()) == (code, said)
+
+
+# -- serve and receiver
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_serve_ends_with_0_on_a_signal_and_logs_json_lines(number: signal.Signals, tmp_path: Path) -> None:
+    with gateway_process(tmp_path) as process:
+        assert get(f"{process.url}/readyz") == (200, b"ok\n")
+        os.kill(process.pid, number)
+        assert process.wait(10) == 0
+    for line in process.log.read_text().splitlines():
+        assert json.loads(line)["level"] == "INFO"
+
+
+def test_serve_says_that_a_port_is_taken_and_exits_1(tmp_path: Path) -> None:
+    with gateway_process(tmp_path) as process:
+        done = gateway(
+            "serve", env={"GATEWAY_SERVER__PORT": str(process.port), "GATEWAY_SINKS__DISK__ROOT": str(tmp_path)}
+        )
+    assert done.returncode == 1
+    assert "address already in use" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_the_receiver_says_where_it_listens_and_ends_with_0(tmp_path: Path) -> None:
+    with receiver_process(tmp_path) as process:
+        assert f"the demo destination listens on {process.url}" in process.log.read_text()
+        status, seen = get(f"{process.url}/seen")
+        assert (status, json.loads(seen)["completed"]) == (200, 0)
+        process.terminate()
+        assert process.wait(10) == 0
+
+
+def test_serve_with_a_receiver_prints_curl_lines_that_work(tmp_path: Path, free_port: int) -> None:
+    (tmp_path / "README.md").write_text("read me\n")
+    (tmp_path / "LICENSE").write_text("take me\n")
+    env = {
+        "GATEWAY_SERVER__PORT": "0",
+        "GATEWAY_SINKS__DISK__ROOT": str(tmp_path / "uploads"),
+        "GATEWAY_SINKS__API__URL": f"http://127.0.0.1:{free_port}/upload",
+    }
+    arguments = ("serve", "--config", str(CONFIG_FILES[1]), "--with-receiver", str(free_port))
+    with Process(*arguments, log=tmp_path / "serve.log", env=env) as process:
+        curls = printed_curl_lines(process.log)
+        assert all(process.url in curl for curl in curls)
+        statuses = [
+            subprocess.run(
+                f"{curl} -s -o /dev/null -w '%{{http_code}}'",
+                shell=True,
+                cwd=tmp_path,
+                capture_output=True,
+                text=True,
+                timeout=30,
+                check=True,
+            ).stdout
+            for curl in curls
+        ]
+    assert statuses == ["201", "201", "200", "503", "200"]
+
+
+def printed_curl_lines(log: Path, *, count: int = 5) -> list[str]:
+    """They come right after the line that says where it listens."""
+    for _ in range(100):
+        lines = [line.strip() for line in log.read_text().splitlines()]
+        curls = [line for line in lines if line.startswith("curl ")]
+        if len(curls) == count:
+            return curls
+        time.sleep(0.05)
+    raise AssertionError(log.read_text())
+
+
+@pytest.fixture
+def free_port() -> int:
+    """A port that was free just now."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        port: int = listener.getsockname()[1]
+        return port
+
+
+# -- the README
+
+
+def readme_blocks(language: str) -> list[str]:
+    return re.findall(rf"^```{language}\n(.*?)^```", (REPOSITORY / "README.md").read_text(), re.DOTALL | re.MULTILINE)
+
+
+def test_the_sink_in_the_readme_works_as_pasted(tmp_path: Path) -> None:
+    (code,) = (block for block in readme_blocks("python") if "class Tally" in block)
+    (config,) = (block for block in readme_blocks("toml") if "[sinks.tally]" in block)
+    (tmp_path / "tally.py").write_text(code)
+    tally = tmp_path / "tally.txt"
+    with gateway_process(tmp_path, config, PYTHONPATH=str(tmp_path), GATEWAY_SINKS__TALLY__FILE=str(tally)) as process:
+        request = urllib.request.Request(f"{process.url}/upload/a.txt", data=b"hello", method="PUT")
+        with urllib.request.urlopen(request, timeout=10) as answer:
+            manifest = json.load(answer)
+    assert [receipt["sink"] for receipt in manifest["parts"][0]["receipts"]] == ["tally", "disk"]
+    assert tally.read_text() == f"{manifest['upload']} 0 a.txt 5\n"
+
+
+def test_the_other_examples_in_the_readme_are_right(tmp_path: Path) -> None:
+    for number, config in enumerate(block for block in readme_blocks("toml") if "tally" not in block):
+        path = tmp_path / f"{number}.toml"
+        path.write_text(config)
+        load(path)
+    for block in readme_blocks("python"):
+        compile(block, "README.md", "exec")
+    (codec,) = (block for block in readme_blocks("python") if "gateway.codec" in block)
+    done = subprocess.run(
+        [sys.executable, "-W", "error", "-c", codec], capture_output=True, text=True, timeout=30, check=True
+    )
+    assert done.stdout == "part file a.txt b'hello'\nCLOSE\n"
+
+
+def test_the_makefiles_destination_is_where_the_demo_configuration_sends_to() -> None:
+    port = re.search(r"--with-receiver (\d+)", (REPOSITORY / "Makefile").read_text())
+    assert port is not None
+    assert tomllib.loads(CONFIG_FILES[1].read_text())["sinks"]["api"]["url"] == f"http://127.0.0.1:{port[1]}/upload"
