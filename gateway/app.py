@@ -106,7 +106,7 @@ def check_took_effect(runner: web.AppRunner, settings: Settings) -> None:
 def _sink(name: str, settings: DiskSettings | RelaySettings | DiscardSettings | OwnSinkSettings) -> Sink:
     match settings:
         case DiskSettings():
-            return DiskSink(name=name, root=settings.root, fsync=settings.fsync)
+            return DiskSink(name=name, root=settings.root, fsync=settings.fsync, keep_seconds=settings.keep_seconds)
         case RelaySettings():
             return RelaySink(name=name, url=settings.url, connect_seconds=settings.connect_seconds)
         case DiscardSettings():

@@ -16,7 +16,7 @@ from gateway.config import ConfigError, load, memory_bound_bytes, unlimited_keys
 from gateway.model import Part
 from gateway.receiver import receiver_app
 from gateway.server import configure_logging, serve, until_signalled
-from gateway.settings import Settings
+from gateway.settings import RelaySettings, Settings
 
 __all__ = ["main"]
 
@@ -51,7 +51,10 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(dest="command", required=True)
     serve = commands.add_parser("serve", help="run the gateway")
     serve.add_argument(
-        "--with-receiver", type=int, metavar="PORT", help="run the demo destination in the same process, on this port"
+        "--with-receiver",
+        type=int,
+        metavar="PORT",
+        help="run the demo destination, too, and relay to it",
     )
     check = commands.add_parser("check", help="check the configuration, and print the memory bound it implies")
     explain = commands.add_parser("explain", help="say which rule takes a file")
@@ -69,19 +72,29 @@ def _parser() -> argparse.ArgumentParser:
 
 async def _serve(settings: Settings, *, receiver_port: int | None) -> None:
     async with AsyncExitStack() as stack:
-        if receiver_port is not None:
-            stack.push_async_callback((await _start_receiver("127.0.0.1", receiver_port)).cleanup)
-        await serve(settings, started=lambda: _print_examples(settings) if receiver_port is not None else None)
+        if receiver_port is None:
+            await serve(settings)
+            return
+        receiver = await _start_receiver("127.0.0.1", receiver_port)
+        stack.push_async_callback(receiver.cleanup)
+        api = settings.sinks.get("api")
+        if isinstance(api, RelaySettings):
+            url = f"http://127.0.0.1:{receiver.addresses[0][1]}/upload"
+            settings = settings.model_copy(
+                update={"sinks": {**settings.sinks, "api": api.model_copy(update={"url": url})}}
+            )
+        await serve(settings, started=_print_examples)
 
 
-def _print_examples(settings: Settings) -> None:
-    gateway = f"http://{settings.server.host}:{settings.server.port}"
+def _print_examples(host: str, port: int) -> None:
+    gateway = f"http://{'127.0.0.1' if host in ('0.0.0.0', '::') else host}:{port}"
     print(
         "\nTry it in another terminal:\n"
         f"  curl -F file=@README.md -F file=@LICENSE {gateway}/upload\n"
         f"  curl -T README.md {gateway}/upload/\n"
         f"  curl -F file=@README.md -F file=@LICENSE {gateway}/proxy\n"
         f"  curl -F file=@README.md '{gateway}/proxy?status=503'\n"
+        f"  curl -F file=@README.md -F file=@LICENSE {gateway}/convert\n"
         f"  curl {gateway}/metrics\n",
         flush=True,
     )
@@ -97,7 +110,7 @@ async def _receiver(host: str, port: int) -> None:
 
 
 async def _start_receiver(host: str, port: int) -> web.AppRunner:
-    runner = web.AppRunner(receiver_app(), shutdown_timeout=1)
+    runner = web.AppRunner(receiver_app(), shutdown_timeout=1, access_log=None)
     await runner.setup()
     await web.TCPSite(runner, host, port).start()
     return runner

@@ -31,6 +31,8 @@ __all__ = [
     "NoRoute",
     "NotFound",
     "NotMultipart",
+    "PreconditionFailed",
+    "RangeNotSatisfiable",
     "Refused",
     "Rejected",
     "SinkFault",
@@ -87,8 +89,16 @@ class Conflict(Refused):
     status, title = 409, "It is in use"
 
 
+class PreconditionFailed(Refused):
+    status, title = 412, "It is not in the state that the request asks for"
+
+
 class NotMultipart(Refused):
     status, title = 415, "This body cannot be taken"
+
+
+class RangeNotSatisfiable(Refused):
+    status, title = 416, "The range lies outside of the file"
 
 
 class UnsupportedTransferCoding(Refused):
@@ -158,7 +168,7 @@ class SinkFault(GatewayError):
 
 
 class SinkRefused(SinkFault):
-    status, title = 502, "A destination did not accept the upload"
+    status, title = 502, "A server behind the gateway gave no good answer"
 
 
 class Incomplete(SinkFault):
@@ -168,11 +178,11 @@ class Incomplete(SinkFault):
 
 
 class SinkUnavailable(SinkFault):
-    status, title, retry_after_seconds = 503, "A destination cannot be reached", 10
+    status, title, retry_after_seconds = 503, "A server behind the gateway cannot be reached", 10
 
 
 class SinkTimeout(SinkFault):
-    status, title = 504, "A destination took too long"
+    status, title = 504, "A server behind the gateway took too long"
 
 
 class SinkFull(SinkFault):

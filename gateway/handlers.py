@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import logging
-import re
 import secrets
 import time
 from collections.abc import AsyncIterator, Mapping
 from concurrent.futures import Executor
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
-from urllib.parse import quote, unquote_to_bytes
+from urllib.parse import unquote_to_bytes
 
 from aiohttp import hdrs, web
 from aiohttp.typedefs import Handler
@@ -23,7 +21,7 @@ from gateway.dispatch import Outcome, dispatch
 from gateway.download import Downloader
 from gateway.errors import ClientGone, GatewayError, InternalError, MethodNotAllowed, NotFound
 from gateway.flows import Flow
-from gateway.headers import filename_of, reject_controls, safe_name
+from gateway.headers import filename_of, reject_controls
 from gateway.intake import Intake
 from gateway.metrics import Metrics
 from gateway.model import Limits, Upload
@@ -33,13 +31,13 @@ from gateway.routes import Route
 from gateway.sinks import Sink
 from gateway.sinks.disk import DiskSink
 from gateway.sinks.relay import to_destination
+from gateway.stored import DISKS, delete_upload, get_archive, get_file, get_upload
 
 __all__ = ["HOUSE", "House", "add_routes", "problems"]
 
 log = logging.getLogger("gateway.uploads")
 
 _CROCKFORD = "0123456789ABCDEFGHJKMNPQRSTVWXYZ"
-_ULID = re.compile(f"[0-7][{_CROCKFORD}]{{25}}")
 
 
 @dataclass
@@ -207,60 +205,7 @@ class _Record:
         )
 
 
-# -- what was stored
-
-
-async def get_upload(request: web.Request) -> web.Response:
-    manifest = await _manifest(request)
-    return web.Response(body=manifest, content_type="application/json")
-
-
-async def delete_upload(request: web.Request) -> web.Response:
-    upload_id = _upload_id(request)
-    deleted = [await disk.delete(upload_id) for disk in request.app[HOUSE].disks]
-    if not any(deleted):
-        raise NotFound(f"there is no upload {upload_id}")
-    return web.Response(status=204)
-
-
-async def get_file(request: web.Request) -> web.StreamResponse:
-    """`{id}` and `{index}` decide; the last segment is for people."""
-    upload_id = _upload_id(request)
-    index = request.match_info["index"]
-    entry = None
-    if re.fullmatch("0|[1-9][0-9]{0,8}", index):
-        manifest = json.loads(await _manifest(request))
-        entry = next((part for part in manifest["parts"] if part["index"] == int(index)), None)
-    path = None
-    if entry is not None:
-        path = next(filter(None, (disk.file(upload_id, int(index)) for disk in request.app[HOUSE].disks)), None)
-    if entry is None or path is None:
-        raise NotFound(f"upload {upload_id} has no file {index}")
-    name = safe_name(entry["filename"])
-    return web.FileResponse(
-        path,
-        headers={
-            hdrs.CONTENT_TYPE: "application/octet-stream",
-            hdrs.CONTENT_DISPOSITION: f"attachment; filename*=UTF-8''{quote(name, safe='')}",
-            "X-Content-Type-Options": "nosniff",
-        },
-    )
-
-
-async def _manifest(request: web.Request) -> bytes:
-    upload_id = _upload_id(request)
-    for disk in request.app[HOUSE].disks:
-        manifest = await disk.manifest(upload_id)
-        if manifest is not None:
-            return manifest
-    raise NotFound(f"there is no upload {upload_id}")
-
-
-def _upload_id(request: web.Request) -> str:
-    upload_id = request.match_info["id"]
-    if not _ULID.fullmatch(upload_id):  # and so it can be no path but its own
-        raise NotFound("there is no such upload")
-    return upload_id
+# -- what lies elsewhere
 
 
 async def get_download(request: web.Request) -> web.StreamResponse:
@@ -299,6 +244,7 @@ def new_ulid() -> str:
 
 def add_routes(app: web.Application) -> None:
     house = app[HOUSE]
+    app[DISKS] = house.disks
     for route in house.routes:
         uploads = UploadHandler(route)
         if route.kind != "relay":
@@ -307,6 +253,7 @@ def add_routes(app: web.Application) -> None:
         else:
             _add(app, route.path, POST=uploads.post)
     _add(app, "/uploads/{id}", GET=get_upload, DELETE=delete_upload)
+    _add(app, "/uploads/{id}/archive.zip", GET=get_archive)
     _add(app, "/files/{id}/{index}/{filename}", GET=get_file)
     _add(app, "/download/{url:(?s:.*)}", GET=get_download)  # (?s: so that %0a is refused there and not lost here
     _add(app, "/healthz", GET=healthz)
@@ -360,8 +307,6 @@ async def problems(request: web.Request, handler: Handler) -> web.StreamResponse
         if request.transport is not None:
             raise
         return _problem(request, ClientGone())  # nobody reads it; aiohttp wants something to send
-    except web.HTTPException:
-        raise  # FileResponse's own: 304, 416
     except Exception:
         log.exception("a request failed")
         return _problem(request, InternalError())

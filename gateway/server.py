@@ -26,6 +26,8 @@ __all__ = ["DrainingRunner", "configure_logging", "serve", "until_signalled"]
 
 log = logging.getLogger("gateway.server")
 
+_ABORT_SECONDS = 5
+"""For what was broken off to be removed from its sinks."""
 _CLEANUP_SECONDS = 2
 """For connections that are idle, or whose upload was cancelled just now."""
 
@@ -52,12 +54,14 @@ class DrainingRunner(web.AppRunner):
             log.warning("draining: %d requests are broken off", len(house.requests))
             for request in list(house.requests):
                 request.cancel()
-            await asyncio.wait(house.requests, timeout=self._drain_seconds)
+            await asyncio.wait(house.requests, timeout=_ABORT_SECONDS)
         await super().cleanup()
 
 
-async def serve(settings: Settings, *, started: Callable[[], None] = lambda: None) -> None:
-    """Serve until SIGTERM or SIGINT, then drain. Raises OSError where the address cannot be had."""
+async def serve(settings: Settings, *, started: Callable[[str, int], None] = lambda host, port: None) -> None:
+    """Serve until SIGTERM or SIGINT, then drain. `started` is told where it listens. Raises OSError where the
+    address cannot be had.
+    """
     runner = DrainingRunner(build_app(settings), drain_seconds=settings.server.drain_seconds)
     await runner.setup()
     try:
@@ -65,7 +69,7 @@ async def serve(settings: Settings, *, started: Callable[[], None] = lambda: Non
         site = web.TCPSite(runner, settings.server.host, settings.server.port)
         await site.start()
         log.info("listening on %s", ", ".join(f"http://{host}:{port}" for host, port, *_ in runner.addresses))
-        started()
+        started(*runner.addresses[0][:2])
         await until_signalled()
     finally:
         await runner.cleanup()

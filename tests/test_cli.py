@@ -17,7 +17,8 @@ from pathlib import Path
 import pytest
 
 from gateway import __version__
-from gateway.config import Settings, load
+from gateway.config import load
+from gateway.settings import Settings
 from tests.processes import Process, gateway_process, receiver_process
 
 REPOSITORY = Path(__file__).resolve().parent.parent

@@ -12,7 +12,8 @@ import pytest
 
 from gateway.app import build_app
 from gateway.cli import main
-from gateway.config import ConfigError, LimitSettings, Settings, load, memory_bound_bytes
+from gateway.config import ConfigError, load, memory_bound_bytes
+from gateway.settings import LimitSettings, Settings
 
 SECRET = "hunter2"
 

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gateway.pipe import Pipe, Window
+from gateway.pipe import Pipe, Progress, Window
 
 LONG_AGO = -1.0
 """What no clock shows: set as `moved_at`, it says whether a step touches it."""
@@ -29,7 +29,7 @@ async def _collect(pipe: Pipe) -> list[bytes]:
 
 
 async def test_a_send_returns_at_once_while_the_window_has_room() -> None:
-    window = Window(10)
+    window = Window(10, Progress())
     pipe = Pipe(window)
     async with asyncio.TaskGroup() as group:
         sending = [group.create_task(pipe.send(chunk)) for chunk in (b"12345", b"67890")]
@@ -39,7 +39,7 @@ async def test_a_send_returns_at_once_while_the_window_has_room() -> None:
 
 
 async def test_a_send_over_the_window_waits_until_the_sink_takes_something() -> None:
-    window = Window(10)
+    window = Window(10, Progress())
     pipe = Pipe(window)
     await pipe.send(b"12345678")
     async with asyncio.TaskGroup() as group:
@@ -56,7 +56,7 @@ async def test_a_send_over_the_window_waits_until_the_sink_takes_something() -> 
 
 
 async def test_a_waiting_send_goes_on_waiting_while_what_was_taken_is_too_little() -> None:
-    window = Window(10)
+    window = Window(10, Progress())
     pipe = Pipe(window)
     for chunk in (b"1", b"2345", b"67890"):
         await pipe.send(chunk)
@@ -73,7 +73,7 @@ async def test_a_waiting_send_goes_on_waiting_while_what_was_taken_is_too_little
 
 
 async def test_a_chunk_larger_than_the_window_passes_into_an_empty_one() -> None:
-    window = Window(4)
+    window = Window(4, Progress())
     pipe = Pipe(window)
     await pipe.send(b"larger than that")
     assert window.used == 16
@@ -82,7 +82,7 @@ async def test_a_chunk_larger_than_the_window_passes_into_an_empty_one() -> None
 
 
 async def test_a_chunk_larger_than_the_window_waits_until_that_is_empty() -> None:
-    window = Window(4)
+    window = Window(4, Progress())
     pipe = Pipe(window)
     await pipe.send(b"a")
     await pipe.send(b"b")
@@ -96,15 +96,15 @@ async def test_a_chunk_larger_than_the_window_waits_until_that_is_empty() -> Non
 
 
 async def test_a_window_of_0_is_unlimited() -> None:
-    window = Window(0)
+    window = Window(0, Progress())
     pipe = Pipe(window)
     for _ in range(100):
         await pipe.send(bytes(1000))
-    assert window.used == window.total == 100_000
+    assert window.used == window.progress.total == 100_000
 
 
 async def test_all_pipes_of_a_window_draw_on_it_together() -> None:
-    window = Window(10)
+    window = Window(10, Progress())
     first, second = Pipe(window), Pipe(window)
     await first.send(b"12345678")
     async with asyncio.TaskGroup() as group:
@@ -124,7 +124,7 @@ async def test_a_chunk_is_handed_over_by_reference() -> None:
 
 
 async def test_a_send_that_is_cancelled_while_it_waits_leaves_the_window_as_it_was() -> None:
-    window = Window(4)
+    window = Window(4, Progress())
     pipe = Pipe(window)
     await pipe.send(b"1234")
     async with asyncio.TaskGroup() as group:
@@ -134,14 +134,14 @@ async def test_a_send_that_is_cancelled_while_it_waits_leaves_the_window_as_it_w
     assert await anext(pipe) == b"1234"
     await pipe.send(b"6")
     assert await anext(pipe) == b"6"
-    assert (window.used, window.total) == (0, 5)
+    assert (window.used, window.progress.total) == (0, 5)
 
 
 # -- rule 2: a consumer that stops
 
 
 async def test_closing_gives_back_what_lies_in_the_pipe() -> None:
-    window = Window(10)
+    window = Window(10, Progress())
     pipe, other = Pipe(window), Pipe(window)
     await other.send(b"xy")
     await pipe.send(b"123")
@@ -151,16 +151,16 @@ async def test_closing_gives_back_what_lies_in_the_pipe() -> None:
 
 
 async def test_sends_into_a_closed_pipe_are_dropped_and_never_wait() -> None:
-    window = Window(4)
+    window = Window(4, Progress())
     pipe = Pipe(window)
     pipe.close()
     for _ in range(10):
         await pipe.send(b"1234")
-    assert (window.used, window.total) == (0, 0)
+    assert (window.used, window.progress.total) == (0, 0)
 
 
 async def test_a_producer_that_waits_goes_on_when_the_consumer_stops() -> None:
-    window = Window(4)
+    window = Window(4, Progress())
     pipe = Pipe(window)
     await pipe.send(b"1234")
     async with asyncio.TaskGroup() as group:
@@ -172,7 +172,7 @@ async def test_a_producer_that_waits_goes_on_when_the_consumer_stops() -> None:
 
 
 async def test_a_pipe_that_closes_frees_a_producer_that_waits_for_room_in_another_one() -> None:
-    window = Window(4)
+    window = Window(4, Progress())
     stopped, other = Pipe(window), Pipe(window)
     await stopped.send(b"1234")
     async with asyncio.TaskGroup() as group:
@@ -184,20 +184,20 @@ async def test_a_pipe_that_closes_frees_a_producer_that_waits_for_room_in_anothe
 
 
 async def test_closing_twice_gives_back_once() -> None:
-    window = Window(10)
+    window = Window(10, Progress())
     pipe = Pipe(window)
     await pipe.send(b"123")
     pipe.finish()
     pipe.close()
     pipe.close()
-    assert (window.used, window.finishing) == (0, 0)
+    assert (window.used, window.progress.owed) == (0, False)
 
 
 # -- rule 3: an end is said, never guessed
 
 
 async def test_an_iteration_ends_after_finish_and_the_last_chunk() -> None:
-    pipe = Pipe(Window(10))
+    pipe = Pipe(Window(10, Progress()))
     await pipe.send(b"1")
     await pipe.send(b"2")
     pipe.finish()
@@ -205,13 +205,13 @@ async def test_an_iteration_ends_after_finish_and_the_last_chunk() -> None:
 
 
 async def test_a_part_of_no_bytes_is_an_iteration_of_no_chunks() -> None:
-    pipe = Pipe(Window(10))
+    pipe = Pipe(Window(10, Progress()))
     pipe.finish()
     assert await _collect(pipe) == []
 
 
 async def test_finish_wakes_a_consumer_that_waits() -> None:
-    pipe = Pipe(Window(10))
+    pipe = Pipe(Window(10, Progress()))
     async with asyncio.TaskGroup() as group:
         collecting = group.create_task(_collect(pipe))
         await pipe.send(b"1")
@@ -222,7 +222,7 @@ async def test_finish_wakes_a_consumer_that_waits() -> None:
 
 
 async def test_silence_is_no_end_and_a_broken_source_cancels_the_consumer() -> None:
-    pipe = Pipe(Window(10))
+    pipe = Pipe(Window(10, Progress()))
     await pipe.send(b"all that ever came")
     async with asyncio.TaskGroup() as group:
         collecting = group.create_task(_collect(pipe))
@@ -236,65 +236,65 @@ async def test_silence_is_no_end_and_a_broken_source_cancels_the_consumer() -> N
 
 
 async def test_a_sink_owes_nothing_until_it_has_bytes() -> None:
-    window = Window(10)
-    assert not window.owed
+    window = Window(10, Progress())
+    assert not window.progress.owed
     pipe = Pipe(window)
     await pipe.send(b"1")
-    assert window.owed
+    assert window.progress.owed
     await anext(pipe)
-    assert not window.owed
+    assert not window.progress.owed
 
 
 async def test_a_sink_that_has_a_whole_part_owes_its_word_until_the_pipe_is_closed() -> None:
-    window = Window(10)
+    window = Window(10, Progress())
     pipe = Pipe(window)
     await pipe.send(b"1")
     await anext(pipe)
     pipe.finish()
-    assert window.owed
+    assert window.progress.owed
     with pytest.raises(StopAsyncIteration):
         await anext(pipe)
-    assert window.owed
+    assert window.progress.owed
     pipe.close()
-    assert not window.owed
+    assert not window.progress.owed
 
 
 async def test_a_part_that_finishes_after_its_consumer_stopped_owes_nothing() -> None:
-    window = Window(10)
+    window = Window(10, Progress())
     pipe = Pipe(window)
     pipe.close()
     pipe.finish()
-    assert not window.owed
+    assert not window.progress.owed
 
 
 async def test_the_clock_starts_when_the_sink_begins_to_owe_and_not_with_every_byte_it_is_given() -> None:
-    window = Window(10)
+    window = Window(10, Progress())
     pipe = Pipe(window)
-    window.moved_at = LONG_AGO
+    window.progress.moved_at = LONG_AGO
     await pipe.send(b"1")
-    assert window.moved_at > 0
-    window.moved_at = LONG_AGO
+    assert window.progress.moved_at > 0
+    window.progress.moved_at = LONG_AGO
     await pipe.send(b"2")
     pipe.finish()
-    assert window.moved_at == LONG_AGO
+    assert window.progress.moved_at == LONG_AGO
 
 
 async def test_every_move_of_the_sink_is_noted() -> None:
-    window = Window(10)
+    window = Window(10, Progress())
     pipe, other = Pipe(window), Pipe(window)
     for chunk in (b"1", b"2"):
         await pipe.send(chunk)
-    window.moved_at = LONG_AGO
+    window.progress.moved_at = LONG_AGO
     await anext(pipe)
-    assert window.moved_at > 0
+    assert window.progress.moved_at > 0
     pipe.finish()
-    window.moved_at = LONG_AGO
+    window.progress.moved_at = LONG_AGO
     pipe.close()
-    assert window.moved_at > 0
+    assert window.progress.moved_at > 0
     other.finish()
-    window.moved_at = LONG_AGO
+    window.progress.moved_at = LONG_AGO
     other.close()
-    assert window.moved_at > 0
+    assert window.progress.moved_at > 0
 
 
 # -- all of it at once
@@ -317,7 +317,7 @@ async def test_all_bytes_arrive_in_order_and_everything_is_given_back(
     limit: int, parts: Sequence[tuple[list[bytes], int | None, list[int]]], pauses: list[int]
 ) -> None:
     """`parts`: (chunks, after how many the consumer stops, its pauses). One producer, as the pump is."""
-    window = Window(limit)
+    window = Window(limit, Progress())
     taken: list[list[bytes]] = [[] for _ in parts]
 
     async def consume(pipe: Pipe, number: int) -> None:
@@ -348,7 +348,7 @@ async def test_all_bytes_arrive_in_order_and_everything_is_given_back(
 
     for (chunks, stop_after, _), got in zip(parts, taken, strict=True):
         assert got == chunks[:stop_after]
-    assert (window.used, window.finishing, window.owed) == (0, 0, False)
+    assert (window.used, window.progress.owed) == (0, False)
 
 
 async def _pause(turns: Sequence[int], step: int) -> None:

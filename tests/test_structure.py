@@ -14,7 +14,9 @@ from typing import Any
 import pytest
 from pydantic import BaseModel
 
-from gateway.config import (
+from gateway.config import load
+from gateway.errors import LEAVES
+from gateway.settings import (
     DiscardSettings,
     DiskSettings,
     LimitSettings,
@@ -23,9 +25,7 @@ from gateway.config import (
     RelaySettings,
     RouteSettings,
     ServerSettings,
-    load,
 )
-from gateway.errors import LEAVES
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent

@@ -14,6 +14,10 @@
    that holds anything fails.
 4. All of it runs in threads of its own, in jobs that are tracked: an abort waits for the running ones
    before it deletes, or one of them would bring a file back.
+5. From the rename on the lock is a shared one, as a reader's: what is published may be read at once, and
+   cannot be removed before its own upload is done with it. Reading and removal: see shelf.py.
+6. With `keep_seconds` a sweep at the start, and one every `sweep_seconds` after it, remove what is older.
+   An upload that is being read is left for a later one.
 """
 
 from __future__ import annotations
@@ -21,11 +25,13 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import fcntl
+import logging
 import os
 import shutil
+import threading
 import time
-from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterator
-from concurrent.futures import Executor, Future, ThreadPoolExecutor, wait
+from collections.abc import AsyncIterable, AsyncIterator, Callable
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import IO, Any, TypeVar
@@ -35,38 +41,66 @@ from aiofiles.threadpool import wrap
 
 from gateway.headers import safe_name
 from gateway.model import Part, Receipt, Upload
-from gateway.sinks import sink_fault
+from gateway.sinks.shelf import (
+    INCOMING,
+    MANIFEST,
+    Held,
+    lock_directory,
+    read_manifest,
+    remove_expired,
+    remove_leftovers,
+    sync_directory,
+    translated,
+)
+from gateway.sinks.threads import TrackedExecutor, uninterrupted
 
-__all__ = ["DiskSink"]
+__all__ = ["BATCH_BYTES", "DiskSink"]
+
+log = logging.getLogger("gateway.disk")
 
 BATCH_BYTES = 512 << 10
 """Written in one job. Two batches per open part are held: one being filled, one being written."""
 _FLUSH_BYTES = 64 << 20
-_MANIFEST = "manifest.json"
-_INCOMING, _DELETED = ".incoming", ".deleted"
+_OPEN_FILES = 64
 
 T = TypeVar("T")
 
 
 class DiskSink:
-    """`root` is a directory, made if need be; `threads` write for all uploads together."""
+    """`root` is a directory, made if need be; `threads` write and read for all together.
+
+    `keep_seconds` after it was published an upload is removed; 0 keeps it for ever.
+    """
 
     commit_stage = 2  # last: it alone can be taken back until the rename
 
-    def __init__(self, *, name: str, root: str, fsync: bool = True, threads: int = 4) -> None:
+    def __init__(self, *, name: str, root: str, fsync: bool = True, keep_seconds: float = 0, threads: int = 4) -> None:
         self.name = name
         self.root = Path(root)
         self.fsync = fsync
+        self.keep_seconds = keep_seconds
         self._threads = threads
         self._executor: ThreadPoolExecutor | None = None
+        self._stopped = threading.Event()
+        self._timer: asyncio.TimerHandle | None = None
+
+    @property
+    def sweep_seconds(self) -> float:
+        """An upload outlives its time by a quarter of it, and by a minute at most."""
+        return max(1, min(self.keep_seconds / 4, 60))
 
     async def __aenter__(self) -> DiskSink:
         self._executor = ThreadPoolExecutor(self._threads, thread_name_prefix=f"disk-{self.name}")
-        await self._run(self._sweep)
+        self._stopped.clear()
+        await self._run(self._start)
+        self._sweep_later()
         return self
 
     async def __aexit__(self, *exc_info: object) -> None:
         assert self._executor is not None
+        self._stopped.set()
+        if self._timer is not None:
+            self._timer.cancel()
         self._executor.shutdown()
 
     @asynccontextmanager
@@ -82,6 +116,12 @@ class DiskSink:
 
     # -- what was stored
 
+    def held(self, upload_id: str, *, exclusive: bool = False) -> Held:
+        """A context in which an upload may be read, and stays; `exclusive`: in which it may be removed."""
+        assert self._executor is not None
+        path = self.root / upload_id
+        return Held(path, self._executor, sink=self.name, fsync=self.fsync, exclusive=exclusive)
+
     def file(self, upload_id: str, index: int) -> Path | None:
         """The stored bytes of a part; None if this sink does not have them."""
         path = self.root / upload_id / str(index)
@@ -89,35 +129,42 @@ class DiskSink:
 
     async def manifest(self, upload_id: str) -> bytes | None:
         """The manifest of an upload, as it was answered; None if this sink does not keep it."""
-        try:
-            return await self._run((self.root / upload_id / _MANIFEST).read_bytes)
-        except (FileNotFoundError, NotADirectoryError):
-            return None
+        with translated(self.name):
+            return await self._run(read_manifest, self.root / upload_id)
 
     async def delete(self, upload_id: str) -> bool:
-        """Remove an upload; False if there is none. It vanishes in one step, its files are freed after."""
-        return await self._run(self._delete, upload_id)
+        """Remove an upload; False if there is none. Raises Conflict while somebody reads it."""
+        async with self.held(upload_id, exclusive=True) as held:
+            if held is None:
+                return False
+            await held.run(held.remove)
+            return True
 
-    def _delete(self, upload_id: str) -> bool:
-        grave = self.root / f".{upload_id}{_DELETED}"
-        try:
-            os.rename(self.root / upload_id, grave)
-        except FileNotFoundError:
-            return False
-        sync_directory(self.root, self.fsync)
-        shutil.rmtree(grave, ignore_errors=True)
-        return True
+    # -- sweeps
+
+    def _start(self) -> None:
+        self.root.mkdir(parents=True, exist_ok=True)
+        remove_leftovers(self.root)
+        self._sweep()
 
     def _sweep(self) -> None:
-        """Remove what nobody locks and a crash left behind (rule 1)."""
-        self.root.mkdir(parents=True, exist_ok=True)
-        for entry in list(self.root.iterdir()):
-            if not entry.name.startswith(".") or entry.suffix not in (_INCOMING, _DELETED):
-                continue
-            lock = lock_directory(entry)
-            if lock is not None:
-                shutil.rmtree(entry, ignore_errors=True)
-                os.close(lock)
+        if self.keep_seconds:
+            removed = remove_expired(self.root, self.keep_seconds, self._stopped)
+            log.debug("disk %s: %d uploads have expired", self.name, removed)
+
+    def _sweep_later(self) -> None:
+        if self.keep_seconds:
+            self._timer = asyncio.get_running_loop().call_later(self.sweep_seconds, self._sweep_now)
+
+    def _sweep_now(self) -> None:
+        sweep = asyncio.get_running_loop().run_in_executor(self._executor, self._sweep)
+        sweep.add_done_callback(self._swept)
+
+    def _swept(self, sweep: asyncio.Future[None]) -> None:
+        if error := None if sweep.cancelled() else sweep.exception():
+            log.warning("disk %s cannot be swept: %s", self.name, error)
+        if not self._stopped.is_set():
+            self._sweep_later()
 
     async def _run(self, function: Callable[..., T], *args: Any) -> T:
         return await asyncio.get_running_loop().run_in_executor(self._executor, function, *args)
@@ -130,7 +177,7 @@ class DiskDelivery:
         self._sink = sink
         self._upload = upload
         self._executor = executor
-        self._incoming = sink.root / f".{upload.id}{_INCOMING}"
+        self._incoming = sink.root / f".{upload.id}{INCOMING}"
         self._final = sink.root / upload.id
         self._lock: int | None = None
         self._files: set[IO[bytes]] = set()  # open ones; written in threads, closed by whoever comes last
@@ -145,7 +192,8 @@ class DiskDelivery:
     def _make_directory(self) -> None:
         while True:
             self._incoming.mkdir(exist_ok=True)  # exists: a sweep that was faster (rule 1) is not done with it
-            self._lock = lock_directory(self._incoming)
+            with contextlib.suppress(BlockingIOError):
+                self._lock = lock_directory(self._incoming)
             if self._lock is not None:
                 return
             time.sleep(0.001)  # a sweep takes one empty directory away, then never comes back
@@ -218,27 +266,31 @@ class DiskDelivery:
         self._files.discard(file)
 
     def _write_all(self, parts: list[tuple[Part, bytes]]) -> None:
-        files = []
-        for part, data in parts:
-            file = self._create(part.index)
-            file.write(data)
-            if self._sink.fsync:
-                files.append(file)  # fsynced after the last write: the first one's journal entry serves them all
-            else:
+        # The fsyncs come after the writes of a group: the first one's journal entry serves them all. Groups, because
+        # a batch may have a thousand parts, and descriptors are few.
+        for start in range(0, len(parts), _OPEN_FILES):
+            files = []
+            for part, data in parts[start : start + _OPEN_FILES]:
+                file = self._create(part.index)
+                file.write(data)
+                files.append(file)
+            for file in files:
                 self._close(file)
-        for file in files:
-            self._close(file)
 
     def _publish(self) -> None:
         if self._manifest is not None:
-            manifest = open(self._incoming / _MANIFEST, "xb")  # noqa: SIM115 - closed by _close, or by _finish
+            manifest = open(self._incoming / MANIFEST, "xb")  # noqa: SIM115 - closed by _close, or by _finish
             self._files.add(manifest)
             manifest.write(self._manifest)
             self._close(manifest)
+        os.utime(self._incoming)  # its age counts from here: a long upload's would else count from its last file
         sync_directory(self._incoming, self._sink.fsync)
         os.rename(self._incoming, self._final)
         self._published = True
         sync_directory(self._sink.root, self._sink.fsync)
+        assert self._lock is not None
+        with contextlib.suppress(BlockingIOError):  # somebody removes it already (rule 5)
+            fcntl.flock(self._lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
 
     def _finish(self) -> None:
         for file in self._files:
@@ -255,47 +307,6 @@ class DiskDelivery:
         return await asyncio.get_running_loop().run_in_executor(self._executor, function, *args)
 
 
-class TrackedExecutor(Executor):
-    """One upload's jobs on a pool that is shared: they can be waited for, whoever awaited them and gave up."""
-
-    def __init__(self, executor: Executor) -> None:
-        self._executor = executor
-        self._jobs: set[Future[Any]] = set()
-
-    def submit(self, function: Callable[..., T], /, *args: Any, **kwargs: Any) -> Future[T]:
-        job = self._executor.submit(function, *args, **kwargs)
-        self._jobs.add(job)
-        job.add_done_callback(self._jobs.discard)
-        return job
-
-    def after_all(self, function: Callable[[], T]) -> Future[T]:
-        """Run a last job when no other runs any more; those that have not begun are not begun."""
-        running = [job for job in list(self._jobs) if not job.cancel()]
-
-        def last() -> T:
-            wait(running)  # they are on other threads of the pool, so this one does not keep them from ending
-            return function()
-
-        return self._executor.submit(last)
-
-
-async def uninterrupted(job: Future[T]) -> T:
-    """Wait for a job to its end, and pass on a cancellation that came meanwhile only then.
-
-    For removals: half of one would stay. They are short, and on threads of our own.
-    """
-    future = asyncio.wrap_future(job)
-    cancelled: asyncio.CancelledError | None = None
-    while not future.done():
-        try:
-            await asyncio.shield(future)
-        except asyncio.CancelledError as error:
-            cancelled = error
-    if cancelled is not None:
-        raise cancelled
-    return future.result()
-
-
 async def batches(chunks: AsyncIterable[bytes], size: int) -> AsyncIterator[tuple[list[bytes], int]]:
     """(chunks, their bytes), at least `size` bytes at a time but for the last."""
     batch: list[bytes] = []
@@ -308,38 +319,3 @@ async def batches(chunks: AsyncIterable[bytes], size: int) -> AsyncIterator[tupl
             batch, batch_bytes = [], 0
     if batch:
         yield batch, batch_bytes
-
-
-def lock_directory(path: Path) -> int | None:
-    """A descriptor that holds the directory's exclusive lock; None if somebody else has it, or it is gone."""
-    try:
-        descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    except (FileNotFoundError, NotADirectoryError):
-        return None
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        if os.path.samestat(os.fstat(descriptor), os.stat(path)):
-            return descriptor
-    except (BlockingIOError, FileNotFoundError):
-        pass
-    os.close(descriptor)
-    return None
-
-
-def sync_directory(path: Path, fsync: bool) -> None:
-    """Make the directory's entries durable."""
-    if not fsync:
-        return
-    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-@contextlib.contextmanager
-def translated(name: str) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        raise sink_fault(name, error) from error
