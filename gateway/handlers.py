@@ -19,7 +19,7 @@ from gateway.admission import Gate, accept_body, check_headers
 from gateway.codec import Event
 from gateway.dispatch import Outcome, dispatch
 from gateway.download import Downloader
-from gateway.errors import ClientGone, GatewayError, InternalError, MethodNotAllowed, NotFound
+from gateway.errors import ClientGone, Draining, GatewayError, InternalError, MethodNotAllowed, NotFound
 from gateway.flows import Flow
 from gateway.headers import filename_of, reject_controls
 from gateway.intake import Intake
@@ -176,6 +176,8 @@ class _Record:
         done = self.outcome
         if isinstance(error, GatewayError):
             outcome = error.slug()
+        elif isinstance(error, asyncio.CancelledError):
+            outcome = Draining.slug()  # nobody else cancels an upload
         elif error is not None:
             outcome = "client-gone" if isinstance(error, ConnectionError) else "internal-error"
         else:

@@ -80,7 +80,11 @@ def _problems(config: Load, document: str) -> list[str]:
         ('[sinks.new]\ntype = "dsik"', "sinks.new.type"),
         ("[sinks.new]\ntype = 1", "sinks.new.type"),
         ("[sinks.disk]\nfsink = true", "sinks.disk.fsink"),
-        ("[sinks.disk]\nkeep_seconds = 60", "sinks.disk.keep_seconds"),
+        ("[sinks.disk]\nkeep_seconds = -1", "sinks.disk.keep_seconds"),
+        ("[flows.own]\nlevel = 1", "flows.own.use"),
+        ('[[routes]]\npath = "/u"\nparts = [{flows = ["gzpi"], sinks = ["disk"]}]', "routes.0.parts.0.flows"),
+        ('[download]\nallow = ["ftp://host/*"]', "download.allow"),
+        ('[download]\nallow_private = ["10.0.0.0/33"]', "download.allow_private"),
         ('[sinks.api]\nurl = "ftp://host/"', "sinks.api.url"),
         ('[sinks.api]\nurl = "host/upload"', "sinks.api.url"),
         ("[sinks.api]\nconnect_seconds = 0", "sinks.api.connect_seconds"),
@@ -186,6 +190,7 @@ def test_the_defaults_are_there_without_a_file_and_under_an_empty_one(config: Lo
     assert [(route.path, route.kind, route.digests) for route in load().as_routes()] == [
         ("/upload", "upload", ("sha256",)),
         ("/proxy", "relay", ()),
+        ("/convert", "convert", ("sha256",)),
     ]
     assert load().server.host == "127.0.0.1"
 
@@ -215,7 +220,7 @@ def test_a_sink_of_a_default_name_and_another_type_replaces_it(config: Load) -> 
 def test_routes_of_the_user_come_first_and_replace_those_of_the_same_path(config: Load) -> None:
     settings = config('[[routes]]\npath = "/mine"\n[[routes]]\npath = "/upload"\ndigests = ["md5", "md5"]')
     routes = settings.as_routes()
-    assert [route.path for route in routes] == ["/mine", "/upload", "/proxy"]
+    assert [route.path for route in routes] == ["/mine", "/upload", "/proxy", "/convert"]
     assert routes[1].digests == ("md5",)
     assert routes[1].rules == []
 

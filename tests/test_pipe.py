@@ -117,7 +117,7 @@ async def test_all_pipes_of_a_window_draw_on_it_together() -> None:
 
 
 async def test_a_chunk_is_handed_over_by_reference() -> None:
-    pipe = Pipe(Window(1 << 20))
+    pipe = Pipe(Window(1 << 20, Progress()))
     chunk = bytes(1000)
     await pipe.send(chunk)
     assert await anext(pipe) is chunk

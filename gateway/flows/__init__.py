@@ -35,8 +35,7 @@ from contextlib import AsyncExitStack, aclosing
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
-from gateway.errors import FlowFailed, GatewayError
-from gateway.errors import Rejected as Reject
+from gateway.errors import FlowFailed, GatewayError, Rejected
 
 __all__ = ["BATCH_BYTES", "Flow", "FlowChain", "FlowFile", "Reject", "batched", "in_thread"]
 
@@ -44,6 +43,9 @@ log = logging.getLogger("gateway.flows")
 
 BATCH_BYTES = 1 << 20
 """What a flow best hands to a thread at a time: a hop costs about as much as compressing a few KiB."""
+
+Reject = Rejected
+"""What a flow raises to refuse its file."""
 
 T = TypeVar("T")
 _threads = ThreadPoolExecutor(2, thread_name_prefix="flow")
