@@ -18,7 +18,7 @@ from typing import Any
 import pytest
 
 from gateway.app import build_app, check_took_effect
-from gateway.config import Settings
+from gateway.settings import Settings
 from gateway.server import DrainingRunner
 from tests.clients import Client, VanishingClient, ask, eventually, file, form, head
 from tests.conftest import StartDestination, StartGateway
