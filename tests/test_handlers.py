@@ -143,7 +143,7 @@ class TestFiles:
         assert (answer.status, answer.body) == (200, data)
         assert answer.headers["content-disposition"] == "attachment; filename=\"_.html\"; filename*=UTF-8''%C3%A4.html"
         assert answer.headers["x-content-type-options"] == "nosniff"
-        assert answer.headers["content-type"] == "application/octet-stream"
+        assert answer.headers["content-type"] == "text/x-test"
 
     async def test_head_tells_the_size_and_sends_nothing(self, gateway: RunningGateway) -> None:
         (part,) = (await _upload(gateway, file(b"x" * 70_000)))["parts"]

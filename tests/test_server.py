@@ -18,8 +18,8 @@ from typing import Any
 import pytest
 
 from gateway.app import build_app, check_took_effect
-from gateway.settings import Settings
 from gateway.server import DrainingRunner
+from gateway.settings import Settings
 from tests.clients import Client, VanishingClient, ask, eventually, file, form, head
 from tests.conftest import StartDestination, StartGateway
 from tests.processes import Process, gateway_process
