@@ -111,7 +111,7 @@ class PartDigest:
                 hasher.update(chunk)
 
 
-_FIELDS = {b"content-digest", b"repr-digest"}
+_DECLARING = frozenset((b"content-digest", b"repr-digest", b"content-md5"))
 # RFC 9530's own names of what we compute; of its other algorithms it says that they are to be ignored.
 _RFC_9530 = {"sha-256": "sha256", "sha-512": "sha512"}
 _MEMBER = re.compile(r"[ \t]*([a-z*][a-z0-9_.*-]*)=:([A-Za-z0-9+/=]*):[ \t]*(?:;[^,]*)?(?:,|$)")
@@ -121,11 +121,13 @@ def declared_digests(headers: Sequence[tuple[bytes, bytes]]) -> list[tuple[str, 
     """(algorithm, hex) for each digest that a client declares in Content-Digest, Repr-Digest (RFC 9530) or
     Content-MD5 (RFC 1864). Raises Malformed for one that cannot be read: to ignore it would be to confirm it.
     """
-    declared = []
+    declared: list[tuple[str, str]] = []
     for name, value in headers:
+        if name not in _DECLARING:
+            continue
         if name == b"content-md5":
             declared.append(("md5", _hex(value.decode("latin-1").strip())))
-        elif name in _FIELDS:
+        else:
             text, position = value.decode("latin-1").strip(), 0
             while position < len(text):
                 match = _MEMBER.match(text, position)

@@ -139,8 +139,10 @@ def _record(manifest: Manifest, receipts: Sequence[Receipt], place: Mapping[str,
     """In the manifest receipts stand in the order of the route's sinks, not in that of the commits."""
     for receipt in receipts:
         entry = manifest.entries[receipt.part]
-        entry.receipts.append(receipt)
-        entry.receipts.sort(key=lambda receipt: place[receipt.sink])
+        if entry.receipts:
+            entry.receipts = sorted((*entry.receipts, receipt), key=lambda receipt: place[receipt.sink])
+        else:
+            entry.receipts = (receipt,)
 
 
 def _watch_for_stalls(lanes: Sequence[Lane], pump: Pump, limit: float, tasks: asyncio.TaskGroup) -> Callable[[], None]:

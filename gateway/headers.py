@@ -33,6 +33,7 @@ from urllib.parse import unquote_to_bytes
 from gateway.errors import Malformed, TooLarge
 
 __all__ = [
+    "USUAL_HEAD",
     "boundary_of",
     "filename_of",
     "form_fields",
@@ -71,6 +72,15 @@ _EXTENDED_CHARSETS = {
     "windows-1252": "cp1252",
 }
 _WHATWG = {b"%22": b'"', b"%0D": b"\r", b"%0A": b"\n"}
+
+
+USUAL_HEAD = re.compile(
+    rb'Content-Disposition: (form-data; name="([^"\\%\x00-\x1f\x7f]*)"(?:; filename="([^"\\%\x00-\x1f\x7f]*)")?)'
+    rb"(?:\r\nContent-Type: ([!-~]+(?: [!-~]+)*))?"
+)
+"""The header block that nearly every part has, letter for letter: nothing in it needs any of the rules.
+Groups: the disposition's value, name, file name, Content-Type. What does not match is not wrong.
+"""
 
 
 def parse_header_block(block: bytes, *, max_headers: int) -> list[tuple[bytes, bytes]]:
@@ -254,6 +264,7 @@ def render_head(
     return head + b"\r\n\r\n"
 
 
+_PLAIN_NAME = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]{0,199}")
 _UNSAFE = re.compile(r"[\x00-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u2066-\u2069\ufffe\uffff]")
 
 
@@ -261,6 +272,8 @@ def safe_name(filename: str | None) -> str:
     """A file name fit to be a path's last segment: the last segment over both separators, no controls
     (nor marks that turn the reading direction), no dot-names, at most 200 bytes of UTF-8, else `file`.
     """
+    if filename is not None and _PLAIN_NAME.fullmatch(filename):
+        return filename
     name = re.split(r"[/\\]", filename or "")[-1]
     name = _UNSAFE.sub("", name).strip()
     name = name.encode(errors="replace")[:200].decode(errors="ignore").strip()

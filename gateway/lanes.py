@@ -66,7 +66,8 @@ class Lane:
         self.given = False
         """Whether it was given anything at all, a field or an empty file input among that."""
         self._delivery = delivery
-        self._bulk: Bulk | None = delivery if isinstance(delivery, Bulk) else None
+        self.bulk: Bulk | None = delivery if isinstance(delivery, Bulk) else None
+        """For the short way, where the sink has one."""
         self._window_bytes = window_bytes
         self._batch_window = Window(window_bytes, self.progress)
         self._batch: list[tuple[Part, bytes]] = []
@@ -99,9 +100,6 @@ class Lane:
 
     # -- the short way
 
-    def takes_in_bulk(self, size: int) -> bool:
-        return self._bulk is not None and size <= BULK_BYTES
-
     def add(self, part: Part, data: bytes) -> None:
         self.given = True
         self._batch.append((part, data))
@@ -119,11 +117,11 @@ class Lane:
         slots.give_back_after([tasks.create_task(self._accept_all(batch, size))])
 
     async def _accept_all(self, batch: list[tuple[Part, bytes]], size: int) -> None:
-        assert self._bulk is not None
+        assert self.bulk is not None
         self.progress.begin_finishing()
         try:
             with translated(self.name):
-                await self._bulk.accept_all(batch)
+                await self.bulk.accept_all(batch)
         finally:
             self.progress.end_finishing()
             self._batch_window.release(size)

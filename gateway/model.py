@@ -5,10 +5,16 @@ Sizes are in bytes. `None` means unknown: it is never replaced by a guess.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from types import MappingProxyType
+from typing import Any
 
 __all__ = ["Entry", "Limits", "Manifest", "Output", "Part", "Receipt", "Upload", "text"]
+
+
+_NOTHING: Mapping[str, Any] = MappingProxyType({})
+"""What most parts have of most things: one for all of them, since a manifest may have a hundred thousand entries."""
 
 
 @dataclass(slots=True)
@@ -40,7 +46,7 @@ class Part:
         return None if self.raw_filename is None else text(self.raw_filename)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Receipt:
     """What a sink gives for a part that it keeps."""
 
@@ -69,17 +75,17 @@ class Entry:
 
     part: Part
     size: int = 0
-    digests: dict[str, str] = field(default_factory=dict)
+    digests: Mapping[str, str] = field(default_factory=lambda: _NOTHING)
     """Algorithm -> lower-case hex."""
     value: str | None = None
     """A field's text; None for a file, and for a field that is not UTF-8."""
-    verified: list[str] = field(default_factory=list)
+    verified: Sequence[str] = ()
     """Algorithms by which the client had declared a digest that was found right."""
-    findings: dict[str, dict[str, object]] = field(default_factory=dict)
+    findings: Mapping[str, Mapping[str, object]] = field(default_factory=lambda: _NOTHING)
     """What flows found out, by flow."""
     output: Output | None = None
     """None where the sinks got the bytes and names as they came in."""
-    receipts: list[Receipt] = field(default_factory=list)
+    receipts: Sequence[Receipt] = ()
 
 
 @dataclass(slots=True)

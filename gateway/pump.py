@@ -16,7 +16,7 @@ from gateway.codec import Event, Kind
 from gateway.digests import PartDigest, declared_digests, digest_of, verify
 from gateway.errors import NoRoute, TooLarge
 from gateway.flows import Flow, FlowChain, FlowFile
-from gateway.lanes import Lane, Slots
+from gateway.lanes import BULK_BYTES, Lane, Slots
 from gateway.model import Entry, Limits, Output, Part, text
 from gateway.pipe import Pipe, Progress, Window
 from gateway.routes import Route
@@ -41,7 +41,10 @@ class Pump:
         self._route = route
         self._lanes = lanes
         self._relays = [lane for lane in lanes.values() if lane.is_relay]
-        self._flows = flows
+        self._plans = {
+            id(rule): ([lanes[name] for name in rule.sinks], [flows[name] for name in rule.flows])
+            for rule in route.rules
+        }
         self._limits = limits
         self._executor = executor
         self._tasks = tasks
@@ -56,51 +59,60 @@ class Pump:
 
     async def run(self, events: AsyncIterator[list[Event]]) -> None:
         """Until the end of the body. What was handed out may still be on its way when this returns."""
+        whole, data_of = Kind.WHOLE, Kind.DATA  # an attribute of an enumeration is dear, once per part
         async for batch in events:
             for event in batch:
-                match event.kind:
-                    case Kind.DATA:
-                        await self._take_data(event.data)
-                    case Kind.WHOLE:
-                        await self._take_whole(_part_of(event), event.data)
-                    case Kind.BEGIN:
-                        await self._take_begin(_part_of(event))
-                    case Kind.END:
-                        await self._take_end()
-                    case Kind.CLOSE | Kind.IGNORED:
-                        pass
+                kind = event.kind
+                if kind is whole:
+                    part = _part_of(event)
+                    entry, long_way, flows = self._take_whole(part, event.data)
+                    if long_way:
+                        await self._send_whole(entry, long_way, flows, event.data)
+                elif kind is data_of:
+                    await self._take_data(event.data)
+                elif kind is Kind.BEGIN:
+                    await self._take_begin(_part_of(event))
+                elif kind is Kind.END:
+                    await self._take_end()
             await self._hand_over_batches()
 
     # -- events
 
-    async def _take_whole(self, part: Part, data: bytes) -> None:
-        entry = self._new_entry(part)
-        entry.size = len(data)
+    def _take_whole(self, part: Part, data: bytes) -> tuple[Entry, Sequence[Lane], Sequence[Flow]]:
+        """What of a part that lies whole in memory has to go the long way."""
+        entry = Entry(part, len(data))
+        self.entries.append(entry)
         if part.is_file:
             self._check_file(entry)
         declared = declared_digests(part.headers)
-        algorithms = self._algorithms(declared)
+        algorithms = self._algorithms(declared) if declared else self._route.digests
         if algorithms:
             entry.digests = digest_of(data, algorithms)
-            entry.verified = verify(declared, entry.digests, part=part.index)
-        if not part.is_file or (part.raw_filename == b"" and not data):
+            if declared:
+                entry.verified = verify(declared, entry.digests, part=part.index)
+        if not part.is_file or (not data and part.raw_filename == b""):
             self._take_field(entry, data)
-            return
+            return entry, (), ()
         lanes, flows = self._lanes_for(part)
-        long_way = []
+        if flows or len(data) > BULK_BYTES:
+            return entry, lanes, flows
+        long_way: list[Lane] | tuple[()] = ()
         for lane in lanes:
-            if not flows and lane.takes_in_bulk(len(data)):
+            if lane.bulk is not None:
                 lane.add(part, data)
             else:
-                long_way.append(lane)
-        if long_way:
-            for pipe in await self._open(entry, long_way, flows):
-                if data:
-                    await pipe.send(data)
-                pipe.finish()
+                long_way = [*long_way, lane]
+        return entry, long_way, flows
+
+    async def _send_whole(self, entry: Entry, lanes: Sequence[Lane], flows: Sequence[Flow], data: bytes) -> None:
+        for pipe in await self._open(entry, lanes, flows):
+            if data:
+                await pipe.send(data)
+            pipe.finish()
 
     async def _take_begin(self, part: Part) -> None:
-        entry = self._entry = self._new_entry(part)
+        entry = self._entry = Entry(part)
+        self.entries.append(entry)
         self._field = []
         self._declared = declared_digests(part.headers)
         algorithms = self._algorithms(self._declared)
@@ -158,24 +170,19 @@ class Pump:
 
     # -- rules and limits
 
-    def _new_entry(self, part: Part) -> Entry:
-        entry = Entry(part)
-        self.entries.append(entry)
-        return entry
-
     def _algorithms(self, declared: Sequence[tuple[str, str]]) -> tuple[str, ...]:
         if not declared:
             return self._route.digests
         return tuple(dict.fromkeys([*self._route.digests, *(algorithm for algorithm, _ in declared)]))
 
-    def _lanes_for(self, part: Part) -> tuple[list[Lane], list[Flow]]:
+    def _lanes_for(self, part: Part) -> tuple[Sequence[Lane], Sequence[Flow]]:
         rule = self._route.rule_for(part)
         if rule is None:
             raise NoRoute("no rule takes this file", part=part.index)
-        lanes = [self._lanes[name] for name in rule.sinks]
+        lanes, flows = self._plans[id(rule)]
         for lane in lanes:
             lane.files.append(part.index)
-        return lanes, [self._flows[name] for name in rule.flows]
+        return lanes, flows
 
     def _check_file(self, entry: Entry) -> None:
         limit = self._limits.max_file_bytes

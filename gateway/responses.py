@@ -18,17 +18,40 @@ __all__ = ["converted", "created", "manifest_json", "passed_through", "problem",
 
 log = logging.getLogger("gateway.responses")
 
+_string = json.encoder.encode_basestring  # what json.dumps uses, ensure_ascii off
 _PROBLEM = "application/problem+json"
 _WRITE_BYTES = 64 << 10
 
 
 def manifest_json(manifest: Manifest) -> bytes:
     """The manifest of design section 6, members in its order."""
-    document = {"upload": manifest.upload, "parts": [_entry(entry) for entry in manifest.entries]}
-    return _json(document)
+    entries = ", ".join([_entry(entry) for entry in manifest.entries])
+    return f'{{"upload": {_string(manifest.upload)}, "parts": [{entries}]}}'.encode()
 
 
-def _entry(entry: Entry) -> dict[str, object]:
+def _entry(entry: Entry) -> str:
+    """The usual entry by hand, at a quarter of the price of json.dumps; there may be a hundred thousand of them."""
+    part, digests = entry.part, entry.digests
+    if entry.verified or entry.findings or entry.output or len(digests) > ("sha256" in digests):
+        return json.dumps(_document(entry), ensure_ascii=False)
+    filename = "null" if part.raw_filename is None else _string(text(part.raw_filename))
+    content_type = "null" if part.content_type is None else _string(text(part.content_type))
+    sha256 = f'"{digests["sha256"]}"' if digests else "null"
+    value = "" if part.is_file else f', "value": {"null" if entry.value is None else _string(entry.value)}'
+    receipts = ", ".join([_usual_receipt(receipt) for receipt in entry.receipts])
+    return (
+        f'{{"index": {part.index}, "name": {_string(text(part.raw_name))}, "filename": {filename}, '
+        f'"content_type": {content_type}, "size": {entry.size}, "sha256": {sha256}{value}, "receipts": [{receipts}]}}'
+    )
+
+
+def _usual_receipt(receipt: Receipt) -> str:
+    location = "null" if receipt.location is None else _string(receipt.location)
+    status = "" if receipt.status is None else f', "status": {receipt.status}'
+    return f'{{"sink": {_string(receipt.sink)}{status}, "location": {location}}}'
+
+
+def _document(entry: Entry) -> dict[str, object]:
     part = entry.part
     document: dict[str, object] = {
         "index": part.index,
@@ -44,9 +67,9 @@ def _entry(entry: Entry) -> dict[str, object]:
     if others:
         document["digests"] = others
     if entry.verified:
-        document["verified"] = entry.verified
+        document["verified"] = list(entry.verified)
     if entry.findings:
-        document["findings"] = entry.findings
+        document["findings"] = dict(entry.findings)
     document["receipts"] = [_receipt(receipt, entry.output) for receipt in entry.receipts]
     return document
 
@@ -74,7 +97,7 @@ def _result(entry: Entry) -> dict[str, object]:
             "size": entry.size,
             "sha256": sha256,
         },
-        "findings": entry.findings,
+        "findings": dict(entry.findings),
         "output": {
             "filename": output.filename if output else part.filename,
             "content_type": output.content_type if output else content_type,

@@ -26,12 +26,14 @@ class Match:
     content_type: str | None = None
 
     def takes(self, part: Part) -> bool:
+        if self._name is not None and not self._name.match(part.name):
+            return False
+        if self._filename is not None and not self._filename.match(part.filename or ""):
+            return False
+        if self._content_type is None:
+            return True
         media_type = text(part.content_type or b"").partition(";")[0].strip().lower()
-        return (
-            _matches(self._name, part.name)
-            and _matches(self._filename, part.filename or "")
-            and _matches(self._content_type, media_type)
-        )
+        return self._content_type.match(media_type) is not None
 
     @cached_property
     def _name(self) -> re.Pattern[str] | None:
@@ -48,10 +50,6 @@ class Match:
 
 def _glob(pattern: str | None) -> re.Pattern[str] | None:
     return None if pattern is None else re.compile(fnmatch.translate(pattern), re.DOTALL)
-
-
-def _matches(pattern: re.Pattern[str] | None, value: str) -> bool:
-    return pattern is None or pattern.match(value) is not None
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,7 +72,10 @@ class Route:
     digests: tuple[str, ...] = field(default=("sha256",))
 
     def rule_for(self, part: Part) -> Rule | None:
-        return next((rule for rule in self.rules if rule.match.takes(part)), None)
+        for rule in self.rules:
+            if rule.match.takes(part):
+                return rule
+        return None
 
     @property
     def sinks(self) -> tuple[str, ...]:

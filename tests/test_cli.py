@@ -6,7 +6,6 @@ import json
 import os
 import re
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -20,6 +19,7 @@ from gateway import __version__
 from gateway.config import load
 from gateway.settings import Settings
 from tests.processes import Process, gateway_process, receiver_process
+from tests.test_readme import needs_curl, status_of
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 CONFIG_FILES = [REPOSITORY / "config" / name for name in ("gateway.toml", "demo.toml")]
@@ -78,9 +78,7 @@ def test_a_wrong_configuration_exits_2_and_names_every_key_path_without_a_traceb
     command: str, tmp_path: Path
 ) -> None:
     config = tmp_path / "wrong.toml"
-    config.write_text(
-        '[server]\nport = "high"\ncolour = "red"\n[[routes]]\npath = "/x"\nparts = [{sinks = ["nowhere"]}]\n'
-    )
+    config.write_text(WRONG)
     done = gateway(command, "--config", str(config))
     assert done.returncode == 2
     assert done.stdout == ""
@@ -121,7 +119,7 @@ def test_the_complete_configuration_file_has_every_key() -> None:
     document = tomllib.loads(CONFIG_FILES[0].read_text())
     defaults = load().model_dump()
     assert document.keys() == defaults.keys() == Settings.model_fields.keys()
-    for table in ("server", "limits"):
+    for table in ("server", "limits", "download"):
         assert document[table].keys() == defaults[table].keys()
     for name, sink in defaults["sinks"].items():
         assert document["sinks"][name].keys() == sink.keys()
@@ -134,7 +132,10 @@ def test_the_complete_configuration_file_has_every_key() -> None:
 def test_check_says_so_where_there_is_no_bound() -> None:
     done = gateway("check", env={"GATEWAY_LIMITS__MAX_PARTS": "0"})
     assert done.returncode == 0
-    assert done.stdout.endswith("without bound: max_uploads or max_parts is unlimited\n")
+    assert done.stdout.endswith("\nwithout bound, since unlimited: limits.max_parts\n")
+    unlimited = {"GATEWAY_SERVER__MAX_UPLOADS": "0", "GATEWAY_LIMITS__WINDOW_BYTES": "0"}
+    done = gateway("check", env=unlimited)
+    assert done.stdout.endswith("\nwithout bound, since unlimited: server.max_uploads, limits.window_bytes\n")
 
 
 # -- explain
@@ -157,7 +158,7 @@ sinks = ["none"]
         (("--filename", "a.pdf"), 0, "rule 0 of /mail (upload) takes it: to disk, api"),
         (("--content-type", "image/png"), 0, "rule 1 of /mail (upload) takes it: to none"),
         (("--filename", "a.txt"), 1, "no rule of /mail takes it: 422 NoRoute"),
-        (("--path", "/elsewhere"), 1, "there is no route /elsewhere; there are /mail, /upload, /proxy"),
+        (("--path", "/elsewhere"), 1, "there is no route /elsewhere; there are /mail, /upload, /proxy, /convert"),
     ],
 )
 def test_explain_says_which_rule_takes_a_file(arguments: tuple[str, ...], code: int, said: str, tmp_path: Path) -> None:
@@ -199,34 +200,20 @@ def test_the_receiver_says_where_it_listens_and_ends_with_0(tmp_path: Path) -> N
         assert process.wait(10) == 0
 
 
-def test_serve_with_a_receiver_prints_curl_lines_that_work(tmp_path: Path, free_port: int) -> None:
+@needs_curl
+def test_serve_with_a_receiver_prints_curl_lines_that_work_and_relays_to_it(tmp_path: Path) -> None:
     (tmp_path / "README.md").write_text("read me\n")
     (tmp_path / "LICENSE").write_text("take me\n")
-    env = {
-        "GATEWAY_SERVER__PORT": "0",
-        "GATEWAY_SINKS__DISK__ROOT": str(tmp_path / "uploads"),
-        "GATEWAY_SINKS__API__URL": f"http://127.0.0.1:{free_port}/upload",
-    }
-    arguments = ("serve", "--config", str(CONFIG_FILES[1]), "--with-receiver", str(free_port))
+    env = {"GATEWAY_SERVER__PORT": "0", "GATEWAY_SINKS__DISK__ROOT": str(tmp_path / "uploads")}
+    # any free port: it is not the one of the configuration
+    arguments = ("serve", "--config", str(CONFIG_FILES[1]), "--with-receiver", "0")
     with Process(*arguments, log=tmp_path / "serve.log", env=env) as process:
         curls = printed_curl_lines(process.log)
         assert all(process.url in curl for curl in curls)
-        statuses = [
-            subprocess.run(
-                f"{curl} -s -o /dev/null -w '%{{http_code}}'",
-                shell=True,
-                cwd=tmp_path,
-                capture_output=True,
-                text=True,
-                timeout=30,
-                check=True,
-            ).stdout
-            for curl in curls
-        ]
-    assert statuses == ["201", "201", "200", "503", "200"]
+        assert [status_of(curl, tmp_path) for curl in curls] == ["201", "201", "200", "503", "200", "200"]
 
 
-def printed_curl_lines(log: Path, *, count: int = 5) -> list[str]:
+def printed_curl_lines(log: Path, *, count: int = 6) -> list[str]:
     """They come right after the line that says where it listens."""
     for _ in range(100):
         lines = [line.strip() for line in log.read_text().splitlines()]
@@ -235,48 +222,6 @@ def printed_curl_lines(log: Path, *, count: int = 5) -> list[str]:
             return curls
         time.sleep(0.05)
     raise AssertionError(log.read_text())
-
-
-@pytest.fixture
-def free_port() -> int:
-    """A port that was free just now."""
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        port: int = listener.getsockname()[1]
-        return port
-
-
-# -- the README
-
-
-def readme_blocks(language: str) -> list[str]:
-    return re.findall(rf"^```{language}\n(.*?)^```", (REPOSITORY / "README.md").read_text(), re.DOTALL | re.MULTILINE)
-
-
-def test_the_sink_in_the_readme_works_as_pasted(tmp_path: Path) -> None:
-    (code,) = (block for block in readme_blocks("python") if "class Tally" in block)
-    (config,) = (block for block in readme_blocks("toml") if "[sinks.tally]" in block)
-    (tmp_path / "tally.py").write_text(code)
-    tally = tmp_path / "tally.txt"
-    with gateway_process(tmp_path, config, PYTHONPATH=str(tmp_path), GATEWAY_SINKS__TALLY__FILE=str(tally)) as process:
-        request = urllib.request.Request(f"{process.url}/upload/a.txt", data=b"hello", method="PUT")
-        with urllib.request.urlopen(request, timeout=10) as answer:
-            manifest = json.load(answer)
-    assert [receipt["sink"] for receipt in manifest["parts"][0]["receipts"]] == ["tally", "disk"]
-    assert tally.read_text() == f"{manifest['upload']} 0 a.txt 5\n"
-
-
-def test_the_other_examples_in_the_readme_are_right(tmp_path: Path) -> None:
-    for number, config in enumerate(block for block in readme_blocks("toml") if "tally" not in block):
-        path = tmp_path / f"{number}.toml"
-        path.write_text(config)
-        load(path)
-    for block in readme_blocks("python"):
-        compile(block, "README.md", "exec")
-    (codec,) = (block for block in readme_blocks("python") if "gateway.codec" in block)
-    done = subprocess.run(
-        [sys.executable, "-W", "error", "-c", codec], capture_output=True, text=True, timeout=30, check=True
-    )
-    assert done.stdout == "part file a.txt b'hello'\nCLOSE\n"
 
 
 def test_the_makefiles_destination_is_where_the_demo_configuration_sends_to() -> None:

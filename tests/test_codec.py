@@ -400,3 +400,50 @@ def test_a_file_without_a_name_is_called_file() -> None:
 def test_two_encoders_never_share_a_boundary() -> None:
     assert Encoder().boundary != Encoder().boundary
     assert len(Encoder().boundary) == 32
+
+
+_USUAL_NAMES = st.text(st.characters(codec="utf-8"), max_size=12)
+_USUAL_TYPES = st.none() | st.sampled_from([b"text/plain", b"text/plain; charset=utf-8", b"a/b ", b"image/png"])
+
+
+@given(
+    st.lists(st.tuples(_USUAL_NAMES, st.none() | _USUAL_NAMES, _USUAL_TYPES, st.binary(max_size=40)), max_size=5),
+    st.sampled_from([b"", b" ", b"\r\n--boundar", b"\r\n--boundary!"]),
+)
+def test_the_quick_way_for_usual_parts_gives_what_the_slow_way_gives(
+    parts: list[tuple[str, str | None, bytes | None, bytes]], tail: bytes
+) -> None:
+    """Keeping the wire bytes, or taking parts of no form, switches the quick way off."""
+    body = b""
+    for name, filename, content_type, data in parts:
+        body += b'--boundary\r\nContent-Disposition: form-data; name="' + name.encode() + b'"'
+        body += b"" if filename is None else b'; filename="' + filename.encode() + b'"'
+        body += b"" if content_type is None else b"\r\nContent-Type: " + content_type
+        body += b"\r\n\r\n" + data + tail + b"\r\n"
+    body += b"--boundary--\r\n"
+    outcomes = []
+    for keep_raw in (False, True):
+        decoder = Decoder(b"boundary", keep_raw=keep_raw, max_parts=4, max_header_bytes=80)
+        events: list[object] = []
+        try:
+            events = [
+                (
+                    kind,
+                    part
+                    and (
+                        part.index,
+                        part.raw_name,
+                        part.raw_filename,
+                        part.content_type,
+                        list(part.headers),
+                        part.is_file,
+                    ),
+                    data,
+                )
+                for kind, part, data, _ in decoder.receive(body)
+                if kind is not Kind.IGNORED
+            ]
+        except GatewayError as error:
+            events = [type(error), error.detail]
+        outcomes.append(events)
+    assert outcomes[0] == outcomes[1]

@@ -9,7 +9,7 @@ from collections.abc import AsyncIterable, Sequence
 import pytest
 
 from gateway.errors import SinkFull, SinkUnavailable, TooLarge
-from gateway.lanes import BULK_BYTES, Lane, Slots
+from gateway.lanes import Lane, Slots
 from gateway.model import Part, Receipt
 
 
@@ -54,10 +54,9 @@ async def test_a_batch_is_handed_over_in_one_go_and_in_order() -> None:
     assert lane.progress.total == 3
 
 
-async def test_only_small_parts_and_only_sinks_that_can_go_the_short_way() -> None:
-    assert Lane("a", 1, BulkRecorder(), 1).takes_in_bulk(BULK_BYTES)
-    assert not Lane("a", 1, BulkRecorder(), 1).takes_in_bulk(BULK_BYTES + 1)
-    assert not Lane("a", 1, Recorder(), 1).takes_in_bulk(1)
+async def test_only_sinks_that_can_take_many_go_the_short_way() -> None:
+    assert Lane("a", 1, BulkRecorder(), 1).bulk is not None
+    assert Lane("a", 1, Recorder(), 1).bulk is None
 
 
 async def test_a_slot_is_free_again_when_all_tasks_of_its_part_have_ended() -> None:
