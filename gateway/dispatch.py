@@ -48,6 +48,8 @@ class Outcome:
     """What became of an upload that succeeded, or that a destination answered in our stead."""
 
     manifest: Manifest
+    kept: bytes | None = None
+    """The manifest as it was stored; None where the route has no disk sink."""
     answer: ClientResponse | None = None
     """On a route of kind relay: the destination's response, to be streamed before the stack is left."""
     sink_bytes: dict[str, int] = field(default_factory=dict)
@@ -97,7 +99,7 @@ async def dispatch(
     else:
         if route.kind == "relay":
             answer = next(filter(None, (lane.answer() for lane in lanes)), None)
-    return Outcome(manifest, answer, {lane.name: lane.progress.total for lane in lanes})
+    return Outcome(manifest, kept.manifest, answer, {lane.name: lane.progress.total for lane in lanes})
 
 
 @dataclass(slots=True)
@@ -107,6 +109,7 @@ class Kept:
     anything: bool = False
     """Receipts may be none although there was a commit: a relay may have been sent fields only."""
     receipts: list[Receipt] = field(default_factory=list)
+    manifest: bytes | None = None
 
 
 async def _opened(name: str, sink: Sink, upload: Upload, stall_seconds: float, stack: AsyncExitStack) -> Delivery:
@@ -127,7 +130,8 @@ async def _commit(lanes: Sequence[Lane], manifest: Manifest, kept: Kept) -> None
     for lane in sorted(lanes, key=lambda lane: (lane.stage, lane is keeper)):
         if lane is keeper:
             _record(manifest, lane.keeper_receipts(), place)
-            lane.keep_manifest(manifest_json(manifest))
+            kept.manifest = manifest_json(manifest)
+            lane.keep_manifest(kept.manifest)
         receipts = await lane.commit()
         kept.anything = kept.anything or lane.given
         kept.receipts += receipts

@@ -139,9 +139,8 @@ class UploadHandler:
                 idle_seconds=limits.idle_seconds,
                 close=close,
             )
-        kept = any(isinstance(house.sinks[name], DiskSink) for name in self._route.sinks)
         respond = converted if self._route.kind == "convert" else created
-        response = respond(outcome.manifest, kept=kept)
+        response = respond(outcome.manifest, outcome.kept)
         if close:
             response.force_close()
         return response

@@ -25,8 +25,8 @@ _WRITE_BYTES = 64 << 10
 
 def manifest_json(manifest: Manifest) -> bytes:
     """The manifest of design section 6, members in its order."""
-    entries = ", ".join([_entry(entry) for entry in manifest.entries])
-    return f'{{"upload": {_string(manifest.upload)}, "parts": [{entries}]}}'.encode()
+    entries = b", ".join([_entry(entry).encode() for entry in manifest.entries])
+    return b'{"upload": %b, "parts": [%b]}' % (_string(manifest.upload).encode(), entries)
 
 
 def _entry(entry: Entry) -> str:
@@ -74,11 +74,11 @@ def _document(entry: Entry) -> dict[str, object]:
     return document
 
 
-def converted(manifest: Manifest, *, kept: bool) -> web.Response:
+def converted(manifest: Manifest, kept: bytes | None) -> web.Response:
     """200 and the list of results, one per file, in the order of the wire."""
     document = [_result(entry) for entry in manifest.entries if entry.part.is_file and entry.receipts]
     response = web.Response(body=_json(document), content_type="application/json")
-    if kept:
+    if kept is not None:
         response.headers[hdrs.LOCATION] = f"/uploads/{manifest.upload}"
     return response
 
@@ -127,10 +127,11 @@ def _json(document: object) -> bytes:
     return json.dumps(document, ensure_ascii=False).encode()
 
 
-def created(manifest: Manifest, *, kept: bool) -> web.Response:
-    """201; `kept` says whether the manifest can be fetched again."""
-    headers = {hdrs.LOCATION: f"/uploads/{manifest.upload}"} if kept else None
-    return web.Response(status=201, body=manifest_json(manifest), content_type="application/json", headers=headers)
+def created(manifest: Manifest, kept: bytes | None) -> web.Response:
+    """201 and the manifest; `kept` is the one that was stored, and so can be fetched again."""
+    headers = None if kept is None else {hdrs.LOCATION: f"/uploads/{manifest.upload}"}
+    body = manifest_json(manifest) if kept is None else kept
+    return web.Response(status=201, body=body, content_type="application/json", headers=headers)
 
 
 def problem(error: GatewayError, *, instance: str | None = None, close: bool = False) -> web.Response:

@@ -9,6 +9,7 @@ progress go on for up to `drain_seconds`; those that are left are cancelled, whi
 from __future__ import annotations
 
 import asyncio
+import ctypes
 import json
 import logging
 import signal
@@ -22,9 +23,13 @@ from gateway.app import build_app, check_took_effect
 from gateway.handlers import HOUSE
 from gateway.settings import Settings
 
-__all__ = ["DrainingRunner", "configure_logging", "serve", "until_signalled"]
+__all__ = ["DrainingRunner", "configure_logging", "keep_freed_buffers", "serve", "until_signalled"]
 
 log = logging.getLogger("gateway.server")
+
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # malloc.h
+_KEPT_BUFFER_BYTES = 4 << 20
+_KEPT_BYTES = 16 << 20
 
 _ABORT_SECONDS = 5
 """For what was broken off to be removed from its sinks."""
@@ -62,6 +67,7 @@ async def serve(settings: Settings, *, started: Callable[[str, int], None] = lam
     """Serve until SIGTERM or SIGINT, then drain. `started` is told where it listens. Raises OSError where the
     address cannot be had.
     """
+    keep_freed_buffers()
     runner = DrainingRunner(build_app(settings), drain_seconds=settings.server.drain_seconds)
     await runner.setup()
     try:
@@ -86,6 +92,20 @@ async def until_signalled() -> None:
     finally:
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.remove_signal_handler(number)
+
+
+def keep_freed_buffers() -> None:
+    """Tell glibc to keep what is freed for the next buffer.
+
+    By default it gives 256 KiB, one receive call's worth, back to the system each time, and page faults cost
+    more than parsing does. Elsewhere than on glibc: nothing.
+    """
+    try:
+        mallopt = ctypes.CDLL(None).mallopt
+    except (AttributeError, OSError):
+        return
+    mallopt(_M_MMAP_THRESHOLD, _KEPT_BUFFER_BYTES)
+    mallopt(_M_TRIM_THRESHOLD, _KEPT_BYTES)
 
 
 class JsonLines(logging.Formatter):
