@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import importlib
 import inspect
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import AbstractAsyncContextManager, AsyncExitStack
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, contextmanager
 from typing import Any
 
 from aiohttp import web
@@ -41,10 +41,20 @@ _READ_WHOLE_BYTES = 65536
 
 
 def build_app(settings: Settings) -> web.Application:
-    """The application. Raises ConfigError for a sink of the user's that cannot be made."""
-    sinks = {name: _sink(name, sink) for name, sink in settings.sinks.items()}
+    """The application. Raises ConfigError for sinks and flows that cannot be made, all at once."""
     routes = settings.as_routes()
-    flows = {*settings.flows, *(flow for route in routes for rule in route.rules for flow in rule.flows)}
+    named = {*settings.flows, *(flow for route in routes for rule in route.rules for flow in rule.flows)}
+    problems_found: list[str] = []
+    sinks: dict[str, Sink] = {}
+    flows: dict[str, Flow] = {}
+    for name, sink in settings.sinks.items():
+        with _collected(problems_found):
+            sinks[name] = _sink(name, sink)
+    for name in sorted(named):
+        with _collected(problems_found):
+            flows[name] = _flow(name, settings.flows.get(name, FlowSettings()))
+    if problems_found:
+        raise ConfigError(problems_found)
     app = web.Application(
         middlewares=[problems],
         client_max_size=_READ_WHOLE_BYTES,
@@ -64,7 +74,7 @@ def build_app(settings: Settings) -> web.Application:
         gate=Gate(settings.server.max_uploads),
         sinks=sinks,
         routes=routes,
-        flows={name: _flow(name, settings.flows.get(name, FlowSettings())) for name in sorted(flows)},
+        flows=flows,
         executor=hashing,
         downloader=downloader,
     )
@@ -81,6 +91,14 @@ def build_app(settings: Settings) -> web.Application:
     app.cleanup_ctx.append(running)
     add_routes(app)
     return app
+
+
+@contextmanager
+def _collected(found: list[str]) -> Iterator[None]:
+    try:
+        yield
+    except ConfigError as error:
+        found += error.problems
 
 
 def check_took_effect(runner: web.AppRunner, settings: Settings) -> None:
@@ -121,6 +139,8 @@ def _flow(name: str, settings: FlowSettings) -> Flow:
     try:
         function = _import(path)
         inspect.signature(function).bind(None, None, **settings.options)
+        if hasattr(function, "check"):
+            function.check(**settings.options)
     except Exception as error:
         raise ConfigError([f"flows.{name}: {error}"]) from error
     return Flow(name, function, settings.options)

@@ -38,6 +38,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except ConfigError as error:
         print(*error.problems, sep="\n", file=sys.stderr)
         return 2
+    except BrokenPipeError:
+        return 1  # whoever reads our output has enough
     except OSError as error:
         print(f"gateway: {error}", file=sys.stderr)
         return 1
@@ -131,6 +133,7 @@ def _check(settings: Settings) -> None:
 
 
 def _explain(settings: Settings, options: argparse.Namespace) -> int:
+    build_app(settings)  # what cannot run explains nothing
     routes = settings.as_routes()
     route = next((route for route in routes if route.path == options.path), None)
     if route is None:
@@ -143,5 +146,6 @@ def _explain(settings: Settings, options: argparse.Namespace) -> int:
         print(f"no rule of {route.path} takes it: 422 NoRoute")
         return 1
     number = list(route.rules).index(rule)
-    print(f"rule {number} of {route.path} ({route.kind}) takes it: to {', '.join(rule.sinks)}")
+    through = f"through {', '.join(rule.flows)} " if rule.flows else ""
+    print(f"rule {number} of {route.path} ({route.kind}) takes it: {through}to {', '.join(rule.sinks)}")
     return 0

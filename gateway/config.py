@@ -59,7 +59,9 @@ def load(path: str | Path | None = None) -> Settings:
         with_environment = with_defaults(_laid_over(document, EnvSettingsSource(Settings)()))
         raise ConfigError(strangers + _lines(error) + _contradictions(with_environment)) from error
     except (ValueError, SettingsError) as error:  # an environment variable that is no JSON where it has to be
-        raise ConfigError([str(error)]) from error
+        field = re.search(r'field "(\w+)"', str(error))
+        what = f"{field[1]}: " if field else ""
+        raise ConfigError([*strangers, f"{what}a list or table in an environment variable is no JSON"]) from error
     if problems := strangers + _contradictions(settings.model_dump()):
         raise ConfigError(problems)
     return settings

@@ -212,8 +212,17 @@ class _Record:
 async def get_download(request: web.Request) -> web.StreamResponse:
     """A remote URL, streamed. It takes a slot as an upload does: it may hold as much."""
     house = request.app[HOUSE]
-    with house.gate.slot():
-        return await house.downloader.respond(request, close=house.gate.draining)
+    outcome = InternalError.slug()
+    try:
+        with house.gate.slot():
+            response = await house.downloader.respond(request, close=house.gate.draining)
+        outcome = "ok"
+        return response
+    except GatewayError as error:
+        outcome = error.slug()
+        raise
+    finally:
+        house.metrics.download_ended(outcome)
 
 
 # -- the house itself

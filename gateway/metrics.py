@@ -23,6 +23,13 @@ class Metrics:
             "gateway_upload_seconds", "Duration of uploads", ["route"], buckets=_SECONDS, registry=self._registry
         )
 
+        self._downloads = Counter(
+            "gateway_downloads", "Remote downloads that ended, by outcome", ["outcome"], registry=self._registry
+        )
+
+    def download_ended(self, outcome: str) -> None:
+        self._downloads.labels(outcome).inc()
+
     def upload_began(self) -> None:
         self._in_flight.inc()
 

@@ -24,10 +24,10 @@ async def test_a_users_flow_changes_name_and_bytes_and_leaves_findings(start_gat
     assert status == 201
     part = manifest["parts"][0]
     assert (part["filename"], part["size"]) == ("a.txt", 26)  # what came in
-    assert part["findings"] == {"redact": {"hits": 1}}
+    assert part["findings"] == {"redact": {"hits": 3}}
     (receipt,) = part["receipts"]
     stored = await fetch(gateway, receipt["location"])
-    assert stored == b"a ******\nno secrets secret"
+    assert stored == b"a ******\nno ******s ******"
     assert receipt["filename"] == "redacted-a.txt"
     assert (receipt["size"], receipt["sha256"]) == (len(stored), hashlib.sha256(stored).hexdigest())
     assert receipt["location"].endswith("/redacted-a.txt")

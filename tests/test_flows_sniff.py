@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import io
+import zipfile
 from typing import Any
 
 import pytest
 
+from gateway.config import ConfigError
 from tests.conftest import StartGateway
 from tests.flow_support import fetch, form, post, route
 
@@ -35,3 +38,59 @@ async def test_sniff_looks_at_the_first_bytes(
         assert found == ("image/png" if body.startswith(b"\x89PNG") else "application/pdf")
         assert part["receipts"] == [{"sink": "disk", "location": part["receipts"][0]["location"]}]  # bytes unchanged
         assert await fetch(gateway, part["receipts"][0]["location"]) == body
+
+
+def _zip() -> bytes:
+    stream = io.BytesIO()
+    with zipfile.ZipFile(stream, "w") as archive:
+        archive.writestr("a.txt", "a")
+    return stream.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("body", "found", "declared", "same"),
+    [
+        (_zip(), "application/zip", "application/vnd.openxmlformats-officedocument.wordprocessingml.document", True),
+        (_zip(), "application/zip", "application/java-archive", True),
+        (_zip(), "application/zip", "image/png", False),
+        (b"BM" + bytes(60), "image/bmp", "image/bmp", True),
+        (b'{"a": 1}', None, "text/plain", True),
+        (b"a,b\n1,2\n", "text/plain", "text/csv", True),
+        (b"<?xml version='1.0'?><svg/>", None, "image/svg+xml", True),
+        (b"plain words", "text/plain", "application/pdf", False),
+    ],
+)
+async def test_families_match_and_strangers_do_not(
+    start_gateway: StartGateway, body: bytes, found: str | None, declared: str, same: bool
+) -> None:
+    gateway = await start_gateway(routes=route("sniff"))
+    _, manifest = await post(gateway, form(("a", body), content_type=declared))
+    findings = manifest["parts"][0]["findings"]["sniff"]
+    assert findings["match"] is same
+    assert found is None or findings["content_type"] == found
+
+
+async def test_a_zip_is_allowed_by_its_own_name_or_by_that_of_its_family(start_gateway: StartGateway) -> None:
+    office = "application/vnd.openxmlformats-officedocument.wordprocessingml.document"
+    for allow, declared, status in (
+        ("application/zip", "application/zip", 201),
+        ("application/vnd.openxmlformats-*", office, 201),
+        ("application/vnd.openxmlformats-*", "application/zip", 422),
+    ):
+        gateway = await start_gateway(flows={"sniff": {"allow": [allow]}}, routes=route("sniff"))
+        answered, _ = await post(gateway, form(("a", _zip()), content_type=declared))
+        assert answered == status
+
+
+@pytest.mark.parametrize(
+    ("flow", "options"),
+    [
+        ("sniff", {"policy": "x"}), ("sniff", {"allow": "image/*"}), ("gzip", {"level": 99}), ("zstd", {"level": "9"}),
+        ("lines", {"ending": "cr"}), ("gunzip", {"max_ratio": -1}), ("gzip", {"levle": 1}),
+    ],
+)  # fmt: skip
+async def test_options_that_mean_nothing_are_errors_of_the_configuration(
+    start_gateway: StartGateway, flow: str, options: dict[str, Any]
+) -> None:
+    with pytest.raises(ConfigError, match=f"flows.{flow}"):
+        await start_gateway(flows={flow: options})

@@ -21,7 +21,9 @@ What holds:
    and dropped.
 5. In a chain each flow sees the name and type that the one before it gave: it is started only when that
    one has yielded, or returned. Nobody runs ahead: a chunk is asked for when the sinks have room for it.
-6. A flow must not block the event loop: `in_thread` is for work that takes longer than a millisecond.
+6. A flow may have an attribute `check`: a function of the same options that raises ValueError for values
+   that mean nothing. It is asked at start-up.
+7. A flow must not block the event loop: `in_thread` is for work that takes longer than a millisecond.
 """
 
 from __future__ import annotations

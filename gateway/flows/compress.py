@@ -57,6 +57,18 @@ async def zstd(file: FlowFile, chunks: AsyncIterable[bytes], *, level: int = 3) 
         yield chunk
 
 
+def _check_level(highest: int, lowest: int) -> Callable[..., None]:
+    def check(*, level: int = lowest) -> None:
+        if not isinstance(level, int) or not lowest <= level <= highest:
+            raise ValueError(f"level is {lowest} to {highest}")
+
+    return check
+
+
+gzip.check = _check_level(9, 0)  # type: ignore[attr-defined]
+zstd.check = _check_level(19, 1)  # type: ignore[attr-defined]
+
+
 async def _compressed(
     file: FlowFile, chunks: AsyncIterable[bytes], compressor: Compressor, suffix: str, content_type: str
 ) -> AsyncIterator[bytes]:
@@ -88,6 +100,15 @@ async def unzstd(
     """Decompress: `a.bin.zst` becomes `a.bin`. Limits as in gunzip; a window over 8 MiB is rejected (RFC 9659)."""
     async for chunk in _decompressed(file, chunks, _unzstd, (".zst", ".zstd"), max_output_bytes, max_ratio):
         yield chunk
+
+
+def _check_caps(*, max_output_bytes: int = 0, max_ratio: float = 0) -> None:
+    for name, cap in (("max_output_bytes", max_output_bytes), ("max_ratio", max_ratio)):
+        if not isinstance(cap, int | float) or cap < 0:
+            raise ValueError(f"{name} is a number, 0 = unlimited")
+
+
+gunzip.check = unzstd.check = _check_caps  # type: ignore[attr-defined]
 
 
 async def _decompressed(

@@ -28,3 +28,11 @@ async def lines(file: FlowFile, chunks: AsyncIterable[bytes], *, ending: str = "
         count += 1
         yield end
     file.findings["line_ends"] = count
+
+
+def _check(*, ending: str = "lf") -> None:
+    if ending not in _ENDS:
+        raise ValueError(f"ending is one of {', '.join(_ENDS)}")
+
+
+lines.check = _check  # type: ignore[attr-defined]
