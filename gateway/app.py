@@ -138,6 +138,8 @@ def _flow(name: str, settings: FlowSettings) -> Flow:
     path = settings.use or BUILT_IN_FLOWS.get(name, name)
     try:
         function = _import(path)
+        if inspect.iscoroutinefunction(function):
+            raise TypeError("it is a coroutine function, so it yields nothing: a flow has a `yield`")
         inspect.signature(function).bind(None, None, **settings.options)
         if hasattr(function, "check"):
             function.check(**settings.options)

@@ -134,9 +134,18 @@ def _contradictions(document: Mapping[str, Any]) -> list[str]:
             for name in names if isinstance(names, list | tuple) else ():
                 if name not in flows and name not in BUILT_IN_FLOWS and not re.match(DOTTED_PATH, str(name)):
                     problems.append(f"{where}.parts.{place}.flows: there is no flow {name}")
+        kept = {_keep_seconds(sinks.get(name)) for name in named if sink_tag(sinks.get(name)) == "disk"}
+        if len(kept) > 1:
+            problems.append(
+                f"{where}: its disk sinks have different keep_seconds, so that an upload would expire in part"
+            )
         if route.get("kind") == "relay" and not any(sink_tag(sinks.get(name)) == "relay" for name in named):
             problems.append(f"{where}.kind: a route of kind relay needs a sink of type relay")
     return problems
+
+
+def _keep_seconds(sink: Any) -> Any:
+    return sink.get("keep_seconds", 0) if isinstance(sink, Mapping) else 0
 
 
 def memory_bound_bytes(settings: Settings) -> tuple[int, dict[str, int]]:

@@ -26,7 +26,7 @@ _INLINE_BYTES = 1 << 16
 
 
 class _Hash(Protocol):
-    def update(self, data: bytes, /) -> None: ...
+    def update(self, data: bytes, /) -> object: ...
     def hexdigest(self) -> str: ...
 
 
@@ -114,7 +114,9 @@ class PartDigest:
 _DECLARING = frozenset((b"content-digest", b"repr-digest", b"content-md5"))
 # RFC 9530's own names of what we compute; of its other algorithms it says that they are to be ignored.
 _RFC_9530 = {"sha-256": "sha256", "sha-512": "sha512"}
-_MEMBER = re.compile(r"[ \t]*([a-z*][a-z0-9_.*-]*)=:([A-Za-z0-9+/=]*):[ \t]*(?:;[^,]*)?(?:,|$)")
+_KEY, _PARAMETERS = r"[ \t]*([a-z*][a-z0-9_.*-]*)", r'[ \t]*(?:;(?:[^,"]|"(?:[^"\\]|\\.)*")*)?(?:,|$)'
+_MEMBER = re.compile(_KEY + r"=:([A-Za-z0-9+/=]*):" + _PARAMETERS)
+_OTHER_MEMBER = re.compile(_KEY + r'(?:=(?:[^,;"]|"(?:[^"\\]|\\.)*")*)?' + _PARAMETERS)
 
 
 def declared_digests(headers: Sequence[tuple[bytes, bytes]]) -> list[tuple[str, str]]:
@@ -132,7 +134,11 @@ def declared_digests(headers: Sequence[tuple[bytes, bytes]]) -> list[tuple[str, 
             while position < len(text):
                 match = _MEMBER.match(text, position)
                 if match is None:
-                    raise Malformed(f"a {name.decode()} cannot be read")
+                    other = _OTHER_MEMBER.match(text, position)
+                    if other is None or other[1] in _RFC_9530:
+                        raise Malformed(f"a {name.decode()} cannot be read")
+                    position = other.end()
+                    continue
                 position = match.end()
                 if match[1] in _RFC_9530:
                     declared.append((_RFC_9530[match[1]], _hex(match[2])))

@@ -37,6 +37,7 @@ __all__ = [
     "boundary_of",
     "filename_of",
     "form_fields",
+    "has_controls",
     "media_type",
     "only",
     "parse_header_block",
@@ -172,9 +173,14 @@ def _continued(parameters: dict[bytes, bytes]) -> bytes | None:
         return joined if not charset else None
 
 
+def has_controls(name: bytes) -> bool:
+    """Whether a name holds a control character other than TAB, CR, LF (rule 5)."""
+    return _CONTROL.search(name) is not None
+
+
 def reject_controls(name: bytes) -> bytes:
     """The name, unless it holds a control character that no sink could show or send (rule 5). Raises Malformed."""
-    if _CONTROL.search(name):
+    if has_controls(name):
         raise Malformed("a name holds control characters")
     return name
 

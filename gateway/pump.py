@@ -15,7 +15,7 @@ from dataclasses import replace
 from gateway.codec import Event, Kind
 from gateway.digests import PartDigest, declared_digests, digest_of, verify
 from gateway.errors import NoRoute, TooLarge
-from gateway.flows import Flow, FlowChain, FlowFile
+from gateway.flows import Flow, FlowChain, FlowFile, working
 from gateway.lanes import BULK_BYTES, Lane, Slots
 from gateway.model import Entry, Limits, Output, Part, text
 from gateway.pipe import Pipe, Progress, Window
@@ -220,7 +220,8 @@ class Pump:
         file = FlowFile(
             index=part.index, name=part.name, filename=part.filename, content_type=_shown(part.content_type)
         )
-        chain, progress = FlowChain(flows, file), Progress()
+        progress = Progress()
+        chain = FlowChain(flows, file, progress)
         inlet = Pipe(Window(self._limits.window_bytes, progress))
         turns = [lane.keep_turn() for lane in lanes if lane.is_relay]
         self.flowing[chain] = progress
@@ -239,6 +240,7 @@ class Pump:
         turns: Sequence[tuple[asyncio.Future[None] | None, asyncio.Future[None]]],
     ) -> None:
         """One file through its flows and on to its sinks; returns when they have it safely."""
+        working.set(progress)  # in this task's own context
         async with AsyncExitStack() as stack:
             stack.callback(inlet.close)
             output = await chain.start(inlet, stack)
@@ -264,8 +266,6 @@ class Pump:
                 if digest is not None:
                     with progress.excused():
                         told.sha256 = (await digest.finish())["sha256"]
-                async for _ in inlet:  # what the flows left unread
-                    pass
                 entry.findings = chain.all_findings()
                 inlet.close()
                 del self.flowing[chain]
@@ -289,7 +289,8 @@ def _told_part(part: Part, told: Output) -> Part:
     if (told.filename, told.content_type) == (part.filename, _shown(part.content_type)):
         return part
     renamed = part.raw_filename if told.filename == part.filename else _raw(told.filename)
-    return replace(part, raw_filename=renamed, content_type=_raw(told.content_type))
+    retyped = part.content_type if told.content_type == _shown(part.content_type) else _raw(told.content_type)
+    return replace(part, raw_filename=renamed, content_type=retyped)
 
 
 def _shown(raw: bytes | None) -> str | None:

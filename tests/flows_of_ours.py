@@ -3,24 +3,32 @@
 from __future__ import annotations
 
 import asyncio
+import sys
 from collections.abc import AsyncIterable, AsyncIterator, Sequence
 
 from gateway.flows import FlowFile, Reject
 
 __all__ = [
     "babbling",
+    "cancelling_itself",
     "failing",
+    "finding_nan",
     "late_renaming",
+    "leaving",
     "napping",
     "napping_first",
+    "no_generator",
     "peeking",
     "redact",
     "rejecting",
     "renaming",
     "silent",
+    "slow_taking",
     "stalling",
     "stalling_at_end",
+    "swallowing",
     "uncountable",
+    "yielding",
 ]
 
 
@@ -124,3 +132,55 @@ async def uncountable(file: FlowFile, chunks: AsyncIterable[bytes]) -> AsyncIter
     async for chunk in chunks:
         yield chunk
     file.findings["bytes"] = b"\xff"
+
+
+async def cancelling_itself(
+    file: FlowFile, chunks: AsyncIterable[bytes], *, first: bool = False
+) -> AsyncIterator[bytes]:
+    future = asyncio.get_running_loop().create_future()
+    future.cancel()
+    if first:
+        await future
+    async for chunk in chunks:
+        yield chunk
+    await future
+
+
+async def swallowing(file: FlowFile, chunks: AsyncIterable[bytes]) -> AsyncIterator[bytes]:
+    """Catches whatever comes, a cancellation and another flow's verdict among that."""
+    try:
+        async for chunk in chunks:
+            yield chunk
+    except BaseException as error:
+        file.findings["swallowed"] = repr(error)
+
+
+async def leaving(file: FlowFile, chunks: AsyncIterable[bytes]) -> AsyncIterator[bytes]:
+    async for chunk in chunks:
+        yield chunk
+        sys.exit(3)
+
+
+async def yielding(file: FlowFile, chunks: AsyncIterable[bytes], *, what: object = 5) -> AsyncIterator[bytes]:
+    async for _ in chunks:
+        pass
+    yield what  # type: ignore[misc]
+
+
+async def finding_nan(file: FlowFile, chunks: AsyncIterable[bytes]) -> AsyncIterator[bytes]:
+    async for chunk in chunks:
+        yield chunk
+    file.findings["ratio"] = float("nan")
+
+
+async def slow_taking(file: FlowFile, chunks: AsyncIterable[bytes], *, seconds: float = 0.2) -> AsyncIterator[bytes]:
+    """Takes one chunk at a time and yields at its end."""
+    size = 0
+    async for chunk in chunks:
+        size += len(chunk)
+        await asyncio.sleep(seconds)
+    yield b"%d" % size
+
+
+async def no_generator(file: FlowFile, chunks: AsyncIterable[bytes]) -> None:
+    """A mistake that is easily made: nothing is yielded, so it is no generator."""

@@ -6,12 +6,14 @@ import asyncio
 import gzip
 import hashlib
 import io
+import random
 import time
 from typing import Any
 
 import aiohttp
 import pytest
 
+from gateway.config import ConfigError
 from tests.conftest import StartDestination, StartGateway
 from tests.flow_support import OURS, fetch, form, post, route
 
@@ -55,7 +57,14 @@ async def test_flows_run_in_the_order_given_and_each_sees_the_name_that_the_one_
         ("stalling_at_end", {}, 504, "flow-stalled"),
         ("rejecting", {}, 422, "rejected"),
         ("rejecting", {"at_end": True}, 422, "rejected"),
-        ("renaming", {"filename": "a\nb"}, 500, "flow-failed"),
+        ("renaming", {"filename": "a\0b"}, 500, "flow-failed"),
+        ("renaming", {"content_type": "a/b\r\nX: y"}, 500, "flow-failed"),
+        ("cancelling_itself", {}, 500, "flow-failed"),
+        ("cancelling_itself", {"first": True}, 500, "flow-failed"),
+        ("leaving", {}, 500, "flow-failed"),
+        ("yielding", {"what": 5}, 500, "flow-failed"),
+        ("yielding", {"what": "text"}, 500, "flow-failed"),
+        ("finding_nan", {}, 500, "flow-failed"),
     ],
 )
 @pytest.mark.parametrize("size", [10, 3_000_000])
@@ -196,3 +205,78 @@ async def test_convert_takes_a_raw_body(start_gateway: StartGateway) -> None:
     assert status == 200
     assert result["output"]["filename"] == "file.gz"
     assert gzip.decompress(await fetch(gateway, result["output"]["location"])) == b"raw bytes"
+
+
+@pytest.mark.parametrize("verdict", ["rejecting", "failing", "cancelling_itself"])
+@pytest.mark.parametrize("later", ["silent", "peeking", "swallowing"])
+async def test_a_later_flow_cannot_pass_over_the_verdict_of_an_earlier_one(
+    start_gateway: StartGateway, verdict: str, later: str
+) -> None:
+    gateway = await start_gateway(
+        flows={
+            "verdict": {"use": f"{OURS}:{verdict}", **({"at_end": True} if verdict == "rejecting" else {})},
+            "later": {"use": f"{OURS}:{later}"},
+        },
+        routes=route("verdict", "later"),
+    )
+    status, problem = await post(gateway, form(("a", bytes(1_000_000))))
+    assert (status, problem["flow"]) == (422 if verdict == "rejecting" else 500, "verdict")
+    assert gateway.stored() == []
+
+
+async def test_a_flow_that_swallows_its_cancellation_holds_nothing_up(start_gateway: StartGateway) -> None:
+    gateway = await start_gateway(server={"max_uploads": 1}, routes=route(f"{OURS}:swallowing"))
+    async with asyncio.timeout(20):
+        status, problem = await post(
+            gateway, io.BytesIO(bytes(3_000_000)), **{"Content-MD5": "AAAAAAAAAAAAAAAAAAAAAA=="}
+        )
+        assert (status, problem["type"]) == (400, "/problems/digest-mismatch")
+        assert gateway.stored() == []
+        assert (await post(gateway, io.BytesIO(b"next")))[0] == 201
+
+
+async def test_a_flow_that_takes_slowly_but_steadily_is_not_stalled(start_gateway: StartGateway) -> None:
+    gateway = await start_gateway(
+        limits={"stall_seconds": 0.6},
+        flows={"much": {"use": f"{OURS}:babbling", "times": 10}, "slow": {"use": f"{OURS}:slow_taking"}},
+        routes=route("much", "slow"),
+    )
+    status, manifest = await post(gateway, form(("a", b"abc")))
+    assert status == 201
+    assert await fetch(gateway, manifest["parts"][0]["receipts"][0]["location"]) == b"30"
+
+
+async def test_waiting_for_a_thread_is_no_stall(start_gateway: StartGateway) -> None:
+    gateway = await start_gateway(limits={"stall_seconds": 1}, routes=route("gzip", "gunzip", "zstd", "unzstd"))
+    body = random.Random(7).randbytes(200_000)
+    files = [(f"{number}", body) for number in range(5)]
+    answers = await asyncio.gather(*(post(gateway, form(*files)) for _ in range(16)))
+    assert {status for status, _ in answers} == {201}
+
+
+@pytest.mark.parametrize("name", ["a\tb.txt", "a\r\nb.txt", "caf\x92.txt", "\x85", "C:\\x\\y.txt", 'a"b', "naïve ☃"])
+async def test_a_name_that_a_client_may_use_goes_through_flows_that_rename(
+    start_gateway: StartGateway, name: str
+) -> None:
+    gateway = await start_gateway()
+    data = b"".join([
+        b'--b\r\nContent-Disposition: form-data; name="file"; filename="',
+        name.encode("latin-1" if "\x7f" < max(name) < "\xa0" else "utf-8").replace(b'"', b"%22")
+        .replace(b"\r", b"%0D").replace(b"\n", b"%0A"),
+        b'"\r\n\r\nabc\r\n--b--\r\n',
+    ])  # fmt: skip
+    status, results = await post(gateway, data, "/convert", **{"Content-Type": "multipart/form-data; boundary=b"})
+    assert status == 200
+    assert results[0]["output"]["filename"] == name + ".gz"
+    assert gzip.decompress(await fetch(gateway, results[0]["output"]["location"])) == b"abc"
+
+
+async def test_the_same_flow_twice_has_its_findings_twice(start_gateway: StartGateway) -> None:
+    gateway = await start_gateway(routes=route("lines", "lines"))
+    _, manifest = await post(gateway, form(("a", b"1\r\n2\r\n")))
+    assert manifest["parts"][0]["findings"] == {"lines": {"line_ends": 2}, "lines#2": {"line_ends": 2}}
+
+
+async def test_a_function_without_a_yield_is_no_flow(start_gateway: StartGateway) -> None:
+    with pytest.raises(ConfigError, match="yield"):
+        await start_gateway(routes=route(f"{OURS}:no_generator"))

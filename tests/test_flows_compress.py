@@ -69,3 +69,19 @@ async def test_several_gzip_members_are_one_file(start_gateway: StartGateway) ->
     status, manifest = await post(gateway, form(("a.gz", body)))
     assert status == 201
     assert await fetch(gateway, manifest["parts"][0]["receipts"][0]["location"]) == b"one," + bytes(100_000) + b"three"
+
+
+async def test_very_many_tiny_members_cost_no_hop_each(start_gateway: StartGateway) -> None:
+    gateway = await start_gateway(limits={"stall_seconds": 5}, routes=route("gunzip"))
+    body = gzip.compress(b"") * 20_000 + gzip.compress(b"x" * 50) * 20_000
+    status, manifest = await post(gateway, form(("a.gz", body)))
+    assert status == 201
+    assert await fetch(gateway, manifest["parts"][0]["receipts"][0]["location"]) == b"x" * 1_000_000
+
+
+async def test_zeros_after_the_last_member_are_padding(start_gateway: StartGateway) -> None:
+    gateway = await start_gateway(routes=route("gunzip"))
+    for body in (gzip.compress(b"a") + bytes(100_000), gzip.compress(b"a") + bytes(3) + gzip.compress(b"")):
+        status, manifest = await post(gateway, form(("a.gz", body)))
+        assert status == 201
+        assert await fetch(gateway, manifest["parts"][0]["receipts"][0]["location"]) == b"a"

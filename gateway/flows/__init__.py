@@ -31,15 +31,20 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
+import os
+import re
 from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AsyncExitStack, aclosing
+from contextvars import ContextVar
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 from gateway.errors import FlowFailed, GatewayError, Rejected
+from gateway.headers import has_controls
+from gateway.pipe import Progress
 
-__all__ = ["BATCH_BYTES", "Flow", "FlowChain", "FlowFile", "Reject", "batched", "in_thread"]
+__all__ = ["BATCH_BYTES", "Flow", "FlowChain", "FlowFile", "Reject", "batched", "in_thread", "working"]
 
 log = logging.getLogger("gateway.flows")
 
@@ -49,13 +54,29 @@ BATCH_BYTES = 1 << 20
 Reject = Rejected
 """What a flow raises to refuse its file."""
 
+_CONTROL = re.compile(rb"[\x00-\x1f\x7f]")
+
 T = TypeVar("T")
-_threads = ThreadPoolExecutor(2, thread_name_prefix="flow")
+_threads = ThreadPoolExecutor(max(2, os.cpu_count() or 1), thread_name_prefix="flow")
+working: ContextVar[Progress | None] = ContextVar("working", default=None)
+"""Of whoever runs a chain in this task: its progress, for the clock that finds stalls."""
 
 
 async def in_thread(function: Callable[..., T], /, *args: Any) -> T:
-    """Run CPU-heavy work beside the event loop."""
-    return await asyncio.get_running_loop().run_in_executor(_threads, function, *args)
+    """Run CPU-heavy work beside the event loop. Waiting for a thread is no stall of the flow's."""
+    loop, progress = asyncio.get_running_loop(), working.get()
+    if progress is None:
+        return await loop.run_in_executor(_threads, function, *args)
+    started = asyncio.Event()
+
+    def job() -> T:
+        loop.call_soon_threadsafe(started.set)
+        return function(*args)
+
+    result = loop.run_in_executor(_threads, job)
+    with progress.excused():
+        await started.wait()
+    return await result
 
 
 async def batched(chunks: AsyncIterable[bytes], size: int = BATCH_BYTES) -> AsyncIterator[bytes]:
@@ -80,10 +101,15 @@ class FlowFile:
         """Its place among the parts on the wire."""
         self.name = name
         """The name of the part: of the form's field."""
-        self.findings: dict[str, object] = {}
+        self._findings: dict[str, object] = {}
         self._filename = filename
         self._content_type = content_type
         self._told = False
+
+    @property
+    def findings(self) -> dict[str, object]:
+        """What was found out, for the manifest: anything that JSON can say."""
+        return self._findings
 
     @property
     def filename(self) -> str | None:
@@ -92,8 +118,10 @@ class FlowFile:
 
     @filename.setter
     def filename(self, filename: str | None) -> None:
-        self._check(filename)
-        self._filename = filename
+        self._may_change()
+        if filename and has_controls(filename.encode()):
+            raise ValueError("a file name holds no control characters")  # a client's may not, either
+        self._filename = filename or None
 
     @property
     def content_type(self) -> str | None:
@@ -102,21 +130,19 @@ class FlowFile:
 
     @content_type.setter
     def content_type(self, content_type: str | None) -> None:
-        self._check(content_type)
+        self._may_change()
+        # It becomes a header of a part at a destination.
+        if content_type is not None and _CONTROL.search(content_type.encode()):
+            raise ValueError("a Content-Type holds no control characters")
         self._content_type = content_type
 
     def told(self) -> None:
         """Called by the chain: from now on the name and type cannot change."""
         self._told = True
 
-    def _check(self, value: str | None) -> None:
+    def _may_change(self) -> None:
         if self._told:
             raise RuntimeError("the sinks were told the file's name and type with the first chunk")
-        # They become headers of a part at a destination.
-        if value is not None:
-            value.encode()
-            if any(character < " " or "\x7f" <= character < "\xa0" for character in value):
-                raise ValueError("a file's name and type hold no control characters")
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,13 +162,15 @@ class Flow:
 class FlowChain:
     """The flows of one file, one after the other."""
 
-    def __init__(self, flows: Sequence[Flow], file: FlowFile) -> None:
+    def __init__(self, flows: Sequence[Flow], file: FlowFile, progress: Progress) -> None:
         self._flows = flows
         self.file = file
         """As the last flow that has begun left it."""
         self.running = flows[0].name
         """Which flow is at work, or waits."""
+        self._progress = progress
         self._findings: dict[str, dict[str, object]] = {}
+        self._failure: GatewayError | None = None
 
     async def start(self, chunks: AsyncIterable[bytes], stack: AsyncExitStack) -> AsyncIterator[bytes]:
         """Begin all flows (rule 5): `file` has its final name and type. Iterate for the output; leaving
@@ -153,25 +181,30 @@ class FlowChain:
             self.file = FlowFile(
                 index=before.index, name=before.name, filename=before.filename, content_type=before.content_type
             )
-            self._findings[flow.name] = self.file.findings
+            self._findings[self._key(flow.name)] = self.file.findings
             output = await stack.enter_async_context(aclosing(self._output(flow, self.file, chunks)))
             first = await anext(output, None)
             self.file.told()
             chunks = output if first is None else _prepended(first, output)
         return aiter(chunks)
 
+    def _key(self, name: str) -> str:
+        """A flow that stands in the chain twice has its findings twice."""
+        number = sum(key.partition("#")[0] == name for key in self._findings) + 1
+        return name if number == 1 else f"{name}#{number}"
+
     def all_findings(self) -> dict[str, dict[str, object]]:
         """By flow, for the manifest. Raises FlowFailed for what is no JSON."""
         for name, findings in self._findings.items():
             try:
-                json.dumps(findings, ensure_ascii=False).encode()
+                json.dumps(findings, ensure_ascii=False, allow_nan=False).encode()
             except (TypeError, ValueError) as error:
                 log.exception("flow %s failed", name)
                 raise FlowFailed(f"the findings of flow {name} are no JSON", flow=name, part=self.file.index) from error
         return {name: findings for name, findings in self._findings.items() if findings}
 
     async def _output(self, flow: Flow, file: FlowFile, chunks: AsyncIterable[bytes]) -> AsyncGenerator[bytes, None]:
-        """What one flow yields, its errors as ours."""
+        """What one flow yields; its errors as ours, its input read to the end whatever it does."""
         caller, self.running = self.running, flow.name
         try:
             async with AsyncExitStack() as stack:
@@ -179,18 +212,44 @@ class FlowChain:
                 if hasattr(iterable, "aclose"):
                     stack.push_async_callback(iterable.aclose)
                 async for chunk in iterable:
+                    if not isinstance(chunk, bytes | bytearray | memoryview):
+                        raise TypeError(f"a flow yields bytes, not {type(chunk).__name__}")
                     if chunk:
+                        self._progress.moved()
                         self.running = caller
                         yield bytes(chunk)
                         caller, self.running = self.running, flow.name
-        except GatewayError as error:
+            _raise_if_cancelled()  # a flow that swallows everything swallowed that, too
+            # The flows before this one are to come to their own end, and verdict, even if nobody wants their output.
+            async for _ in chunks:
+                self._progress.moved()
+        except GeneratorExit:
+            raise
+        except BaseException as error:
+            self._failure = self._failure or self._told(flow, file, error)
+        # An error of any flow is the chain's, though a later one may have caught it.
+        if self._failure is not None:
+            raise self._failure
+        self.running = caller
+
+    def _told(self, flow: Flow, file: FlowFile, error: BaseException) -> GatewayError:
+        """A flow's error as ours; what nobody expected is logged here, once, with its traceback."""
+        if isinstance(error, asyncio.CancelledError):
+            _raise_if_cancelled()  # by whoever ends the upload; a flow that cancels itself has failed
+        if isinstance(error, GatewayError):
             error.members.setdefault("flow", flow.name)
             error.members.setdefault("part", file.index)
-            raise
-        except Exception as error:
-            log.exception("flow %s failed", flow.name)
-            raise FlowFailed(f"flow {flow.name} failed", flow=flow.name, part=file.index) from error
-        self.running = caller
+            return error
+        log.error("flow %s failed", flow.name, exc_info=error)
+        failed = FlowFailed(f"flow {flow.name} failed", flow=flow.name, part=file.index)
+        failed.__cause__ = error
+        return failed
+
+
+def _raise_if_cancelled() -> None:
+    task = asyncio.current_task()
+    if task is not None and task.cancelling():
+        raise asyncio.CancelledError
 
 
 async def _prepended(first: bytes, rest: AsyncIterable[bytes]) -> AsyncIterator[bytes]:

@@ -18,6 +18,7 @@ else:
 __all__ = ["gunzip", "gzip", "unzstd", "zstd"]
 
 _GZIP = 31  # zlib's number for a gzip wrapper around a 32 KiB window
+_SLICE_BYTES = 16 << 10
 _FREE_BYTES = 1 << 20
 """The ratio is looked at from here on: a small file of zeros is no bomb."""
 
@@ -125,20 +126,15 @@ async def _decompressed(
             file.filename = name[: -len(suffix)]
     file.content_type = "application/octet-stream"
     taken = given = 0
-    current = member()
-    began = False
+    members = _Members(member)
     async for batch in batched(chunks):
         taken += len(batch)
-        data = batch
-        while data or not (current.eof or current.needs_input):
-            if current.eof:
-                current = member()
+        members.feed(batch)
+        while members.hungry is False:
             try:
-                output = await in_thread(current.decompress, data, BATCH_BYTES)
+                output = await in_thread(members.work, BATCH_BYTES)
             except (zlib.error, zstandard.ZstdError, EOFError) as error:
                 raise Reject(f"it cannot be decompressed: {error}") from error
-            began = True
-            data = current.unused_data if current.eof else b""
             given += len(output)
             if max_output_bytes and given > max_output_bytes:
                 raise TooLarge(f"it decompresses to more than {max_output_bytes} bytes", limit=max_output_bytes)
@@ -146,8 +142,60 @@ async def _decompressed(
                 raise TooLarge(f"it decompresses to more than {max_ratio:g} times its size", limit=max_ratio)
             if output:
                 yield output
-    if not began or not current.eof:
-        raise Reject("it ends before it is whole" if began else "it is empty, so it is no compressed file")
+    if not members.whole:
+        raise Reject("it ends before it is whole" if taken else "it is empty, so it is no compressed file")
+
+
+class _Members:
+    """Members (gzip) or frames (zstd), one after the other. `work` runs in a thread, so that a file of very many
+    tiny ones costs no hop for each.
+    """
+
+    def __init__(self, member: Callable[[], Decompressor]) -> None:
+        self._member = member
+        self._current = member()
+        self._ended = False
+        self._input = b""
+        self._taken = 0
+        self.hungry = True
+        """Whether nothing more comes without more input."""
+
+    @property
+    def whole(self) -> bool:
+        return self._ended
+
+    def feed(self, data: bytes) -> None:
+        self._input, self._taken, self.hungry = data, 0, False
+
+    def work(self, size: int) -> bytes:
+        """About `size` bytes of output, or what the input gives."""
+        pieces: list[bytes] = []
+        made = 0
+        while made < size:
+            data = b""
+            if self._current.eof or self._current.needs_input:
+                # Small slices: what is left of one when a member ends is copied.
+                data = self._input[self._taken : self._taken + _SLICE_BYTES]
+                self._taken += len(data)
+                if not data:
+                    self.hungry = True
+                    break
+                if self._current.eof:
+                    data = data.lstrip(b"\0") if self._pads else data  # gzip pads its last block on tapes
+                    if not data:
+                        continue
+                    self._current, self._ended = self._member(), False
+            output = self._current.decompress(data, size - made)
+            made += len(output)
+            pieces.append(output)
+            if self._current.eof:
+                self._ended = True
+                self._taken -= len(self._current.unused_data)
+        return b"".join(pieces)
+
+    @property
+    def _pads(self) -> bool:
+        return self._member is _Gunzip
 
 
 class _Gunzip:

@@ -47,7 +47,9 @@ _HOP_BY_HOP = frozenset(
         "http2-settings",
     ]
 )
-_NOT_FORWARDED = frozenset(["host", "expect", "cookie", "authorization", "accept-encoding", "forwarded"])
+_NOT_FORWARDED = frozenset(
+    ["host", "expect", "cookie", "authorization", "accept-encoding", "forwarded", "digest", "repr-digest"]
+)
 
 
 _UNSENT_BYTES = 128 << 10
