@@ -16,6 +16,7 @@ from gateway.config import ConfigError
 from gateway.download import Downloader
 from gateway.flows import Flow
 from gateway.handlers import HOUSE, House, add_routes, problems
+from gateway.responses import add_nothing
 from gateway.settings import (
     BUILT_IN_FLOWS,
     DiscardSettings,
@@ -89,6 +90,7 @@ def build_app(settings: Settings) -> web.Application:
             yield
 
     app.cleanup_ctx.append(running)
+    app.on_response_prepare.append(add_nothing)
     add_routes(app)
     return app
 
@@ -111,11 +113,15 @@ def check_took_effect(runner: web.AppRunner, settings: Settings) -> None:
         "read_bufsize": handler._read_bufsize,
         "lingering_time": handler._lingering_time,
         "keepalive_timeout": handler._keepalive_timeout,
+        "auto_decompress": server._kwargs.get("auto_decompress"),  # the parser does not tell, but took what follows
+        "client_max_size": runner.app._client_max_size,
     }
     wanted = {
         "read_bufsize": settings.server.read_buffer_bytes,
         "lingering_time": _LINGERING_SECONDS,
         "keepalive_timeout": _KEEPALIVE_SECONDS,
+        "auto_decompress": False,
+        "client_max_size": _READ_WHOLE_BYTES,
     }
     if found != wanted:
         raise RuntimeError(f"the server's settings did not take effect: {found}, wanted {wanted}")

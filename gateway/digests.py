@@ -17,6 +17,7 @@ from concurrent.futures import Executor
 from typing import Protocol
 
 from gateway.errors import DigestMismatch, Malformed
+from gateway.pipe import add_chunk
 
 __all__ = ["ALGORITHMS", "PartDigest", "declared_digests", "digest_of", "verify"]
 
@@ -82,7 +83,7 @@ class PartDigest:
         self._job: asyncio.Future[None] | None = None
 
     async def update(self, chunk: bytes) -> None:
-        self._batch.append(chunk)
+        add_chunk(self._batch, chunk)
         self._batch_bytes += len(chunk)
         if self._batch_bytes >= _BATCH_BYTES:
             await self._submit()

@@ -180,7 +180,8 @@ def _watch_for_stalls(lanes: Sequence[Lane], pump: Pump, limit: float, tasks: as
 
 def _stalled(who: Lane | FlowChain, limit: float) -> GatewayError:
     if isinstance(who, Lane):
-        return SinkTimeout(f"sink {who.name} took nothing for {limit:g} seconds", sink=who.name, limit=limit)
+        what = "did not confirm the whole upload" if who.committing else "took nothing"
+        return SinkTimeout(f"sink {who.name} {what} for {limit:g} seconds", sink=who.name, limit=limit)
     name, part = who.running, who.file.index
     return FlowStalled(f"flow {name} took nothing for {limit:g} seconds", flow=name, part=part, limit=limit)
 

@@ -17,16 +17,17 @@ from aiohttp.typedefs import Handler
 
 from gateway.admission import Gate, accept_body, check_headers
 from gateway.codec import Event
+from gateway.digests import declared_digests
 from gateway.dispatch import Outcome, dispatch
 from gateway.download import Downloader
-from gateway.errors import ClientGone, Draining, GatewayError, InternalError, MethodNotAllowed, NotFound
+from gateway.errors import ClientGone, Draining, GatewayError, InternalError, Malformed, MethodNotAllowed, NotFound
 from gateway.flows import Flow
 from gateway.headers import filename_of, reject_controls
 from gateway.intake import Intake
 from gateway.metrics import Metrics
 from gateway.model import Limits, Upload
 from gateway.reader import StreamingMultipartReader, raw_body_events
-from gateway.responses import converted, created, passed_through, problem
+from gateway.responses import converted, created, delivered, passed_through, problem
 from gateway.routes import Route
 from gateway.sinks import Sink
 from gateway.sinks.disk import DiskSink
@@ -90,6 +91,7 @@ class UploadHandler:
             slot = house.gate.slot()
         except GatewayError as error:
             house.metrics.upload_refused(route=route.path, outcome=error.slug())
+            _log_upload(upload_id, route.path, error.slug(), error=error)
             raise
         upload = Upload(
             upload_id,
@@ -100,9 +102,9 @@ class UploadHandler:
         )
         with slot, Intake(request, house.limits) as intake, _Record(house, upload, intake) as record:
             try:
+                events = self._events(request, intake, house.limits, multipart=multipart)
                 await accept_body(request)
                 async with AsyncExitStack() as stack:
-                    events = self._events(request, intake, house.limits, multipart=multipart)
                     outcome = record.outcome = await dispatch(
                         upload, events, route, house.sinks, house.flows, house.limits, house.executor, stack
                     )
@@ -121,11 +123,13 @@ class UploadHandler:
                 max_header_bytes=limits.max_header_bytes,
             ).events()
         content_type = request.headers.get(hdrs.CONTENT_TYPE)
+        headers = [(name.lower(), value) for name, value in request.raw_headers]
+        declared_digests(headers)  # one that cannot be read is refused before the body is asked for
         return raw_body_events(
             intake,
             filename=_raw_filename(request),
             content_type=content_type.encode("utf-8", "surrogateescape") if content_type else None,
-            headers=[(name.lower(), value) for name, value in request.raw_headers],
+            headers=headers,
         )
 
     async def _answer(self, request: web.Request, house: House, outcome: Outcome, *, close: bool) -> web.StreamResponse:
@@ -141,9 +145,9 @@ class UploadHandler:
             )
         respond = converted if self._route.kind == "convert" else created
         response = respond(outcome.manifest, outcome.kept)
-        if close:
+        if close or house.gate.draining:
             response.force_close()
-        return response
+        return await delivered(request, response, idle_seconds=house.limits.idle_seconds)
 
 
 def _raw_filename(request: web.Request) -> bytes | None:
@@ -190,20 +194,29 @@ class _Record:
             sink_bytes=sink_bytes,
             seconds=seconds,
         )
-        log.info(
-            "upload %s",
+        _log_upload(
+            self._upload.id,
+            self._upload.route,
             outcome,
-            extra={
-                "upload": self._upload.id,
-                "route": self._upload.route,
-                "outcome": outcome,
-                "detail": error.detail if isinstance(error, GatewayError) else None,
-                "sink": error.members.get("sink") if isinstance(error, GatewayError) else None,
-                "parts": len(done.manifest.entries) if done else None,
-                "received_bytes": self._intake.received_bytes,
-                "seconds": round(seconds, 3),
-            },
+            error=error,
+            parts=len(done.manifest.entries) if done else None,
+            received_bytes=self._intake.received_bytes,
+            seconds=round(seconds, 3),
         )
+
+
+def _log_upload(upload_id: str, route: str, outcome: str, *, error: BaseException | None, **more: object) -> None:
+    """The one line that each upload gets, refused ones among them."""
+    ours = error if isinstance(error, GatewayError) else None
+    extra = {
+        "upload": upload_id,
+        "route": route,
+        "outcome": outcome,
+        "detail": ours.detail if ours else None,
+        "sink": ours.members.get("sink") if ours else None,
+        **more,
+    }
+    log.info("upload %s", outcome, extra=extra)
 
 
 # -- what lies elsewhere
@@ -317,6 +330,8 @@ async def problems(request: web.Request, handler: Handler) -> web.StreamResponse
         if request.transport is not None:
             raise
         return _problem(request, ClientGone())  # nobody reads it; aiohttp wants something to send
+    except web.HTTPException as error:  # of the router, for targets that are no paths: `OPTIONS *`, `CONNECT host`
+        return _problem(request, NotFound() if error.status == 404 else Malformed(error.reason))
     except Exception:
         log.exception("a request failed")
         return _problem(request, InternalError())

@@ -63,6 +63,7 @@ class Lane:
         self.progress = Progress()
         self.files: list[int] = []
         """The files that it was given, by index."""
+        self.committing = False
         self.given = False
         """Whether it was given anything at all, a field or an empty file input among that."""
         self._delivery = delivery
@@ -158,6 +159,7 @@ class Lane:
 
     async def commit(self) -> list[Receipt]:
         """A receipt for each file: a plain one where the sink says nothing of it."""
+        self.committing = True
         self.progress.begin_finishing()
         try:
             with translated(self.name):

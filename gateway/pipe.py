@@ -20,10 +20,21 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterator, MutableSequence
 from contextlib import contextmanager
 
-__all__ = ["Pipe", "Progress", "Window"]
+__all__ = ["Pipe", "Progress", "Window", "add_chunk"]
+
+
+_TINY_BYTES = 4096
+
+
+def add_chunk(chunks: MutableSequence[bytes], chunk: bytes) -> None:
+    """Append; tiny ones are joined: an object weighs some fifty bytes, and a client may send two at a time."""
+    if chunks and len(chunks[-1]) + len(chunk) <= _TINY_BYTES:
+        chunks[-1] += chunk
+    else:
+        chunks.append(chunk)
 
 
 class Progress:
@@ -128,7 +139,7 @@ class Pipe(AsyncIterator[bytes]):
         if self._closed:  # the consumer stopped while we waited
             self._window.release(len(chunk))
             return
-        self._chunks.append(chunk)
+        add_chunk(self._chunks, chunk)
         self._wake()
 
     def finish(self) -> None:

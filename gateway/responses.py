@@ -14,13 +14,14 @@ from gateway.errors import GatewayError
 from gateway.model import Entry, Manifest, Output, Receipt, text
 from gateway.sinks.relay import end_to_end
 
-__all__ = ["converted", "created", "manifest_json", "passed_through", "problem", "reset"]
+__all__ = ["add_nothing", "converted", "created", "delivered", "manifest_json", "passed_through", "problem", "reset"]
 
 log = logging.getLogger("gateway.responses")
 
 _string = json.encoder.encode_basestring  # what json.dumps uses, ensure_ascii off
 _PROBLEM = "application/problem+json"
 _WRITE_BYTES = 64 << 10
+PASSED_THROUGH = web.ResponseKey("passed_through", list[str])
 
 
 def manifest_json(manifest: Manifest) -> bytes:
@@ -164,6 +165,7 @@ async def passed_through(
             response.content_length = int(value)
         else:
             response.headers.add(name, value)
+    response[PASSED_THROUGH] = [name for name in ("Content-Type", "Server") if name not in answer.headers]
     if close:
         response.force_close()
     connection = answer.connection
@@ -180,19 +182,48 @@ async def passed_through(
             reset(request)
             return response
         # Not in that try: the client's own hang-up is a ClientError, too.
-        try:
-            for start in range(0, len(data), _WRITE_BYTES):  # slices, so that the clock is about slow, not about much
-                async with asyncio.timeout(idle_seconds or None):
-                    await response.write(data[start : start + _WRITE_BYTES])
-            if not data:
-                async with asyncio.timeout(idle_seconds or None):
-                    await response.write_eof()
-        except TimeoutError:
-            log.info("the client took nothing of its answer for %g s", idle_seconds)
-            reset(request)
+        if not await _written(request, response, data, idle_seconds) or not data:
             return response
+
+
+async def delivered(request: web.Request, response: web.Response, *, idle_seconds: float) -> web.StreamResponse:
+    """A document of ours; one larger than a socket takes at once is sent before the upload's slot is given back."""
+    body = response.body
+    if not isinstance(body, bytes) or len(body) <= _WRITE_BYTES:
+        return response
+    stream = web.StreamResponse(status=response.status, headers=response.headers)
+    stream.content_length = len(body)
+    if response.keep_alive is False:
+        stream.force_close()
+    await stream.prepare(request)
+    if await _written(request, stream, body, idle_seconds):
+        await _written(request, stream, b"", idle_seconds)
+    return stream
+
+
+async def _written(request: web.Request, response: web.StreamResponse, data: bytes, idle_seconds: float) -> bool:
+    """Write data, or with none the end. False if the client took nothing for `idle_seconds`: then it is cut off.
+
+    In slices, so that the clock is about slow, not about much.
+    """
+    try:
+        for start in range(0, len(data), _WRITE_BYTES):
+            async with asyncio.timeout(idle_seconds or None):
+                await response.write(data[start : start + _WRITE_BYTES])
         if not data:
-            return response
+            async with asyncio.timeout(idle_seconds or None):
+                await response.write_eof()
+    except TimeoutError:
+        log.info("the client took nothing of its answer for %g s", idle_seconds)
+        reset(request)
+        return False
+    return True
+
+
+async def add_nothing(request: web.Request, response: web.StreamResponse) -> None:
+    """A signal handler: aiohttp adds headers of its own to a destination's answer, take them out again."""
+    for name in response.get(PASSED_THROUGH, ()):
+        response.headers.popall(name, None)
 
 
 def reset(request: web.Request) -> None:

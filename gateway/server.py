@@ -82,16 +82,11 @@ async def serve(settings: Settings, *, started: Callable[[str, int], None] = lam
 
 
 async def until_signalled() -> None:
-    """Wait for SIGTERM or SIGINT."""
-    loop = asyncio.get_running_loop()
+    """Wait for SIGTERM or SIGINT. Later ones are ignored: they would end the process in the middle of its drain."""
     signalled = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, signalled.set)
-    try:
-        await signalled.wait()
-    finally:
-        for number in (signal.SIGTERM, signal.SIGINT):
-            loop.remove_signal_handler(number)
+        asyncio.get_running_loop().add_signal_handler(number, signalled.set)
+    await signalled.wait()
 
 
 def keep_freed_buffers() -> None:

@@ -85,7 +85,7 @@ class LimitSettings(_Table):
 
 class DiskSettings(_Table):
     type: Literal["disk"]
-    root: str = "var/uploads"
+    root: Annotated[str, Field(min_length=1)] = "var/uploads"
     fsync: bool = True
     keep_seconds: Seconds = 0
     """0: for ever. What is kept for a while only has to be asked for."""

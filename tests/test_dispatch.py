@@ -320,3 +320,16 @@ async def test_what_is_just_within_the_limits_is_taken(start_gateway: StartGatew
     gateway = await start_gateway(limits=limits)
     parts = [(b"a", None, b"x" * 10), (b"b", None, b"x" * 10), (b"f", b"a.bin", b"x" * 600_000)]
     assert (await post(gateway, *parts))[0] == 201
+
+
+async def test_a_file_with_an_empty_name_but_bytes_has_the_receipts_of_a_file(
+    start_gateway: StartGateway, start_destination: StartDestination
+) -> None:
+    destination = await start_destination()
+    gateway = await start_gateway(api=destination.url, routes=route("disk", "api"))
+    for size in (5, 3_000_000):
+        status, manifest = await post(gateway, (b"file", b"", bytes(size)), (b"file", b"", b""))
+        assert status == 201
+        receipts = manifest["parts"][0]["receipts"]
+        assert [(receipt["sink"], receipt.get("status")) for receipt in receipts] == [("disk", None), ("api", 200)]
+        assert manifest["parts"][1]["receipts"] == []

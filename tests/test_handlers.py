@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
+import logging
+import socket
 import time
 from typing import Any
 
 import pytest
+from aiohttp import ClientSession
 
 from gateway.handlers import new_ulid
 from tests.clients import Answer, Client, ask, chunked, eventually, file, form, head, random_bytes
@@ -314,3 +318,48 @@ def test_upload_identifiers_sort_by_time_and_differ() -> None:
     assert identifiers == sorted(identifiers)
     assert len({new_ulid() for _ in range(10_000)}) == 10_000
     assert all(len(identifier) == 26 for identifier in identifiers)
+
+
+class TestTargetsThatAreNoPaths:
+    @pytest.mark.parametrize("line", [b"OPTIONS * HTTP/1.1", b"CONNECT a:1 HTTP/1.1"])
+    async def test_they_are_problems_of_their_sender(
+        self, gateway: RunningGateway, caplog: pytest.LogCaptureFixture, line: bytes
+    ) -> None:
+        reader, writer = await asyncio.open_connection(gateway.host, gateway.port)
+        writer.write(line + b"\r\nHost: a\r\nConnection: close\r\n\r\n")
+        answer = await asyncio.wait_for(reader.read(), 20)
+        writer.close()
+        assert answer.split()[1] in (b"400", b"404", b"405")
+        assert not [record for record in caplog.records if record.exc_info]
+
+
+async def test_a_refused_upload_has_its_line_in_the_log_too(
+    gateway: RunningGateway, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+    async with (
+        ClientSession() as session,
+        session.post(gateway.url + "/upload", data=b"x", headers={"Content-Encoding": "gzip"}) as response,
+    ):
+        assert response.status == 415
+        instance = (await response.json(content_type=None))["instance"]
+    (line,) = [vars(record) for record in caplog.records if record.name == "gateway.uploads"]
+    assert (line["upload"], line["outcome"]) == (instance.rpartition("/")[2], "not-multipart")
+
+
+async def test_a_client_that_never_reads_a_large_manifest_is_cut_off(start_gateway: StartGateway) -> None:
+    gateway = await start_gateway(limits={"idle_seconds": 0.5, "max_fields_bytes": 0, "max_field_bytes": 0})
+    connection = socket.socket()
+    connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+    connection.setblocking(False)
+    await asyncio.get_running_loop().sock_connect(connection, (gateway.host, gateway.port))
+    _, writer = await asyncio.open_connection(sock=connection, limit=2)
+    body = b"".join(
+        b'--b\r\nContent-Disposition: form-data; name="n"\r\n\r\n' + b"v" * 20_000 + b"\r\n" for _ in range(600)
+    )
+    writer.write(b"POST /upload HTTP/1.1\r\nHost: a\r\nContent-Type: multipart/form-data; boundary=b\r\n")
+    writer.write(b"Content-Length: %d\r\n\r\n" % (len(body) + 7) + body + b"--b--\r\n")
+    await writer.drain()
+    await eventually(lambda: not gateway.house.requests and b'outcome="ok"' in gateway.house.metrics.text())
+    assert gateway.house.gate.in_flight == 0
+    writer.transport.abort()

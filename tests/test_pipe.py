@@ -3,16 +3,24 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gateway.pipe import Pipe, Progress, Window
+from gateway.pipe import Pipe, Progress, Window, add_chunk
 
 LONG_AGO = -1.0
 """What no clock shows: set as `moved_at`, it says whether a step touches it."""
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _no_joining() -> Iterator[None]:
+    """What a pipe does with a chunk is seen best where each stays what it is."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("gateway.pipe._TINY_BYTES", -1)
+        yield
 
 
 async def _settle() -> None:
@@ -295,6 +303,19 @@ async def test_every_move_of_the_sink_is_noted() -> None:
     window.progress.moved_at = LONG_AGO
     other.close()
     assert window.progress.moved_at > 0
+
+
+# -- tiny chunks
+
+
+def test_tiny_chunks_are_joined_and_others_stay_what_they_are(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("gateway.pipe._TINY_BYTES", 4096)
+    large = b"x" * 4096
+    chunks: list[bytes] = []
+    for chunk in (b"a", b"b", large, b"c", b"d"):
+        add_chunk(chunks, chunk)
+    assert chunks == [b"ab", large, b"cd"]
+    assert chunks[1] is large
 
 
 # -- all of it at once

@@ -42,7 +42,7 @@ from typing import Any, TypeVar
 
 from gateway.errors import FlowFailed, GatewayError, Rejected
 from gateway.headers import has_controls
-from gateway.pipe import Progress
+from gateway.pipe import Progress, add_chunk
 
 __all__ = ["BATCH_BYTES", "Flow", "FlowChain", "FlowFile", "Reject", "batched", "in_thread", "working"]
 
@@ -84,7 +84,7 @@ async def batched(chunks: AsyncIterable[bytes], size: int = BATCH_BYTES) -> Asyn
     batch: list[bytes] = []
     held = 0
     async for chunk in chunks:
-        batch.append(chunk)
+        add_chunk(batch, chunk)
         held += len(chunk)
         if held >= size:
             yield b"".join(batch)

@@ -41,6 +41,7 @@ from aiofiles.threadpool import wrap
 
 from gateway.headers import safe_name
 from gateway.model import Part, Receipt, Upload
+from gateway.pipe import add_chunk
 from gateway.sinks.shelf import (
     INCOMING,
     MANIFEST,
@@ -312,7 +313,7 @@ async def batches(chunks: AsyncIterable[bytes], size: int) -> AsyncIterator[tupl
     batch: list[bytes] = []
     batch_bytes = 0
     async for chunk in chunks:
-        batch.append(chunk)
+        add_chunk(batch, chunk)
         batch_bytes += len(chunk)
         if batch_bytes >= size:
             yield batch, batch_bytes

@@ -111,6 +111,8 @@ class RelayDelivery:
         async with self._turn:
             try:
                 await self._begin(part)
+                if part.is_file:
+                    self._files.append(part.index)
                 async for chunk in chunks:
                     await self._writer.feed(chunk)
                 await self._writer.flush()
@@ -122,6 +124,8 @@ class RelayDelivery:
             try:
                 for part, data in parts:
                     await self._begin(part)
+                    if part.is_file and (data or part.raw_filename != b""):  # an empty file input is no file
+                        self._files.append(part.index)
                     await self._writer.feed(data)
                 await self._writer.flush()
             except ConnectionLost:
@@ -130,13 +134,13 @@ class RelayDelivery:
     async def _begin(self, part: Part) -> None:
         self._begun.set()
         await self._writer.begin_relayed_part(part)
-        if part.is_file and part.raw_filename != b"":
-            self._files.append(part.index)
 
     async def watch(self) -> None:
         """Make the request, and see to the answer, whenever it comes (rule 2)."""
         await self._begun.wait()
         response = self._response = await self._request()
+        if response.status < 200:
+            raise SinkRefused(f"sink {self._name} switched protocols", sink=self._name, sink_status=response.status)
         writer = self._writer
         response.content.on_eof(writer.changed.set)
         while not writer.closed:
@@ -156,6 +160,8 @@ class RelayDelivery:
         if self._upload.kind != "relay" and not self._begun.is_set():
             return []
         self._begun.set()
+        for _ in range(2):
+            await asyncio.sleep(0)  # an answer that is already here came before the closing delimiter
         with suppress(ConnectionLost):  # the destination may have answered all the same; if not, `watch` raises
             await self._writer.finish()
         await self._answered.wait()
