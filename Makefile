@@ -24,15 +24,20 @@ format: .venv/.testing
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-# A quick look at throughput; it fails on wrong answers, never on a number.
-bench bench-smoke: .venv/.testing
-	$(BIN)/python -m tests.bench.smoke
+# The gateway beside its peers, 15 minutes at most: make bench ARGS='--only relay --body large --peers gateway,raw --rounds 1'
+bench: .venv/.benching
+	$(BIN)/python -m tests.bench $(ARGS)
+
+# Small bodies, with nothing to be installed; it fails on a crash or a wrong answer, never on a number.
+bench-smoke: .venv/.testing
+	$(BIN)/python -m tests.bench --smoke
 
 # Pin the newest versions that the .in files allow, for all platforms and interpreters.
 lock: .venv/.serving
 	$(PIP) install 'uv>=0.9,<1'
 	cd config && ../$(BIN)/uv $(COMPILE)
 	cd tests && ../$(BIN)/uv $(COMPILE)
+	cd tests/bench && ../../$(BIN)/uv $(COMPILE)
 COMPILE := pip compile --quiet --upgrade --universal --python-version 3.11 --generate-hashes --no-header \
 	--output-file requirements.txt requirements.in
 
@@ -65,4 +70,8 @@ $(BIN)/python:
 
 .venv/.testing: tests/requirements.txt .venv/.serving
 	$(PIP) install --require-hashes -r tests/requirements.txt
+	@touch $@
+
+.venv/.benching: tests/bench/requirements.txt .venv/.testing
+	$(PIP) install --require-hashes -r tests/bench/requirements.txt
 	@touch $@

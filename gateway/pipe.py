@@ -20,10 +20,10 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import AsyncIterator, Iterator, MutableSequence
+from collections.abc import AsyncIterable, AsyncIterator, Iterator, MutableSequence
 from contextlib import contextmanager
 
-__all__ = ["Pipe", "Progress", "Window", "add_chunk"]
+__all__ = ["Pipe", "Progress", "Window", "add_chunk", "batches"]
 
 
 _TINY_BYTES = 4096
@@ -174,3 +174,17 @@ class Pipe(AsyncIterator[bytes]):
     def _wake(self) -> None:
         if self._arrival is not None and not self._arrival.done():
             self._arrival.set_result(None)
+
+
+async def batches(chunks: AsyncIterable[bytes], size: int) -> AsyncIterator[tuple[list[bytes], int]]:
+    """(chunks, their bytes), at least `size` bytes at a time but for the last."""
+    batch: list[bytes] = []
+    batch_bytes = 0
+    async for chunk in chunks:
+        add_chunk(batch, chunk)
+        batch_bytes += len(chunk)
+        if batch_bytes >= size:
+            yield batch, batch_bytes
+            batch, batch_bytes = [], 0
+    if batch:
+        yield batch, batch_bytes

@@ -42,7 +42,7 @@ from typing import Any, TypeVar
 
 from gateway.errors import FlowFailed, GatewayError, Rejected
 from gateway.headers import has_controls
-from gateway.pipe import Progress, add_chunk
+from gateway.pipe import Progress, batches
 
 __all__ = ["BATCH_BYTES", "Flow", "FlowChain", "FlowFile", "Reject", "batched", "in_thread", "working"]
 
@@ -81,15 +81,7 @@ async def in_thread(function: Callable[..., T], /, *args: Any) -> T:
 
 async def batched(chunks: AsyncIterable[bytes], size: int = BATCH_BYTES) -> AsyncIterator[bytes]:
     """The same bytes, at least `size` at a time but for the last."""
-    batch: list[bytes] = []
-    held = 0
-    async for chunk in chunks:
-        add_chunk(batch, chunk)
-        held += len(chunk)
-        if held >= size:
-            yield b"".join(batch)
-            batch, held = [], 0
-    if batch:
+    async for batch, _ in batches(chunks, size):
         yield b"".join(batch)
 
 

@@ -41,7 +41,7 @@ from aiofiles.threadpool import wrap
 
 from gateway.headers import safe_name
 from gateway.model import Part, Receipt, Upload
-from gateway.pipe import add_chunk
+from gateway.pipe import batches
 from gateway.sinks.shelf import (
     INCOMING,
     MANIFEST,
@@ -306,17 +306,3 @@ class DiskDelivery:
 
     async def _run(self, function: Callable[..., T], *args: Any) -> T:
         return await asyncio.get_running_loop().run_in_executor(self._executor, function, *args)
-
-
-async def batches(chunks: AsyncIterable[bytes], size: int) -> AsyncIterator[tuple[list[bytes], int]]:
-    """(chunks, their bytes), at least `size` bytes at a time but for the last."""
-    batch: list[bytes] = []
-    batch_bytes = 0
-    async for chunk in chunks:
-        add_chunk(batch, chunk)
-        batch_bytes += len(chunk)
-        if batch_bytes >= size:
-            yield batch, batch_bytes
-            batch, batch_bytes = [], 0
-    if batch:
-        yield batch, batch_bytes
