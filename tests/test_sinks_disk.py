@@ -363,7 +363,12 @@ def files_are(monkeypatch: pytest.MonkeyPatch, kind: type[io.BufferedWriter]) ->
         self._files.add(file)
         return file
 
+    def write_all(descriptor: int, data: bytes) -> None:
+        with kind(io.FileIO(descriptor, "w", closefd=False)) as file:
+            file.write(data)
+
     monkeypatch.setattr(DiskDelivery, "_create", create)
+    monkeypatch.setattr("gateway.sinks.disk.write_all", write_all)
 
 
 async def _accept_all(delivery: Delivery, size: int = 100_000) -> None:
