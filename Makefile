@@ -44,7 +44,7 @@ COMPILE := pip compile --quiet --upgrade --universal --python-version 3.11 --gen
 # Other people's clients, which some tests run and skip where they are absent (Debian, as root).
 system-packages:
 	@missing=; \
-	for pair in curl:curl node:nodejs go:golang-go nginx:nginx-light unzip:unzip; do \
+	for pair in curl:curl node:nodejs go:golang-go nginx:nginx-light unzip:unzip openssl:openssl; do \
 		command -v "$${pair%%:*}" >/dev/null || missing="$$missing $${pair##*:}"; \
 	done; \
 	[ -z "$$missing" ] || { apt-get update -q && apt-get install -qy --no-install-recommends $$missing; }

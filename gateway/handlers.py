@@ -12,7 +12,7 @@ from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
 from urllib.parse import unquote_to_bytes
 
-from aiohttp import hdrs, web
+from aiohttp import ClientResponse, hdrs, web
 from aiohttp.typedefs import Handler
 
 from gateway.admission import Gate, accept_body, check_headers
@@ -108,7 +108,12 @@ class UploadHandler:
                     outcome = record.outcome = await dispatch(
                         upload, events, route, house.sinks, house.flows, house.limits, house.executor, stack
                     )
-                    return await self._answer(request, house, outcome, close=not intake.ended)
+                    close = house.gate.draining or not intake.ended
+                    if outcome.answer is not None:
+                        return await self._pass_through(request, house.limits, outcome.answer, close=close)
+                # Only now, for what is stored stays locked until the sinks are left: who has read its manifest may
+                # delete it at once.
+                return await self._answer(request, house.limits, outcome, close=close)
             finally:
                 request[BODY_READ] = intake.ended
 
@@ -132,22 +137,23 @@ class UploadHandler:
             headers=headers,
         )
 
-    async def _answer(self, request: web.Request, house: House, outcome: Outcome, *, close: bool) -> web.StreamResponse:
-        if outcome.answer is not None:
-            close = close or house.gate.draining
-            limits = house.limits
-            return await passed_through(
-                request,
-                outcome.answer,
-                stall_seconds=limits.stall_seconds,
-                idle_seconds=limits.idle_seconds,
-                close=close,
-            )
+    @staticmethod
+    async def _pass_through(
+        request: web.Request, limits: Limits, answer: ClientResponse, *, close: bool
+    ) -> web.StreamResponse:
+        stall_seconds, idle_seconds = limits.stall_seconds, limits.idle_seconds
+        return await passed_through(
+            request, answer, stall_seconds=stall_seconds, idle_seconds=idle_seconds, close=close
+        )
+
+    async def _answer(
+        self, request: web.Request, limits: Limits, outcome: Outcome, *, close: bool
+    ) -> web.StreamResponse:
         respond = converted if self._route.kind == "convert" else created
         response = respond(outcome.manifest, outcome.kept)
-        if close or house.gate.draining:
+        if close:
             response.force_close()
-        return await delivered(request, response, idle_seconds=house.limits.idle_seconds)
+        return await delivered(request, response, idle_seconds=limits.idle_seconds)
 
 
 def _raw_filename(request: web.Request) -> bytes | None:

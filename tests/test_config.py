@@ -13,6 +13,7 @@ import pytest
 from gateway.app import build_app
 from gateway.cli import main
 from gateway.config import ConfigError, load, memory_bound_bytes
+from gateway.model import Limits
 from gateway.settings import LimitSettings, Settings
 
 SECRET = "hunter2"
@@ -405,3 +406,8 @@ def test_check_promises_no_bound_where_a_limit_that_bounds_memory_is_off(
     printed = capsys.readouterr().out
     assert "without bound" in printed
     assert key in printed
+
+
+def test_the_defaults_of_the_settings_are_those_of_the_nouns() -> None:
+    """Limits stand in two places: as keys with their reasons, and as what the rooms are given."""
+    assert load().as_limits() == Limits()

@@ -363,3 +363,12 @@ async def test_a_client_that_never_reads_a_large_manifest_is_cut_off(start_gatew
     await eventually(lambda: not gateway.house.requests and b'outcome="ok"' in gateway.house.metrics.text())
     assert gateway.house.gate.in_flight == 0
     writer.transport.abort()
+
+
+async def test_an_upload_whose_large_manifest_was_read_can_be_deleted_at_once(start_gateway: StartGateway) -> None:
+    gateway = await start_gateway()
+    body = form(*(file(b"x", filename=f"{number}-{'n' * 100}") for number in range(600)))
+    for _ in range(5):
+        answer = await ask(gateway.port, "/upload", "POST", body)
+        assert len(answer.body) > 1 << 16
+        assert (await ask(gateway.port, answer.headers["location"], "DELETE")).status == 204
