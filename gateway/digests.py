@@ -17,13 +17,16 @@ from concurrent.futures import Executor
 from typing import Protocol
 
 from gateway.errors import DigestMismatch, Malformed
+from gateway.model import Entry
 from gateway.pipe import add_chunk
 
-__all__ = ["ALGORITHMS", "PartDigest", "declared_digests", "digest_of", "verify"]
+__all__ = ["ALGORITHMS", "PartDigest", "SmallDigests", "declared_digests", "digest_of", "verify"]
 
 _BATCH_BYTES = 1 << 20
 _INLINE_BYTES = 1 << 16
 """Up to here a hop to a thread costs more than the hashing."""
+_TINY_BYTES = 2048
+"""Up to here hashlib keeps the interpreter's lock: a thread would only be in the way."""
 
 
 class _Hash(Protocol):
@@ -82,9 +85,13 @@ class PartDigest:
         self._batch_bytes = 0
         self._job: asyncio.Future[None] | None = None
 
-    async def update(self, chunk: bytes) -> None:
+    def add(self, chunk: bytes) -> None:
+        """A little more; `update` sees to it that it is not too much."""
         add_chunk(self._batch, chunk)
         self._batch_bytes += len(chunk)
+
+    async def update(self, chunk: bytes) -> None:
+        self.add(chunk)
         if self._batch_bytes >= _BATCH_BYTES:
             await self._submit()
 
@@ -110,6 +117,47 @@ class PartDigest:
         for chunk in batch:
             for hasher in self._hashers.values():
                 hasher.update(chunk)
+
+
+class SmallDigests:
+    """The digests of parts that lie whole in memory: of many in one job, and at most two jobs' worth is held."""
+
+    def __init__(self, algorithms: Sequence[str], executor: Executor) -> None:
+        self._algorithms = algorithms
+        self._executor = executor
+        self._batch: list[tuple[Entry, bytes]] = []
+        self._batch_bytes = 0
+        self._job: asyncio.Future[None] | None = None
+
+    @property
+    def full(self) -> bool:
+        return self._batch_bytes >= _BATCH_BYTES
+
+    def add(self, entry: Entry, data: bytes) -> None:
+        """The entry has its digests when `finish` has returned."""
+        if len(data) <= _TINY_BYTES:
+            entry.digests = digest_of(data, self._algorithms)
+        else:
+            self._batch.append((entry, data))
+            self._batch_bytes += len(data)
+
+    async def submit(self) -> None:
+        if self._job is not None:
+            await self._job
+        batch, self._batch, self._batch_bytes = self._batch, [], 0
+        self._job = asyncio.get_running_loop().run_in_executor(self._executor, self._hash, batch)
+
+    async def finish(self) -> None:
+        if self._job is None and self._batch_bytes <= _INLINE_BYTES:
+            self._hash(self._batch)
+            return
+        await self.submit()
+        assert self._job is not None
+        await self._job
+
+    def _hash(self, batch: Sequence[tuple[Entry, bytes]]) -> None:
+        for entry, data in batch:
+            entry.digests = digest_of(data, self._algorithms)
 
 
 _DECLARING = frozenset((b"content-digest", b"repr-digest", b"content-md5"))

@@ -2,7 +2,8 @@
 
 A lane takes parts one of two ways. The *long way*: a pipe and a task per part. The *short way*, for small
 parts that lie whole in memory and sinks that can take many in one go: they gather in a batch, which is
-handed over in one task, at the latest before anything that goes the long way.
+handed over in one task, at the latest before anything that goes the long way. While a batch is being taken
+the next one gathers, up to half a window: the slower the sink, the fewer and larger its batches.
 
 Relays want the order of the wire. While flows work on a part, its turn at a relay is kept: whatever comes
 after waits for it *before* anything of it is sent, so that it cannot fill what the earlier part needs.
@@ -31,13 +32,26 @@ BULK_BYTES = 256 << 10
 
 
 class Slots:
-    """`parallel_parts`: how many parts (or batches of tiny ones) may be open at once. One per part, not per sink."""
+    """`parallel_parts`: how many parts (or batches of tiny ones) may be open at once. One per part, not per sink.
+
+    For one taker, the pump.
+    """
 
     def __init__(self, count: int) -> None:
-        self._semaphore = asyncio.Semaphore(count or 1 << 30)
+        self._free = count or 1 << 30
+        self._given_back: asyncio.Future[None] | None = None
+
+    def take_now(self) -> bool:
+        """A slot, if one is free."""
+        if not self._free:
+            return False
+        self._free -= 1
+        return True
 
     async def take(self) -> None:
-        await self._semaphore.acquire()
+        while not self.take_now():
+            self._given_back = asyncio.get_running_loop().create_future()
+            await self._given_back
 
     def give_back_after(self, tasks: Sequence[asyncio.Task[None]]) -> None:
         """The slot is free again when all of these have ended."""
@@ -47,7 +61,9 @@ class Slots:
             nonlocal left
             left -= 1
             if left == 0:
-                self._semaphore.release()
+                self._free += 1
+                if self._given_back is not None and not self._given_back.done():
+                    self._given_back.set_result(None)
 
         for task in tasks:
             task.add_done_callback(ended)
@@ -73,6 +89,9 @@ class Lane:
         self._batch_window = Window(window_bytes, self.progress)
         self._batch: list[tuple[Part, bytes]] = []
         self._batch_bytes = 0
+        self._gather_bytes = (window_bytes or 1 << 20) // 2
+        self._delivering = 0
+        self._taken: asyncio.Future[None] | None = None
         self._turn: asyncio.Future[None] | None = None
 
     @property
@@ -94,9 +113,14 @@ class Lane:
         before, self._turn = self._turn, asyncio.get_running_loop().create_future()
         return before, self._turn
 
+    @property
+    def turn_is_pending(self) -> bool:
+        return self.is_relay and self._turn is not None and not self._turn.done()
+
     async def wait_for_turn(self) -> None:
         """Nobody who came earlier is still at work on what this lane is to get first."""
-        if self.is_relay and self._turn is not None and not self._turn.done():
+        if self.turn_is_pending:
+            assert self._turn is not None
             await self._turn
 
     # -- the short way
@@ -106,34 +130,76 @@ class Lane:
         self._batch.append((part, data))
         self._batch_bytes += len(data)
 
-    async def hand_over(self, tasks: asyncio.TaskGroup, slots: Slots) -> None:
-        """What has gathered goes to the sink."""
+    async def hand_over(self, tasks: asyncio.TaskGroup, slots: Slots, *, at_once: bool = False) -> None:
+        """What has gathered goes to the sink: when it has taken what it was given before, or `at_once`."""
+        while self._batch and self._delivering and not at_once:
+            if self._batch_bytes < self._gather_bytes:
+                return
+            self._taken = asyncio.get_running_loop().create_future()
+            await self._taken
         if not self._batch:
             return
-        batch, size = self._batch, self._batch_bytes
-        self._batch, self._batch_bytes = [], 0
         await self.wait_for_turn()
         await slots.take()  # before the bytes are given: while others hold all slots, nothing is owed here
+        batch, size = self._take_batch()
         await self._batch_window.reserve(size)
-        slots.give_back_after([tasks.create_task(self._accept_all(batch, size))])
+        self._delivering += 1
+        slots.give_back_after([tasks.create_task(self._deliver(batch, size))])
 
-    async def _accept_all(self, batch: list[tuple[Part, bytes]], size: int) -> None:
+    def hand_over_now(self, tasks: asyncio.TaskGroup, slots: Slots) -> bool:
+        """The same at once or not at all; whether nothing is left to hand over."""
+        if not self._batch:
+            return True
+        if self.turn_is_pending or not self._batch_window.has_room(self._batch_bytes) or not slots.take_now():
+            return False
+        batch, size = self._take_batch()
+        self._batch_window.take(size)
+        self._delivering += 1
+        slots.give_back_after([tasks.create_task(self._deliver(batch, size))])
+        return True
+
+    def _take_batch(self) -> tuple[list[tuple[Part, bytes]], int]:
+        batch, size = self._batch, self._batch_bytes
+        self._batch, self._batch_bytes = [], 0
+        return batch, size
+
+    async def _deliver(self, batch: list[tuple[Part, bytes]], size: int) -> None:
+        """A batch, and what gathers meanwhile."""
         assert self.bulk is not None
-        self.progress.begin_finishing()
-        try:
-            with translated(self.name):
-                await self.bulk.accept_all(batch)
-        finally:
-            self.progress.end_finishing()
-            self._batch_window.release(size)
+        while True:
+            self.progress.begin_finishing()
+            try:
+                with translated(self.name):
+                    await self.bulk.accept_all(batch)
+            finally:
+                self.progress.end_finishing()
+                self._batch_window.release(size)
+            if not self._batch or self.turn_is_pending or not self._batch_window.has_room(self._batch_bytes):
+                break
+            batch, size = self._take_batch()
+            self._batch_window.take(size)
+            self._wake()
+        self._delivering -= 1
+        self._wake()
+
+    def _wake(self) -> None:
+        if self._taken is not None and not self._taken.done():
+            self._taken.set_result(None)
 
     # -- the long way
 
     def open(self, part: Part, tasks: asyncio.TaskGroup) -> tuple[Pipe, asyncio.Task[None]]:
-        """A pipe for a part, and the task at its other end."""
-        self.given = True
+        """A pipe for a file, and the task at its other end. Raises RuntimeError where `tasks` take no more."""
         pipe = Pipe(Window(self._window_bytes, self.progress))
-        return pipe, tasks.create_task(self._accept(part, pipe))
+        accepting = self._accept(part, pipe)
+        try:
+            task = tasks.create_task(accepting)
+        except RuntimeError:
+            accepting.close()
+            raise
+        self.given = True
+        self.files.append(part.index)
+        return pipe, task
 
     async def _accept(self, part: Part, pipe: Pipe) -> None:
         try:

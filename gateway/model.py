@@ -6,15 +6,22 @@ Sizes are in bytes. `None` means unknown: it is never replaced by a guess.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from types import MappingProxyType
+from dataclasses import dataclass
 from typing import Any
 
 __all__ = ["Entry", "Limits", "Manifest", "Output", "Part", "Receipt", "Upload", "text"]
 
 
-_NOTHING: Mapping[str, Any] = MappingProxyType({})
-"""What most parts have of most things: one for all of them, since a manifest may have a hundred thousand entries."""
+class _Nothing(dict[str, Any]):
+    """What most parts have of most things: one for all, since a manifest may have a hundred thousand entries."""
+
+    __hash__ = object.__hash__  # type: ignore[assignment]  # a default has to be hashable
+
+    def __setitem__(self, key: str, value: Any) -> None:
+        raise TypeError("it is everybody's")
+
+
+_NOTHING = _Nothing()
 
 
 @dataclass(slots=True)
@@ -32,10 +39,19 @@ class Part:
     """The file name likewise; None for a field. `b""` is an empty file input unless bytes follow."""
     content_type: bytes | None
     """The part's own Content-Type, verbatim."""
-    headers: Sequence[tuple[bytes, bytes]] = ()
-    """All headers of the part in order, names in lower case (of a raw body: the request's)."""
+    own_headers: Sequence[tuple[bytes, bytes]] | None = ()
+    """Where they are the usual ones of a form, which `headers` can tell from the rest, None: most parts are such."""
     is_file: bool = False
     """A part with a file name is a file, one without is a field, whatever its type; a raw body is always a file."""
+
+    @property
+    def headers(self) -> Sequence[tuple[bytes, bytes]]:
+        """All headers of the part in order, names in lower case (of a raw body: the request's)."""
+        if self.own_headers is not None:
+            return self.own_headers
+        filename = b"" if self.raw_filename is None else b'; filename="%b"' % self.raw_filename
+        disposition = (b"content-disposition", b'form-data; name="%b"%b' % (self.raw_name, filename))
+        return (disposition,) if self.content_type is None else (disposition, (b"content-type", self.content_type))
 
     @property
     def name(self) -> str:
@@ -75,13 +91,13 @@ class Entry:
 
     part: Part
     size: int = 0
-    digests: Mapping[str, str] = field(default_factory=lambda: _NOTHING)
+    digests: Mapping[str, str] = _NOTHING
     """Algorithm -> lower-case hex."""
     value: str | None = None
     """A field's text; None for a file, and for a field that is not UTF-8."""
     verified: Sequence[str] = ()
     """Algorithms by which the client had declared a digest that was found right."""
-    findings: Mapping[str, Mapping[str, object]] = field(default_factory=lambda: _NOTHING)
+    findings: Mapping[str, Mapping[str, object]] = _NOTHING
     """What flows found out, by flow."""
     output: Output | None = None
     """None where the sinks got the bytes and names as they came in."""

@@ -103,10 +103,18 @@ class Window:
         self.used = 0
         self._room: asyncio.Future[None] | None = None
 
+    def has_room(self, size: int) -> bool:
+        """An empty window takes anything: a chunk cannot be cut."""
+        return not (self.used and self.limit and self.used + size > self.limit)
+
     async def reserve(self, size: int) -> None:
-        while self.used and self.limit and self.used + size > self.limit:
+        while not self.has_room(size):
             self._room = asyncio.get_running_loop().create_future()
             await self._room
+        self.take(size)
+
+    def take(self, size: int) -> None:
+        """Reserve what there is room for."""
         self.used += size
         self.progress.give(size)
 
@@ -140,6 +148,12 @@ class Pipe(AsyncIterator[bytes]):
             self._window.release(len(chunk))
             return
         add_chunk(self._chunks, chunk)
+        self._wake()
+
+    def put(self, chunk: bytes) -> None:
+        """The first chunk, at once: an empty window has room for any."""
+        self._window.take(len(chunk))
+        self._chunks.append(chunk)
         self._wake()
 
     def finish(self) -> None:

@@ -13,15 +13,22 @@ from contextlib import AsyncExitStack
 from dataclasses import replace
 
 from gateway.codec import Event, Kind
-from gateway.digests import PartDigest, declared_digests, digest_of, verify
+from gateway.digests import PartDigest, SmallDigests, declared_digests, digest_of, verify
 from gateway.errors import NoRoute, TooLarge
 from gateway.flows import Flow, FlowChain, FlowFile, working
 from gateway.lanes import BULK_BYTES, Lane, Slots
 from gateway.model import Entry, Limits, Output, Part, text
-from gateway.pipe import Pipe, Progress, Window
-from gateway.routes import Route
+from gateway.pipe import Pipe, Progress, Window, add_chunk
+from gateway.routes import Match, Route, Rule
 
 __all__ = ["Pump"]
+
+
+_HOLD_SECONDS = 0.05
+"""How long the beginning of a file may wait for the rest of it, to go the short way: not for a slow client."""
+
+_Plan = tuple[Sequence[Lane], Sequence[Flow], bool]
+"""Where the files of a rule go, through what, and whether all of that can take small ones the short way."""
 
 
 class Pump:
@@ -41,68 +48,84 @@ class Pump:
         self._route = route
         self._lanes = lanes
         self._relays = [lane for lane in lanes.values() if lane.is_relay]
-        self._plans = {
-            id(rule): ([lanes[name] for name in rule.sinks], [flows[name] for name in rule.flows])
-            for rule in route.rules
-        }
+        self._plans = {id(rule): _plan(rule, lanes, flows) for rule in route.rules}
+        first = route.rules[0] if route.rules else None
+        self._only_plan = self._plans[id(first)] if first is not None and first.match == Match() else None
         self._limits = limits
         self._executor = executor
         self._tasks = tasks
         self._slots = Slots(limits.parallel_parts)
+        self._small = SmallDigests(route.digests, executor)
         self._fields_bytes = 0
+        self._waiting: asyncio.TimerHandle | None = None
         # the part that is being received, if it did not lie whole in one buffer
         self._entry: Entry | None = None
+        self._held: list[bytes] = []
         self._pipes: list[Pipe] | None = None
         self._digest: PartDigest | None = None
         self._declared: list[tuple[str, str]] = []
-        self._field: list[bytes] = []
 
     async def run(self, events: AsyncIterator[list[Event]]) -> None:
         """Until the end of the body. What was handed out may still be on its way when this returns."""
-        whole, data_of = Kind.WHOLE, Kind.DATA  # an attribute of an enumeration is dear, once per part
-        async for batch in events:
-            for event in batch:
-                kind = event.kind
-                if kind is whole:
-                    part = _part_of(event)
-                    entry, long_way, flows = self._take_whole(part, event.data)
-                    if long_way:
-                        await self._send_whole(entry, long_way, flows, event.data)
-                elif kind is data_of:
-                    await self._take_data(event.data)
-                elif kind is Kind.BEGIN:
-                    await self._take_begin(_part_of(event))
-                elif kind is Kind.END:
-                    await self._take_end()
-            await self._hand_over_batches()
+        try:
+            async for batch in events:
+                self._stop_waiting()
+                await self._take(batch)
+                if self._small.full:
+                    await self._small.submit()
+                for lane in self._lanes.values():
+                    await lane.hand_over(self._tasks, self._slots)
+                if self._held:
+                    self._let_go_later()
+        finally:
+            self._stop_waiting()
+        await self._small.finish()
+        await self._hand_over_batches()
 
     # -- events
 
-    def _take_whole(self, part: Part, data: bytes) -> tuple[Entry, Sequence[Lane], Sequence[Flow]]:
-        """What of a part that lies whole in memory has to go the long way."""
-        entry = Entry(part, len(data))
-        self.entries.append(entry)
-        if part.is_file:
+    async def _take(self, batch: list[Event]) -> None:
+        whole, data_of = Kind.WHOLE, Kind.DATA  # an attribute of an enumeration is dear, once per part
+        for event in batch:
+            kind = event.kind
+            if kind is whole:
+                part, data = event.part, event.data
+                assert part is not None
+                entry = Entry(part, len(data))
+                self.entries.append(entry)
+                if part.own_headers:  # the usual ones declare nothing
+                    self._declared = declared_digests(part.own_headers)
+                if (lanes := self._take_whole(entry, data)) is not None:
+                    await self._send_whole(entry, *lanes, data)
+            elif kind is data_of:
+                await self._take_data(event.data)
+            elif kind is Kind.BEGIN:
+                await self._take_begin(event)
+            elif kind is Kind.END:
+                await self._take_end()
+
+    def _take_whole(self, entry: Entry, data: bytes) -> tuple[Sequence[Lane], Sequence[Flow]] | None:
+        """What of a part that lies whole in memory has to go the long way; None: nothing."""
+        part = entry.part
+        if part.is_file and self._limits.max_file_bytes:
             self._check_file(entry)
-        declared = declared_digests(part.headers)
-        algorithms = self._algorithms(declared) if declared else self._route.digests
-        if algorithms:
-            entry.digests = digest_of(data, algorithms)
-            if declared:
-                entry.verified = verify(declared, entry.digests, part=part.index)
+        if self._declared:
+            entry.digests = digest_of(data, self._algorithms(self._declared))
+            entry.verified = verify(self._declared, entry.digests, part=part.index)
+            self._declared = []
+        elif self._route.digests:
+            self._small.add(entry, data)
         if not part.is_file or (not data and part.raw_filename == b""):
             self._take_field(entry, data)
-            return entry, (), ()
-        lanes, flows = self._lanes_for(part)
+            return None
+        lanes, flows, is_short = self._plan_for(part)
         if flows or len(data) > BULK_BYTES:
-            return entry, lanes, flows
-        long_way: list[Lane] | tuple[()] = ()
+            return lanes, flows
         for lane in lanes:
             if lane.bulk is not None:
+                lane.files.append(part.index)
                 lane.add(part, data)
-            else:
-                long_way = [*long_way, lane]
-        return entry, long_way, flows
+        return None if is_short else ([lane for lane in lanes if lane.bulk is None], flows)
 
     async def _send_whole(self, entry: Entry, lanes: Sequence[Lane], flows: Sequence[Flow], data: bytes) -> None:
         for pipe in await self._open(entry, lanes, flows):
@@ -110,51 +133,98 @@ class Pump:
                 await pipe.send(data)
             pipe.finish()
 
-    async def _take_begin(self, part: Part) -> None:
-        entry = self._entry = Entry(part)
+    async def _take_begin(self, event: Event) -> None:
+        assert event.part is not None
+        entry = self._entry = Entry(event.part)
         self.entries.append(entry)
-        self._field = []
-        self._declared = declared_digests(part.headers)
-        algorithms = self._algorithms(self._declared)
-        self._digest = PartDigest(algorithms, self._executor) if algorithms else None
-        if part.is_file and part.raw_filename != b"":
-            await self._begin_file(entry)
-
-    async def _begin_file(self, entry: Entry) -> None:
-        lanes, flows = self._lanes_for(entry.part)
-        self._pipes = await self._open(entry, lanes, flows)
+        self._held = []
+        self._declared = declared_digests(entry.part.own_headers or ())
+        if entry.part.is_file and entry.part.raw_filename != b"" and not self._plan_for(entry.part)[2]:
+            await self._begin_long_way(entry)
 
     async def _take_data(self, data: bytes) -> None:
         entry = self._entry
         assert entry is not None
         entry.size += len(data)
-        if self._digest is not None:
-            await self._digest.update(data)
         if not entry.part.is_file:
             self._check_field(entry.size, self._fields_bytes + entry.size)
-            self._field.append(data)
+            self._held.append(data)
             return
         self._check_file(entry)
-        if self._pipes is None:  # it seemed to be an empty file input, but here is a byte of it
-            await self._begin_file(entry)
-            assert self._pipes is not None
+        if self._pipes is None:
+            # It may soon be whole, and then goes the short way; or seem to be an empty file input, with bytes in it.
+            if entry.size <= BULK_BYTES and self._plan_for(entry.part)[2]:
+                add_chunk(self._held, data)
+                return
+            await self._begin_long_way(entry)
+        if self._digest is not None:
+            await self._digest.update(data)
+        assert self._pipes is not None
         for pipe in self._pipes:
             await pipe.send(data)
 
     async def _take_end(self) -> None:
         entry, self._entry = self._entry, None
         assert entry is not None
+        pipes, self._pipes = self._pipes, None
+        if pipes is None:
+            data, self._held = b"".join(self._held), []
+            if (lanes := self._take_whole(entry, data)) is not None:
+                await self._send_whole(entry, *lanes, data)
+            return
         # The digest first: what it refutes must not be finished anywhere.
         if self._digest is not None:
             entry.digests = await self._digest.finish()
             entry.verified = verify(self._declared, entry.digests, part=entry.part.index)
-        pipes, self._pipes = self._pipes, None
-        if pipes is None:
-            data, self._field = b"".join(self._field), []
-            self._take_field(entry, data)
-            return
         for pipe in pipes:
             pipe.finish()
+
+    async def _begin_long_way(self, entry: Entry) -> None:
+        """Its first bytes, if any were held, go ahead."""
+        lanes, flows, _ = self._plan_for(entry.part)
+        self._begin_digest()
+        self._pipes = await self._open(entry, lanes, flows)
+        held, self._held = self._held, []
+        for chunk in held:
+            if self._digest is not None:
+                await self._digest.update(chunk)
+            for pipe in self._pipes:
+                await pipe.send(chunk)
+
+    def _begin_digest(self) -> None:
+        algorithms = self._algorithms(self._declared)
+        self._digest = PartDigest(algorithms, self._executor) if algorithms else None
+
+    # -- slow clients
+
+    def _stop_waiting(self) -> None:
+        if self._waiting is not None:
+            self._waiting.cancel()
+            self._waiting = None
+
+    def _let_go_later(self) -> None:
+        self._waiting = asyncio.get_running_loop().call_later(_HOLD_SECONDS, self._let_go)
+
+    def _let_go(self) -> None:
+        """While we wait for the client: what is held of a file begins its long way, if nobody has to be waited for."""
+        entry = self._entry
+        if entry is None or not entry.part.is_file or self._pipes is not None:
+            return
+        lanes, _, _ = self._plan_for(entry.part)
+        left = [lane for lane in self._lanes.values() if not lane.hand_over_now(self._tasks, self._slots)]
+        if left or any(lane.turn_is_pending for lane in lanes) or not self._slots.take_now():
+            self._let_go_later()
+            return
+        held, self._held = b"".join(self._held), []
+        self._begin_digest()
+        if self._digest is not None:
+            self._digest.add(held)
+        try:
+            self._pipes = self._open_lanes(entry, lanes)
+        except RuntimeError:  # the upload has failed, and its pump is about to be told
+            return
+        for pipe in self._pipes:
+            pipe.put(held)
 
     def _take_field(self, entry: Entry, data: bytes) -> None:
         """A field, or an empty file input: it needs no rule, is never stored, and goes to every relay."""
@@ -175,14 +245,14 @@ class Pump:
             return self._route.digests
         return tuple(dict.fromkeys([*self._route.digests, *(algorithm for algorithm, _ in declared)]))
 
-    def _lanes_for(self, part: Part) -> tuple[Sequence[Lane], Sequence[Flow]]:
+    def _plan_for(self, part: Part) -> _Plan:
+        """Where a file goes. Raises NoRoute."""
+        if self._only_plan is not None:
+            return self._only_plan
         rule = self._route.rule_for(part)
         if rule is None:
             raise NoRoute("no rule takes this file", part=part.index)
-        lanes, flows = self._plans[id(rule)]
-        for lane in lanes:
-            lane.files.append(part.index)
-        return lanes, flows
+        return self._plans[id(rule)]
 
     def _check_file(self, entry: Entry) -> None:
         limit = self._limits.max_file_bytes
@@ -200,7 +270,7 @@ class Pump:
 
     async def _hand_over_batches(self) -> None:
         for lane in self._lanes.values():
-            await lane.hand_over(self._tasks, self._slots)
+            await lane.hand_over(self._tasks, self._slots, at_once=True)
 
     async def _open(self, entry: Entry, lanes: Sequence[Lane], flows: Sequence[Flow]) -> list[Pipe]:
         """The long way: a slot, and where to send the bytes."""
@@ -211,6 +281,10 @@ class Pump:
         for lane in lanes:
             await lane.wait_for_turn()
         await self._slots.take()
+        return self._open_lanes(entry, lanes)
+
+    def _open_lanes(self, entry: Entry, lanes: Sequence[Lane]) -> list[Pipe]:
+        """Pipes for a part that has a slot."""
         ends = [lane.open(entry.part, self._tasks) for lane in lanes]
         self._slots.give_back_after([task for _, task in ends])
         return [pipe for pipe, _ in ends]
@@ -279,9 +353,9 @@ class Pump:
                 entry.output = None
 
 
-def _part_of(event: Event) -> Part:
-    assert event.part is not None
-    return event.part
+def _plan(rule: Rule, lanes: Mapping[str, Lane], flows: Mapping[str, Flow]) -> _Plan:
+    mine, through = [lanes[name] for name in rule.sinks], [flows[name] for name in rule.flows]
+    return mine, through, not through and all(lane.bulk is not None for lane in mine)
 
 
 def _told_part(part: Part, told: Output) -> Part:

@@ -402,6 +402,22 @@ def test_two_encoders_never_share_a_boundary() -> None:
     assert len(Encoder().boundary) == 32
 
 
+def test_what_a_usual_part_shares_with_the_one_before_it_is_its_own_all_the_same() -> None:
+    heads = [
+        b'form-data; name="a"; filename="1"\r\nContent-Type: t/1',
+        b'form-data; name="a"; filename="2"\r\nContent-Type: t/2',
+        b'form-data; name="b"; filename="2"',
+        b'form-data; name="b"',
+        b'form-data; name="a"; filename=""\r\nContent-Type: t/2',
+    ]
+    body = b"".join(b"--b\r\nContent-Disposition: " + head + b"\r\n\r\nx\r\n" for head in heads) + b"--b--\r\n"
+    parts = [part for _, part, _, _ in Decoder(b"b").receive(body) if part is not None]
+    assert [part.headers[0][1] for part in parts] == [head.partition(b"\r\n")[0] for head in heads]
+    assert [(part.raw_name, part.raw_filename, part.content_type) for part in parts] == [
+        (b"a", b"1", b"t/1"), (b"a", b"2", b"t/2"), (b"b", b"2", None), (b"b", None, None), (b"a", b"", b"t/2"),
+    ]  # fmt: skip
+
+
 _USUAL_NAMES = st.text(st.characters(codec="utf-8"), max_size=12)
 _USUAL_TYPES = st.none() | st.sampled_from([b"text/plain", b"text/plain; charset=utf-8", b"a/b ", b"image/png"])
 
