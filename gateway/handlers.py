@@ -39,6 +39,8 @@ __all__ = ["HOUSE", "House", "add_routes", "problems"]
 log = logging.getLogger("gateway.uploads")
 
 _CROCKFORD = "0123456789ABCDEFGHJKMNPQRSTVWXYZ"
+_CROCKFORD_TWICE = [first + second for first in _CROCKFORD for second in _CROCKFORD]
+"""Ten bits at a time."""
 
 
 @dataclass
@@ -264,8 +266,11 @@ async def metrics(request: web.Request) -> web.Response:
 
 def new_ulid() -> str:
     """48 bits of milliseconds, 80 random bits, in Crockford's base 32: sorts by time, cannot be guessed."""
-    number = time.time_ns() // 1_000_000 << 80 | secrets.randbits(80)
-    return "".join(_CROCKFORD[number >> shift & 31] for shift in range(125, -1, -5))
+    milliseconds, random = time.time_ns() // 1_000_000, secrets.token_bytes(10)
+    tens = [milliseconds >> shift & 1023 for shift in (40, 30, 20, 10, 0)]
+    number = int.from_bytes(random)
+    tens += [number >> shift & 1023 for shift in (70, 60, 50, 40, 30, 20, 10, 0)]
+    return "".join([_CROCKFORD_TWICE[ten] for ten in tens])
 
 
 # -- the map

@@ -44,6 +44,7 @@ class Intake:
         """Whether the body was read to its end."""
 
     def __enter__(self) -> Intake:
+        self._receive_in_large_pieces()
         self._watch()
         return self
 
@@ -79,6 +80,17 @@ class Intake:
         if limit and self.received_bytes > limit:
             raise TooLarge(f"the body has more than {limit} bytes", limit=limit)
         return data
+
+    def _receive_in_large_pieces(self) -> None:
+        """As much at a time as aiohttp's buffer holds before it pauses: each call costs about as much as looking
+        through 100 KiB. asyncio's transports say with `max_size` how much they ask for; uvloop's cannot be told.
+        """
+        transport, declared = self._request.transport, self._request.content_length
+        if not self._request.can_read_body:
+            return
+        _, high_water = self._content.get_read_buffer_limits()
+        if getattr(transport, "max_size", high_water) < high_water and (declared is None or declared >= high_water):
+            transport.max_size = high_water  # type: ignore[union-attr]
 
     def _watch(self) -> None:
         """Look at the clocks, end a wait that is over the limit, and come back when one could next be."""

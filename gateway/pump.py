@@ -57,7 +57,10 @@ class Pump:
         self._slots = Slots(limits.parallel_parts)
         self._small = SmallDigests(route.digests, executor)
         self._fields_bytes = 0
-        self._waiting: asyncio.TimerHandle | None = None
+        # whether we wait for the client, for how many batches of events we have, and what looks at that
+        self._waiting = False
+        self._batches = 0
+        self._timer: asyncio.TimerHandle | None = None
         # the part that is being received, if it did not lie whole in one buffer
         self._entry: Entry | None = None
         self._held: list[bytes] = []
@@ -69,16 +72,19 @@ class Pump:
         """Until the end of the body. What was handed out may still be on its way when this returns."""
         try:
             async for batch in events:
-                self._stop_waiting()
+                self._batches += 1
+                self._waiting = False
                 await self._take(batch)
                 if self._small.full:
                     await self._small.submit()
                 for lane in self._lanes.values():
                     await lane.hand_over(self._tasks, self._slots)
-                if self._held:
+                self._waiting = True
+                if self._held and self._timer is None:
                     self._let_go_later()
         finally:
-            self._stop_waiting()
+            if self._timer is not None:
+                self._timer.cancel()
         await self._small.finish()
         await self._hand_over_batches()
 
@@ -197,18 +203,17 @@ class Pump:
 
     # -- slow clients
 
-    def _stop_waiting(self) -> None:
-        if self._waiting is not None:
-            self._waiting.cancel()
-            self._waiting = None
-
     def _let_go_later(self) -> None:
-        self._waiting = asyncio.get_running_loop().call_later(_HOLD_SECONDS, self._let_go)
+        self._timer = asyncio.get_running_loop().call_later(_HOLD_SECONDS, self._let_go, self._batches)
 
-    def _let_go(self) -> None:
-        """While we wait for the client: what is held of a file begins its long way, if nobody has to be waited for."""
+    def _let_go(self, batches: int) -> None:
+        """If nothing came since: what is held of a file begins its long way, unless somebody has to be waited for."""
+        self._timer = None
         entry = self._entry
-        if entry is None or not entry.part.is_file or self._pipes is not None:
+        if entry is None or not entry.part.is_file or not self._held:
+            return
+        if not self._waiting or batches != self._batches:
+            self._let_go_later()
             return
         lanes, _, _ = self._plan_for(entry.part)
         left = [lane for lane in self._lanes.values() if not lane.hand_over_now(self._tasks, self._slots)]

@@ -15,7 +15,9 @@ import json
 import logging
 import signal
 import sys
+import time
 from collections.abc import Callable
+from functools import lru_cache
 
 from aiohttp import web
 from aiohttp.http_exceptions import HttpProcessingError
@@ -116,6 +118,11 @@ def keep_freed_buffers() -> None:
     mallopt(_M_TRIM_THRESHOLD, _KEPT_BYTES)
 
 
+@lru_cache(maxsize=1)
+def _time(seconds: int) -> str:
+    return time.strftime("%Y-%m-%dT%H:%M:%S%z", time.localtime(seconds))
+
+
 class JsonLines(logging.Formatter):
     """One JSON object per line; what a record was given as `extra` are further members."""
 
@@ -123,7 +130,7 @@ class JsonLines(logging.Formatter):
 
     def format(self, record: logging.LogRecord) -> str:
         line: dict[str, object] = {
-            "time": self.formatTime(record, "%Y-%m-%dT%H:%M:%S%z"),
+            "time": _time(int(record.created)),
             "level": record.levelname,
             "logger": record.name,
             "message": record.getMessage(),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
 from collections.abc import AsyncIterable, AsyncIterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -123,3 +124,58 @@ async def test_a_field_that_is_no_utf8_has_no_value() -> None:
     entries, _ = await pumped(body((None, b"\xff")), cut=1 << 20)
     assert entries[0].value is None
     assert entries[0].size == 1
+
+
+class Feeder:
+    """Events of a body that comes when the test says so."""
+
+    def __init__(self) -> None:
+        self._decoder = Decoder(b"b")
+        self._pieces: asyncio.Queue[bytes] = asyncio.Queue(10)
+
+    async def feed(self, piece: bytes) -> None:
+        await self._pieces.put(piece)
+
+    async def events(self) -> AsyncIterator[list[Event]]:
+        while piece := await self._pieces.get():
+            yield self._decoder.receive(piece)
+        self._decoder.finish()
+
+
+HEAD = Encoder(b"b").begin_form_part(Part(0, b"name", b"a.bin", None, is_file=True))
+
+
+@pytest.mark.parametrize("stage", [0, 1])
+async def test_the_beginning_of_a_file_waits_for_the_rest_but_not_for_a_slow_client(stage: int) -> None:
+    class Eager(Keeping):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first = asyncio.Event()
+
+        async def accept(self, part: Part, chunks: AsyncIterable[bytes]) -> None:
+            data = b""
+            async for chunk in chunks:
+                self.first.set()
+                data += chunk
+            self.seen.append((part.index, data))
+
+    for slow in (False, True):
+        delivery, feeder = Eager(), Feeder()
+        with ThreadPoolExecutor(1) as executor:
+            async with asyncio.TaskGroup() as tasks:
+                lane = Lane("sink", stage, delivery, 1 << 20)
+                route = Route("/in", "upload", [Rule(Match(), ("sink",))])
+                pump = Pump(route, {"sink": lane}, {}, Limits(), executor, tasks)
+                running = tasks.create_task(pump.run(feeder.events()))
+                await feeder.feed(HEAD + b"first, ")
+                if slow:
+                    async with asyncio.timeout(10):
+                        await delivery.first.wait()
+                await feeder.feed(b"last")
+                await feeder.feed(b"\r\n--b--\r\n")
+                await feeder.feed(b"")
+                await running
+        assert delivery.seen == [(0, b"first, last")]
+        assert delivery.first.is_set() is slow
+        assert pump.entries[0].digests == {"sha256": hashlib.sha256(b"first, last").hexdigest()}
+        assert lane.files == [0]

@@ -277,7 +277,8 @@ async def test_starting_twice_on_one_root_leaves_running_uploads_alone(sink: Dis
 
 async def test_an_upload_holds_a_lock_while_it_runs(sink: DiskSink) -> None:
     one = upload()
-    async with delivering(sink, one):
+    async with delivering(sink, one) as delivery:
+        await delivery.accept(file(0), source(b"data"))
         descriptor = os.open(sink.root / f".{one.id}.incoming", os.O_RDONLY)
         try:
             with pytest.raises(BlockingIOError):
@@ -435,13 +436,13 @@ async def test_a_commit_that_is_cancelled_while_it_renames_is_taken_back(
 async def test_a_root_that_vanished_is_an_unavailable_sink(sink: DiskSink) -> None:
     sink.root.rmdir()
     with pytest.raises(SinkUnavailable) as raised:
-        async with delivering(sink, upload()):
-            pass
+        async with delivering(sink, upload()) as delivery:
+            await delivery.accept(file(0), source(b"data"))
     assert raised.value.members == {"sink": "disk"}
     sink.root.write_bytes(b"a file in its place")
     with pytest.raises(SinkUnavailable):
-        async with delivering(sink, upload()):
-            pass
+        async with delivering(sink, upload()) as delivery:
+            await delivery.accept(file(0), source(b"data"))
     assert sink.root.read_bytes() == b"a file in its place"
 
 

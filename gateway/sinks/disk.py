@@ -110,8 +110,6 @@ class DiskSink:
         assert self._executor is not None
         delivery = DiskDelivery(self, upload, TrackedExecutor(self._executor))
         try:
-            with translated(self.name):
-                await delivery.begin()
             yield delivery
         finally:
             await delivery.end()
@@ -181,6 +179,7 @@ class DiskDelivery:
         self._executor = executor
         self._incoming = sink.root / f".{upload.id}{INCOMING}"
         self._final = sink.root / upload.id
+        self._making = threading.Lock()
         self._lock: int | None = None
         self._files: set[IO[bytes]] = set()  # open ones; written in threads, closed by whoever comes last
         self._filenames: dict[int, str | None] = {}
@@ -188,16 +187,12 @@ class DiskDelivery:
         self._published = False
         self._committed = False
 
-    async def begin(self) -> None:
-        await self._run(self._make_directory)
-
-    def _make_directory(self) -> None:
+    def _make_directory(self) -> int:
         while True:
             self._incoming.mkdir(exist_ok=True)  # exists: a sweep that was faster (rule 1) is not done with it
             with contextlib.suppress(BlockingIOError):
-                self._lock = lock_directory(self._incoming)
-            if self._lock is not None:
-                return
+                if (lock := lock_directory(self._incoming)) is not None:
+                    return lock
             time.sleep(0.001)  # a sweep takes one empty directory away, then never comes back
 
     async def accept(self, part: Part, chunks: AsyncIterable[bytes]) -> None:
@@ -246,6 +241,9 @@ class DiskDelivery:
 
     async def end(self) -> None:
         """Close everything; without a commit that returned, remove everything."""
+        if self._committed and not self._files:
+            self._unlock()  # nothing that could wait for the disk
+            return
         await uninterrupted(self._executor.after_all(self._finish))
 
     # -- the jobs; each runs in a thread
@@ -306,14 +304,25 @@ class DiskDelivery:
             with contextlib.suppress(OSError):  # a full disk fails the flush in close() as well
                 file.close()
         if self._lock is None:
-            return  # the directory could not be made: then it is not ours to remove
+            return  # the directory was not made: then there is none, or it is not ours to remove
         if not self._committed:
             shutil.rmtree(self._final if self._published else self._incoming, ignore_errors=True)
             sync_directory(self._sink.root, self._sink.fsync)
+        self._unlock()
+
+    def _unlock(self) -> None:
+        assert self._lock is not None
         os.close(self._lock)
 
     async def _run(self, function: Callable[..., T], *args: Any) -> T:
-        return await asyncio.get_running_loop().run_in_executor(self._executor, function, *args)
+        return await asyncio.get_running_loop().run_in_executor(self._executor, self._in_directory, function, *args)
+
+    def _in_directory(self, function: Callable[..., T], *args: Any) -> T:
+        """Made by the first job, whichever that is: a small upload is two jobs, and would else be three."""
+        with self._making:
+            if self._lock is None:
+                self._lock = self._make_directory()
+        return function(*args)
 
 
 def write_all(descriptor: int, data: bytes) -> None:
