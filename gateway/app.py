@@ -54,6 +54,12 @@ def build_app(settings: Settings) -> web.Application:
     for name in sorted(named):
         with _collected(problems_found):
             flows[name] = _flow(name, settings.flows.get(name, FlowSettings()))
+    for number, route in enumerate(routes):
+        problems_found += [
+            f'routes.{number}.keep: "each" needs sinks that can drop one part, and {name} has no drops_parts = True'
+            for name in route.sinks
+            if route.keep_each and name in sinks and not getattr(sinks[name], "drops_parts", False)
+        ]
     if problems_found:
         raise ConfigError(problems_found)
     app = web.Application(

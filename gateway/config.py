@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import re
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ from pydantic import ValidationError
 from pydantic_settings import EnvSettingsSource, SettingsError
 
 from gateway.flows import BATCH_BYTES as FLOW_BATCH_BYTES
+from gateway.routes import BestEffort
 from gateway.settings import (
     BUILT_IN_FLOWS,
     BUILT_IN_SINKS,
@@ -27,6 +28,8 @@ from gateway.settings import (
     with_defaults,
 )
 from gateway.sinks.disk import BATCH_BYTES
+
+_LAG = BestEffort()
 
 __all__ = ["ConfigError", "load", "memory_bound_bytes", "unlimited_keys"]
 
@@ -123,10 +126,12 @@ def _contradictions(document: Mapping[str, Any]) -> list[str]:
         if isinstance(path, str) and RESERVED_PATHS.fullmatch(path):
             problems.append(f"{where}.path: {path} is the gateway's own")
         named: list[str] = []
+        uses: list[tuple[str, Mapping[str, Any]]] = []
         rules = route.get("parts")
         for place, rule in enumerate(rules if isinstance(rules, list | tuple) else ()):
-            names = rule.get("sinks") if isinstance(rule, Mapping) else None
-            for name in names if isinstance(names, list | tuple) else ():
+            for use in _uses(rule):
+                name = use["sink"]
+                uses.append((f"{where}.parts.{place}.sinks", use))
                 named.append(name)
                 if name not in sinks:
                     problems.append(f"{where}.parts.{place}.sinks: there is no sink {name}")
@@ -141,6 +146,52 @@ def _contradictions(document: Mapping[str, Any]) -> list[str]:
             )
         if route.get("kind") == "relay" and not any(sink_tag(sinks.get(name)) == "relay" for name in named):
             problems.append(f"{where}.kind: a route of kind relay needs a sink of type relay")
+        problems += _fan_out_contradictions(where, route, uses, sinks)
+    return problems
+
+
+def _uses(rule: Any) -> list[Mapping[str, Any]]:
+    """The sinks of a rule as tables, whichever way they are written, or dumped."""
+    uses = rule.get("sinks") if isinstance(rule, Mapping) else None
+    tables = [{"sink": use} if isinstance(use, str) else use for use in uses] if isinstance(uses, list | tuple) else []
+    return [use for use in tables if isinstance(use, Mapping) and isinstance(use.get("sink"), str)]
+
+
+def _fan_out_contradictions(
+    where: str, route: Mapping[str, Any], uses: Sequence[tuple[str, Mapping[str, Any]]], sinks: Mapping[str, Any]
+) -> list[str]:
+    """Required and best-effort sinks, who answers, and `keep`."""
+    problems: list[str] = []
+    terms: dict[str, tuple[Any, ...]] = {}
+    for place, use in uses:
+        name, mode = use["sink"], use.get("mode", "required")
+        lag = (use.get("lag_bytes", _LAG.lag_bytes), use.get("lag_seconds", _LAG.lag_seconds))
+        if mode == "required" and lag != (_LAG.lag_bytes, _LAG.lag_seconds):
+            problems.append(f'{place}: lag_bytes and lag_seconds of {name} mean nothing without mode = "best_effort"')
+        if terms.setdefault(name, (mode, *lag)) != (mode, *lag):
+            problems.append(f"{place}: {name} has one mode and one lag in all rules of a route")
+    by_type = {name: sink_tag(sinks.get(name)) for name in terms}
+    required = [name for name, (mode, *_) in terms.items() if mode == "required"]
+    disks = [name for name, kind in by_type.items() if kind == "disk"]
+    relays = [name for name, kind in by_type.items() if kind == "relay"]
+    if disks and disks[0] not in required:
+        problems.append(f"{where}: {disks[0]} keeps the manifest, being its first disk sink, so it has to be required")
+    kind, answer = route.get("kind", "upload"), route.get("answer")
+    if answer is not None:
+        if kind == "convert":
+            problems.append(f"{where}.answer: a route of kind convert answers its results")
+        elif answer not in relays or answer not in required:
+            problems.append(f"{where}.answer: {answer} is no required relay of this route")
+    elif kind == "relay" and relays and relays[0] not in required:
+        problems.append(f"{where}: {relays[0]} answers the client, being its first relay, so it has to be required")
+    if route.get("keep") == "each":
+        if kind == "relay" or answer is not None:
+            problems.append(f'{where}.keep: "each" is told in a manifest, and this route answers what a relay answers')
+        problems += [
+            f'{where}.keep: "each" needs sinks that can drop one part, and {name} is a relay without per = "part"'
+            for name in relays
+            if not isinstance(sinks[name], Mapping) or sinks[name].get("per") != "part"
+        ]
     return problems
 
 
@@ -156,7 +207,8 @@ def memory_bound_bytes(settings: Settings) -> tuple[int, dict[str, int]]:
     server, limits = settings.server, settings.limits
     buffer = server.read_buffer_bytes
     routes = settings.as_routes()
-    lanes = max((len(route.sinks) for route in routes), default=0)
+    lanes = max((len(route.sinks) - len(route.best_effort) for route in routes), default=0)
+    lag = max((sum(terms.lag_bytes for terms in route.best_effort.values()) for route in routes), default=0)
     disks = max((sum(settings.sinks[name].type == "disk" for name in route.sinks) for route in routes), default=0)
     relays = max((sum(settings.sinks[name].type == "relay" for name in route.sinks) for route in routes), default=0)
     received = 2 * buffer + (256 << 10)  # aiohttp's high water mark, and one receive call over it
@@ -172,6 +224,8 @@ def memory_bound_bytes(settings: Settings) -> tuple[int, dict[str, int]]:
         "field values": 2 * limits.max_fields_bytes,
         "headers of a part": 2 * limits.max_header_bytes,
     }
+    if lag:
+        bounds["waiting for best-effort sinks"] = lag
     return sum(bounds.values()), bounds
 
 

@@ -16,13 +16,19 @@ The theory, for this is Akka's `mapAsync` with the traps taken out:
 4. *The end.* Only when the body was read to its end and every accept has returned, commits begin:
    relays, then others, then disks; the keeper of the manifest is last of all. Everything before the
    first commit that succeeds can be undone by doing nothing; a failure after it is Incomplete.
-5. *Every way out is the same.* Whatever fails cancels the rest (TaskGroup), and leaves the deliveries'
+5. *Best effort.* Such a sink lives beside all this (besteffort.py): nothing here waits for it, but for its
+   `lag_seconds` after the last required commit, when it may commit, too. The keeper has published by then,
+   so its manifest takes who is not done for `late`, and is replaced once by what became of them. If the
+   power goes in between, or replacing fails, the manifest claims too little, never too much; the answer
+   is always the one that is stored.
+6. *Every way out is the same.* Whatever fails cancels the rest (TaskGroup), and leaves the deliveries'
    contexts without a commit, which keeps nothing. The first error is the one that is told.
 """
 
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from concurrent.futures import Executor
 from contextlib import AsyncExitStack
@@ -30,17 +36,21 @@ from dataclasses import dataclass, field
 
 from aiohttp import ClientResponse
 
+from gateway.besteffort import BestEffortLane
 from gateway.codec import Event
-from gateway.errors import FlowStalled, GatewayError, Incomplete, SinkFault, SinkRefused, SinkTimeout
+from gateway.each import EachPump
+from gateway.errors import FlowStalled, GatewayError, Incomplete, SinkTimeout
 from gateway.flows import Flow, FlowChain
-from gateway.lanes import Lane, translated
+from gateway.lanes import Lane, first_error, translated
 from gateway.model import Limits, Manifest, Receipt, Upload
-from gateway.pump import Pump
+from gateway.pump import AnyLane, Pump
 from gateway.responses import manifest_json
 from gateway.routes import Route
-from gateway.sinks import Answered, Delivery, Sink
+from gateway.sinks import Answered, Delivery, Sink, refused
 
 __all__ = ["Outcome", "dispatch"]
+
+log = logging.getLogger("gateway.dispatch")
 
 
 @dataclass(slots=True)
@@ -51,8 +61,12 @@ class Outcome:
     kept: bytes | None = None
     """The manifest as it was stored; None where the route has no disk sink."""
     answer: ClientResponse | None = None
-    """On a route of kind relay: the destination's response, to be streamed before the stack is left."""
+    """The response of the destination that answers the client, to be streamed before the stack is left."""
     sink_bytes: dict[str, int] = field(default_factory=dict)
+
+    @property
+    def location(self) -> str | None:
+        return None if self.kept is None else f"/uploads/{self.manifest.upload}"
 
 
 async def dispatch(
@@ -64,42 +78,63 @@ async def dispatch(
     limits: Limits,
     executor: Executor,
     stack: AsyncExitStack,
+    dropped: dict[str, str] | None = None,
 ) -> Outcome:
     """Take one body to its sinks and commit it. `stack` holds the deliveries: when it is left, what was not
-    committed is undone, and a destination's answer can no longer be read. Raises the leaves of errors.
+    committed is undone, and a destination's answer can no longer be read. Into `dropped` go the best-effort
+    sinks that were, and why. Raises the leaves of errors.
     """
-    lanes = []
+    lanes: list[Lane] = []
+    spares: list[BestEffortLane] = []
     for name in route.sinks:
-        delivery = await _opened(name, sinks[name], upload, limits.stall_seconds, stack)
-        lanes.append(Lane(name, getattr(sinks[name], "commit_stage", 1), delivery, limits.window_bytes))
+        stage = getattr(sinks[name], "commit_stage", 1)
+        if (terms := route.best_effort.get(name)) is not None:
+            spares.append(BestEffortLane(name, stage, terms, limits.parallel_parts))
+        else:
+            delivery = await _opened(name, sinks[name], upload, limits.stall_seconds, stack)
+            lanes.append(Lane(name, stage, delivery, limits.window_bytes))
     manifest, kept = Manifest(upload.id, []), Kept()
+    ways: dict[str, AnyLane] = {lane.name: lane for lane in lanes} | {spare.name: spare for spare in spares}
+    place = {name: number for number, name in enumerate(route.sinks)}
     answer: ClientResponse | None = None
     try:
         async with asyncio.TaskGroup() as outer:
             watching = [outer.create_task(lane.watch()) for lane in lanes if lane.is_watched]
+            lives = [outer.create_task(lane.live(sinks[lane.name], upload)) for lane in spares]
             async with asyncio.TaskGroup() as accepting:
-                pump = Pump(route, {lane.name: lane for lane in lanes}, flows, limits, executor, accepting)
+                make = EachPump if route.keep_each else Pump
+                pump = make(route, ways, flows, limits, executor, accepting)
                 manifest.entries = pump.entries
                 stop = _watch_for_stalls(lanes, pump, limits.stall_seconds, outer)
                 stack.callback(stop)
                 await pump.run(events)
-            await _commit(lanes, manifest, kept)
-            stop()
+            await pump.settle()
+            manifest.partial = pump.partial
+            for spare in spares:
+                spare.end()
+            await _commit(lanes, spares, place, manifest, kept)
             for task in watching:
                 task.cancel()
+            if spares:
+                await _end_best_effort(lanes, spares, lives, place, manifest, kept)
+            stop()
     except BaseExceptionGroup as group:
-        error = _first(group)
+        error = first_error(group, route.answer)
         if kept.anything:
             raise _incomplete(error, kept.receipts) from error
         if not isinstance(error, Answered):
             raise error from None
-        if route.kind != "relay":
-            raise _refused(error) from None
+        if route.answer not in (None, error.sink) or (route.kind != "relay" and route.answer is None):
+            raise refused(error) from None
         answer = error.response
     else:
-        if route.kind == "relay":
-            answer = next(filter(None, (lane.answer() for lane in lanes)), None)
-    return Outcome(manifest, kept.manifest, answer, {lane.name: lane.progress.total for lane in lanes})
+        if route.kind == "relay" or route.answer is not None:
+            answers = (lane.answer() for lane in lanes if route.answer in (None, lane.name))
+            answer = next(filter(None, answers), None)
+    finally:
+        if dropped is not None:
+            dropped.update({spare.name: spare.dropped for spare in spares if spare.dropped is not None})
+    return Outcome(manifest, kept.manifest, answer, {name: lane.progress.total for name, lane in ways.items()})
 
 
 @dataclass(slots=True)
@@ -123,13 +158,20 @@ async def _opened(name: str, sink: Sink, upload: Upload, stall_seconds: float, s
             raise SinkTimeout(f"sink {name} did not open in {stall_seconds:g} s", sink=name) from error
 
 
-async def _commit(lanes: Sequence[Lane], manifest: Manifest, kept: Kept) -> None:
+async def _commit(
+    lanes: Sequence[Lane],
+    spares: Sequence[BestEffortLane],
+    place: Mapping[str, int],
+    manifest: Manifest,
+    kept: Kept,
+) -> None:
     """Rule 4. What has been committed is in `kept` even where this raises."""
-    place = {lane.name: number for number, lane in enumerate(lanes)}
-    keeper = next((lane for lane in lanes if lane.is_keeper), None)
+    keeper = _keeper(lanes)
     for lane in sorted(lanes, key=lambda lane: (lane.stage, lane is keeper)):
         if lane is keeper:
             _record(manifest, lane.keeper_receipts(), place)
+            for spare in spares:
+                _record(manifest, spare.account(), place)
             kept.manifest = manifest_json(manifest)
             lane.keep_manifest(kept.manifest)
         receipts = await lane.commit()
@@ -137,6 +179,37 @@ async def _commit(lanes: Sequence[Lane], manifest: Manifest, kept: Kept) -> None
         kept.receipts += receipts
         if lane is not keeper:
             _record(manifest, receipts, place)
+
+
+async def _end_best_effort(
+    lanes: Sequence[Lane],
+    spares: Sequence[BestEffortLane],
+    lives: Sequence[asyncio.Task[None]],
+    place: Mapping[str, int],
+    manifest: Manifest,
+    kept: Kept,
+) -> None:
+    """Rule 5."""
+    for spare in spares:
+        spare.allow_commit()
+    await asyncio.wait(lives)
+    for spare in spares:
+        for receipt in (account := spare.account()):
+            entry = manifest.entries[receipt.part]
+            entry.receipts = [before for before in entry.receipts if before.sink != spare.name]
+        _record(manifest, account, place)
+    keeper = _keeper(lanes)
+    if keeper is not None and (settled := manifest_json(manifest)) != kept.manifest:
+        try:
+            await keeper.replace_manifest(settled)
+        except GatewayError as error:
+            log.warning("the manifest of upload %s stays as it was: %s", manifest.upload, error)
+        else:
+            kept.manifest = settled
+
+
+def _keeper(lanes: Sequence[Lane]) -> Lane | None:
+    return next((lane for lane in lanes if lane.is_keeper), None)
 
 
 def _record(manifest: Manifest, receipts: Sequence[Receipt], place: Mapping[str, int]) -> None:
@@ -168,7 +241,11 @@ def _watch_for_stalls(lanes: Sequence[Lane], pump: Pump, limit: float, tasks: as
         if slowest is None or now - since < limit:
             handle = loop.call_later(max(since + limit - now, 0.01), look)
             return
-        failing = _fail(_stalled(slowest, limit))
+        error = _stalled(slowest, limit)
+        if isinstance(slowest, FlowChain) and pump.forgo(slowest, error):
+            handle = loop.call_later(0.01, look)
+            return
+        failing = _fail(error)
         try:
             tasks.create_task(failing)
         except RuntimeError:  # the group is failing already
@@ -190,31 +267,9 @@ async def _fail(error: GatewayError) -> None:
     raise error
 
 
-def _first(group: BaseExceptionGroup[BaseException]) -> Exception:
-    """The error to tell: a destination's own answer before all else, then the first."""
-    leaves: list[BaseException] = []
-    pending: list[BaseException] = [group]
-    while pending:
-        error = pending.pop(0)
-        if isinstance(error, BaseExceptionGroup):
-            pending = [*error.exceptions, *pending]
-        else:
-            leaves.append(error)
-    for kind in (Answered, Exception):
-        for leaf in leaves:
-            if isinstance(leaf, kind):
-                return leaf
-    raise leaves[0]
-
-
-def _refused(answered: Answered) -> SinkFault:
-    status = answered.response.status
-    return SinkRefused(f"sink {answered.sink} answered {status}", sink=answered.sink, sink_status=status)
-
-
 def _incomplete(error: Exception, committed: Sequence[Receipt]) -> Incomplete:
     if isinstance(error, Answered):
-        error = _refused(error)
+        error = refused(error)
     detail = error.detail if isinstance(error, GatewayError) else "the upload failed"
     members = error.members if isinstance(error, GatewayError) else {}
     kept = [

@@ -108,11 +108,19 @@ class UploadHandler:
                 await accept_body(request)
                 async with AsyncExitStack() as stack:
                     outcome = record.outcome = await dispatch(
-                        upload, events, route, house.sinks, house.flows, house.limits, house.executor, stack
+                        upload,
+                        events,
+                        route,
+                        house.sinks,
+                        house.flows,
+                        house.limits,
+                        house.executor,
+                        stack,
+                        record.dropped,
                     )
                     close = house.gate.draining or not intake.ended
                     if outcome.answer is not None:
-                        return await self._pass_through(request, house.limits, outcome.answer, close=close)
+                        return await self._pass_through(request, house.limits, outcome, outcome.answer, close=close)
                 # Only now, for what is stored stays locked until the sinks are left: who has read its manifest may
                 # delete it at once.
                 return await self._answer(request, house.limits, outcome, close=close)
@@ -141,11 +149,15 @@ class UploadHandler:
 
     @staticmethod
     async def _pass_through(
-        request: web.Request, limits: Limits, answer: ClientResponse, *, close: bool
+        request: web.Request, limits: Limits, outcome: Outcome, answer: ClientResponse, *, close: bool
     ) -> web.StreamResponse:
-        stall_seconds, idle_seconds = limits.stall_seconds, limits.idle_seconds
         return await passed_through(
-            request, answer, stall_seconds=stall_seconds, idle_seconds=idle_seconds, close=close
+            request,
+            answer,
+            stall_seconds=limits.stall_seconds,
+            idle_seconds=limits.idle_seconds,
+            close=close,
+            location=outcome.location,
         )
 
     async def _answer(
@@ -178,6 +190,8 @@ class _Record:
         self._intake = intake
         self._began = time.monotonic()
         self.outcome: Outcome | None = None
+        self.dropped: dict[str, str] = {}
+        """Best-effort sinks that were dropped, and why; also where the upload failed afterwards."""
 
     def __enter__(self) -> _Record:
         self._house.metrics.upload_began()
@@ -201,6 +215,7 @@ class _Record:
             received_bytes=self._intake.received_bytes,
             sink_bytes=sink_bytes,
             seconds=seconds,
+            dropped=self.dropped,
         )
         _log_upload(
             self._upload.id,
@@ -210,6 +225,7 @@ class _Record:
             parts=len(done.manifest.entries) if done else None,
             received_bytes=self._intake.received_bytes,
             seconds=round(seconds, 3),
+            dropped=self.dropped or None,
         )
 
 

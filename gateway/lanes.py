@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
 from aiohttp import ClientResponse
@@ -21,9 +21,9 @@ from aiohttp import ClientResponse
 from gateway.errors import GatewayError, SinkUnavailable
 from gateway.model import Part, Receipt
 from gateway.pipe import Pipe, Progress, Window
-from gateway.sinks import Answered, Answering, Bulk, Delivery, Keeper, Watched, sink_fault
+from gateway.sinks import Answered, Answering, Bulk, Delivery, Dropping, Keeper, Watched, sink_fault
 
-__all__ = ["BULK_BYTES", "Lane", "Slots", "translated"]
+__all__ = ["BULK_BYTES", "Lane", "Slots", "completed", "first_error", "translated"]
 
 log = logging.getLogger("gateway.lanes")
 
@@ -61,12 +61,17 @@ class Slots:
             nonlocal left
             left -= 1
             if left == 0:
-                self._free += 1
-                if self._given_back is not None and not self._given_back.done():
-                    self._given_back.set_result(None)
+                self._give_back()
 
+        if not tasks:
+            self._give_back()
         for task in tasks:
             task.add_done_callback(ended)
+
+    def _give_back(self) -> None:
+        self._free += 1
+        if self._given_back is not None and not self._given_back.done():
+            self._given_back.set_result(None)
 
 
 class Lane:
@@ -82,9 +87,14 @@ class Lane:
         self.committing = False
         self.given = False
         """Whether it was given anything at all, a field or an empty file input among that."""
+        self.forgotten: set[int] = set()
+        """Parts that are not kept, by index."""
+        self.spare: Callable[[Sequence[tuple[Part, bytes]], Exception], None] | None = None
+        """Takes the failure of a batch, where it is not that of the whole upload."""
         self._delivery = delivery
         self.bulk: Bulk | None = delivery if isinstance(delivery, Bulk) else None
         """For the short way, where the sink has one."""
+        self.takes_batches = self.bulk is not None
         self._window_bytes = window_bytes
         self._batch_window = Window(window_bytes, self.progress)
         self._batch: list[tuple[Part, bytes]] = []
@@ -108,7 +118,7 @@ class Lane:
 
     # -- turns
 
-    def keep_turn(self) -> tuple[asyncio.Future[None] | None, asyncio.Future[None]]:
+    def keep_turn(self, part: Part) -> tuple[asyncio.Future[None] | None, asyncio.Future[None]]:
         """(whom to wait for, what to set when done): the place of a part that flows will deliver later."""
         before, self._turn = self._turn, asyncio.get_running_loop().create_future()
         return before, self._turn
@@ -171,6 +181,10 @@ class Lane:
             try:
                 with translated(self.name):
                     await self.bulk.accept_all(batch)
+            except (GatewayError, Answered) as error:
+                if self.spare is None:
+                    raise
+                self.spare(batch, error)
             finally:
                 self.progress.end_finishing()
                 self._batch_window.release(size)
@@ -191,7 +205,7 @@ class Lane:
     def open(self, part: Part, tasks: asyncio.TaskGroup) -> tuple[Pipe, asyncio.Task[None]]:
         """A pipe for a file, and the task at its other end. Raises RuntimeError where `tasks` take no more."""
         pipe = Pipe(Window(self._window_bytes, self.progress))
-        accepting = self._accept(part, pipe)
+        accepting = self.accept(part, pipe)
         try:
             task = tasks.create_task(accepting)
         except RuntimeError:
@@ -201,12 +215,30 @@ class Lane:
         self.files.append(part.index)
         return pipe, task
 
-    async def _accept(self, part: Part, pipe: Pipe) -> None:
+    def pipe(self, part: Part) -> Pipe:
+        """The pipe alone, for who sees to the accept himself."""
+        self.given = True
+        self.files.append(part.index)
+        return Pipe(Window(self._window_bytes, self.progress))
+
+    async def accept(self, part: Part, pipe: Pipe) -> None:
+        """The other end of a pipe: returns when the sink has the part safely."""
         try:
             with translated(self.name):
                 await self._delivery.accept(part, pipe)
         finally:
             pipe.close()
+
+    async def drop(self, part: Part) -> None:
+        """The sink forgets a part; none of its accepts runs any more."""
+        assert isinstance(self._delivery, Dropping)
+        self.forgotten.add(part.index)
+        self.progress.begin_finishing()
+        try:
+            with translated(self.name):
+                await self._delivery.drop(part)
+        finally:
+            self.progress.end_finishing()
 
     # -- the upload as a whole
 
@@ -223,6 +255,15 @@ class Lane:
         assert isinstance(self._delivery, Keeper)
         self._delivery.keep_manifest(manifest)
 
+    async def replace_manifest(self, manifest: bytes) -> None:
+        assert isinstance(self._delivery, Keeper)
+        self.progress.begin_finishing()
+        try:
+            with translated(self.name):
+                await self._delivery.replace_manifest(manifest)
+        finally:
+            self.progress.end_finishing()
+
     async def commit(self) -> list[Receipt]:
         """A receipt for each file: a plain one where the sink says nothing of it."""
         self.committing = True
@@ -238,8 +279,37 @@ class Lane:
         return self._delivery.answer() if isinstance(self._delivery, Answering) else None
 
     def _complete(self, receipts: Sequence[Receipt]) -> list[Receipt]:
-        given = {receipt.part: receipt for receipt in receipts}
-        return [given.get(index) or Receipt(index, self.name) for index in self.files]
+        files = [index for index in self.files if index not in self.forgotten] if self.forgotten else self.files
+        return completed(receipts, files, self.name)
+
+
+def completed(receipts: Sequence[Receipt], files: Sequence[int], name: str) -> list[Receipt]:
+    """A receipt of the sink of that name for each of the files, a plain one where it gave none."""
+    given = {receipt.part: receipt for receipt in receipts}
+    return [given.get(index) or Receipt(index, name) for index in files]
+
+
+def first_error(error: BaseException, answering: str | None = None) -> Exception:
+    """The error to tell out of a group: a destination's own answer before all else, then the first.
+
+    The answer of the sink `answering` before that of any other.
+    """
+    leaves: list[BaseException] = []
+    pending: list[BaseException] = [error]
+    while pending:
+        error = pending.pop(0)
+        if isinstance(error, BaseExceptionGroup):
+            pending = [*error.exceptions, *pending]
+        else:
+            leaves.append(error)
+    answers = [leaf for leaf in leaves if isinstance(leaf, Answered)]
+    for answer in answers:
+        if answer.sink == answering:
+            return answer
+    for leaf in (*answers, *leaves):
+        if isinstance(leaf, Exception):
+            return leaf
+    raise leaves[0]
 
 
 @contextmanager

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from types import MappingProxyType
+
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, disable_created_metrics, generate_latest
 
 __all__ = ["Metrics"]
@@ -18,6 +21,12 @@ class Metrics:
         )
         self._received = Counter("gateway_received_bytes", "Body bytes received", ["route"], registry=self._registry)
         self._sunk = Counter("gateway_sink_bytes", "Bytes of parts given to a sink", ["sink"], registry=self._registry)
+        self._dropped = Counter(
+            "gateway_sink_dropped",
+            "Uploads that a best-effort sink was dropped from, by sink and reason",
+            ["sink", "reason"],
+            registry=self._registry,
+        )
         self._in_flight = Gauge("gateway_uploads_in_flight", "Uploads in progress", registry=self._registry)
         self._seconds = Histogram(
             "gateway_upload_seconds", "Duration of uploads", ["route"], buckets=_SECONDS, registry=self._registry
@@ -34,15 +43,26 @@ class Metrics:
         self._in_flight.inc()
 
     def upload_ended(
-        self, *, route: str, outcome: str, received_bytes: int, sink_bytes: dict[str, int], seconds: float
+        self,
+        *,
+        route: str,
+        outcome: str,
+        received_bytes: int,
+        sink_bytes: dict[str, int],
+        seconds: float,
+        dropped: Mapping[str, str] = MappingProxyType({}),
     ) -> None:
-        """`outcome` is `ok`, `answered` (a destination's own early answer) or the slug of an error."""
+        """`outcome` is `ok`, `answered` (a destination's own early answer) or the slug of an error; `dropped`
+        are the best-effort sinks that were, and why.
+        """
         self._in_flight.dec()
         self._uploads.labels(route, outcome).inc()
         self._received.labels(route).inc(received_bytes)
         self._seconds.labels(route).observe(seconds)
         for sink, size in sink_bytes.items():
             self._sunk.labels(sink).inc(size)
+        for sink, reason in dropped.items():
+            self._dropped.labels(sink, reason).inc()
 
     def upload_refused(self, *, route: str, outcome: str) -> None:
         self._uploads.labels(route, outcome).inc()

@@ -73,6 +73,8 @@ class Receipt:
     """Where the part can be fetched from, as a URL or a path on this gateway; None where that is not known."""
     status: int | None = None
     """A destination's status code; None for sinks that are no HTTP destinations."""
+    dropped: str | None = None
+    """Why a best-effort sink does not have it: `lag`, `failed` or `late`."""
 
 
 @dataclass(slots=True)
@@ -102,12 +104,16 @@ class Entry:
     output: Output | None = None
     """None where the sinks got the bytes and names as they came in."""
     receipts: Sequence[Receipt] = ()
+    problem: Mapping[str, object] | None = None
+    """Why it is not kept, as a problem document, where the others are (`keep = "each"`)."""
 
 
 @dataclass(slots=True)
 class Manifest:
     upload: str
     entries: list[Entry]
+    partial: bool = False
+    """Whether one of the entries has a problem."""
 
 
 @dataclass(frozen=True, slots=True)

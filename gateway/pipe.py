@@ -152,7 +152,12 @@ class Pipe(AsyncIterator[bytes]):
 
     def put(self, chunk: bytes) -> None:
         """The first chunk, at once: an empty window has room for any."""
+        if self._closed:
+            return
         self._window.take(len(chunk))
+        if self._closed:
+            self._window.release(len(chunk))
+            return
         self._chunks.append(chunk)
         self._wake()
 

@@ -12,32 +12,38 @@ from concurrent.futures import Executor
 from contextlib import AsyncExitStack
 from dataclasses import replace
 
+from gateway.besteffort import BestEffortLane
 from gateway.codec import Event, Kind
 from gateway.digests import PartDigest, SmallDigests, declared_digests, digest_of, verify
-from gateway.errors import NoRoute, TooLarge
+from gateway.errors import GatewayError, NoRoute, TooLarge
 from gateway.flows import Flow, FlowChain, FlowFile, working
 from gateway.lanes import BULK_BYTES, Lane, Slots
 from gateway.model import Entry, Limits, Output, Part, text
 from gateway.pipe import Pipe, Progress, Window, add_chunk
 from gateway.routes import Match, Route, Rule
 
-__all__ = ["Pump"]
+__all__ = ["AnyLane", "Pump"]
+
+AnyLane = Lane | BestEffortLane
 
 
 _HOLD_SECONDS = 0.05
 """How long the beginning of a file may wait for the rest of it, to go the short way: not for a slow client."""
 
-_Plan = tuple[Sequence[Lane], Sequence[Flow], bool]
+_Plan = tuple[Sequence[AnyLane], Sequence[Flow], bool]
 """Where the files of a rule go, through what, and whether all of that can take small ones the short way."""
 
 
 class Pump:
     """`entries` grows as parts come; `flowing` are the chains that are at work, for whoever watches stalls."""
 
+    partial = False
+    """Whether a part failed, and the others are kept."""
+
     def __init__(
         self,
         route: Route,
-        lanes: Mapping[str, Lane],
+        lanes: Mapping[str, AnyLane],
         flows: Mapping[str, Flow],
         limits: Limits,
         executor: Executor,
@@ -67,6 +73,17 @@ class Pump:
         self._pipes: list[Pipe] | None = None
         self._digest: PartDigest | None = None
         self._declared: list[tuple[str, str]] = []
+        self.begin()
+
+    def begin(self) -> None:
+        """A hook for what else there is to keep."""
+
+    async def settle(self) -> None:
+        """All accepts have returned: what the sinks have to do before they may commit."""
+
+    def forgo(self, chain: FlowChain, error: GatewayError) -> bool:
+        """Whether the upload goes on without a part that its flows have stalled on."""
+        return False
 
     async def run(self, events: AsyncIterator[list[Event]]) -> None:
         """Until the end of the body. What was handed out may still be on its way when this returns."""
@@ -110,7 +127,7 @@ class Pump:
             elif kind is Kind.END:
                 await self._take_end()
 
-    def _take_whole(self, entry: Entry, data: bytes) -> tuple[Sequence[Lane], Sequence[Flow]] | None:
+    def _take_whole(self, entry: Entry, data: bytes) -> tuple[Sequence[AnyLane], Sequence[Flow]] | None:
         """What of a part that lies whole in memory has to go the long way; None: nothing."""
         part = entry.part
         if part.is_file and self._limits.max_file_bytes:
@@ -128,12 +145,12 @@ class Pump:
         if flows or len(data) > BULK_BYTES:
             return lanes, flows
         for lane in lanes:
-            if lane.bulk is not None:
+            if lane.takes_batches:
                 lane.files.append(part.index)
                 lane.add(part, data)
-        return None if is_short else ([lane for lane in lanes if lane.bulk is None], flows)
+        return None if is_short else ([lane for lane in lanes if not lane.takes_batches], flows)
 
-    async def _send_whole(self, entry: Entry, lanes: Sequence[Lane], flows: Sequence[Flow], data: bytes) -> None:
+    async def _send_whole(self, entry: Entry, lanes: Sequence[AnyLane], flows: Sequence[Flow], data: bytes) -> None:
         for pipe in await self._open(entry, lanes, flows):
             if data:
                 await pipe.send(data)
@@ -277,7 +294,7 @@ class Pump:
         for lane in self._lanes.values():
             await lane.hand_over(self._tasks, self._slots, at_once=True)
 
-    async def _open(self, entry: Entry, lanes: Sequence[Lane], flows: Sequence[Flow]) -> list[Pipe]:
+    async def _open(self, entry: Entry, lanes: Sequence[AnyLane], flows: Sequence[Flow]) -> list[Pipe]:
         """The long way: a slot, and where to send the bytes."""
         await self._hand_over_batches()  # what came before must get there before
         if flows:
@@ -288,13 +305,13 @@ class Pump:
         await self._slots.take()
         return self._open_lanes(entry, lanes)
 
-    def _open_lanes(self, entry: Entry, lanes: Sequence[Lane]) -> list[Pipe]:
+    def _open_lanes(self, entry: Entry, lanes: Sequence[AnyLane]) -> list[Pipe]:
         """Pipes for a part that has a slot."""
         ends = [lane.open(entry.part, self._tasks) for lane in lanes]
-        self._slots.give_back_after([task for _, task in ends])
+        self._slots.give_back_after([task for _, task in ends if task is not None])
         return [pipe for pipe, _ in ends]
 
-    def _start_flows(self, entry: Entry, lanes: Sequence[Lane], flows: Sequence[Flow]) -> Pipe:
+    def _start_flows(self, entry: Entry, lanes: Sequence[AnyLane], flows: Sequence[Flow]) -> Pipe:
         part = entry.part
         file = FlowFile(
             index=part.index, name=part.name, filename=part.filename, content_type=_shown(part.content_type)
@@ -302,7 +319,7 @@ class Pump:
         progress = Progress()
         chain = FlowChain(flows, file, progress)
         inlet = Pipe(Window(self._limits.window_bytes, progress))
-        turns = [lane.keep_turn() for lane in lanes if lane.is_relay]
+        turns = [lane.keep_turn(part) for lane in lanes if lane.is_relay]
         self.flowing[chain] = progress
         running = self._tasks.create_task(self._run_flows(entry, chain, flows, inlet, progress, lanes, turns))
         self._slots.give_back_after([running])
@@ -315,7 +332,7 @@ class Pump:
         flows: Sequence[Flow],
         inlet: Pipe,
         progress: Progress,
-        lanes: Sequence[Lane],
+        lanes: Sequence[AnyLane],
         turns: Sequence[tuple[asyncio.Future[None] | None, asyncio.Future[None]]],
     ) -> None:
         """One file through its flows and on to its sinks; returns when they have it safely."""
@@ -358,9 +375,9 @@ class Pump:
                 entry.output = None
 
 
-def _plan(rule: Rule, lanes: Mapping[str, Lane], flows: Mapping[str, Flow]) -> _Plan:
+def _plan(rule: Rule, lanes: Mapping[str, AnyLane], flows: Mapping[str, Flow]) -> _Plan:
     mine, through = [lanes[name] for name in rule.sinks], [flows[name] for name in rule.flows]
-    return mine, through, not through and all(lane.bulk is not None for lane in mine)
+    return mine, through, not through and all(lane.takes_batches for lane in mine)
 
 
 def _told_part(part: Part, told: Output) -> Part:

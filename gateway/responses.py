@@ -14,7 +14,17 @@ from gateway.errors import GatewayError
 from gateway.model import Entry, Manifest, Output, Receipt, text
 from gateway.sinks.relay import end_to_end
 
-__all__ = ["add_nothing", "converted", "created", "delivered", "manifest_json", "passed_through", "problem", "reset"]
+__all__ = [
+    "add_nothing",
+    "converted",
+    "created",
+    "delivered",
+    "manifest_json",
+    "passed_through",
+    "problem",
+    "problem_document",
+    "reset",
+]
 
 log = logging.getLogger("gateway.responses")
 
@@ -33,7 +43,7 @@ def manifest_json(manifest: Manifest) -> bytes:
 def _entry(entry: Entry) -> str:
     """The usual entry by hand, at a quarter of the price of json.dumps; there may be a hundred thousand of them."""
     part, digests = entry.part, entry.digests
-    if entry.verified or entry.findings or entry.output or len(digests) > ("sha256" in digests):
+    if entry.verified or entry.findings or entry.output or entry.problem or len(digests) > ("sha256" in digests):
         return json.dumps(_document(entry), ensure_ascii=False)
     filename = "null" if part.raw_filename is None else _string(text(part.raw_filename))
     content_type = "null" if part.content_type is None else _string(text(part.content_type))
@@ -47,6 +57,8 @@ def _entry(entry: Entry) -> str:
 
 
 def _usual_receipt(receipt: Receipt) -> str:
+    if receipt.dropped is not None:
+        return f'{{"sink": {_string(receipt.sink)}, "dropped": "{receipt.dropped}"}}'
     location = "null" if receipt.location is None else _string(receipt.location)
     status = "" if receipt.status is None else f', "status": {receipt.status}'
     return f'{{"sink": {_string(receipt.sink)}{status}, "location": {location}}}'
@@ -71,14 +83,18 @@ def _document(entry: Entry) -> dict[str, object]:
         document["verified"] = list(entry.verified)
     if entry.findings:
         document["findings"] = dict(entry.findings)
+    if entry.problem is not None:
+        document["problem"] = dict(entry.problem)
     document["receipts"] = [_receipt(receipt, entry.output) for receipt in entry.receipts]
     return document
 
 
 def converted(manifest: Manifest, kept: bytes | None) -> web.Response:
-    """200 and the list of results, one per file, in the order of the wire."""
-    document = [_result(entry) for entry in manifest.entries if entry.part.is_file and entry.receipts]
-    response = web.Response(body=_json(document), content_type="application/json")
+    """200 and the list of results, one per file, in the order of the wire; 207 if one has a problem."""
+    entries = [entry for entry in manifest.entries if entry.part.is_file and (entry.receipts or entry.problem)]
+    document = [_result(entry) for entry in entries]
+    status = 207 if manifest.partial else 200
+    response = web.Response(status=status, body=_json(document), content_type="application/json")
     if kept is not None:
         response.headers[hdrs.LOCATION] = f"/uploads/{manifest.upload}"
     return response
@@ -89,7 +105,7 @@ def _result(entry: Entry) -> dict[str, object]:
     content_type = None if part.content_type is None else text(part.content_type)
     location = next((receipt.location for receipt in entry.receipts if receipt.location), None)
     sha256 = entry.digests.get("sha256")
-    return {
+    document: dict[str, object] = {
         "index": part.index,
         "input": {
             "name": part.name,
@@ -99,6 +115,10 @@ def _result(entry: Entry) -> dict[str, object]:
             "sha256": sha256,
         },
         "findings": dict(entry.findings),
+    }
+    if entry.problem is not None:
+        return document | {"output": None, "problem": dict(entry.problem)}
+    return document | {
         "output": {
             "filename": output.filename if output else part.filename,
             "content_type": output.content_type if output else content_type,
@@ -111,6 +131,8 @@ def _result(entry: Entry) -> dict[str, object]:
 
 def _receipt(receipt: Receipt, output: Output | None) -> dict[str, object]:
     document: dict[str, object] = {"sink": receipt.sink}
+    if receipt.dropped is not None:
+        return document | {"dropped": receipt.dropped}
     if receipt.status is not None:
         document["status"] = receipt.status
     document["location"] = receipt.location
@@ -129,20 +151,30 @@ def _json(document: object) -> bytes:
 
 
 def created(manifest: Manifest, kept: bytes | None) -> web.Response:
-    """201 and the manifest; `kept` is the one that was stored, and so can be fetched again."""
+    """201 and the manifest, or 207 if a part has a problem.
+
+    `kept` is the one that was stored, and so can be fetched again.
+    """
     headers = None if kept is None else {hdrs.LOCATION: f"/uploads/{manifest.upload}"}
     body = manifest_json(manifest) if kept is None else kept
-    return web.Response(status=201, body=body, content_type="application/json", headers=headers)
+    return web.Response(
+        status=207 if manifest.partial else 201, body=body, content_type="application/json", headers=headers
+    )
 
 
-def problem(error: GatewayError, *, instance: str | None = None, close: bool = False) -> web.Response:
-    """An error as problem+json (RFC 9457). `close` ends the connection with it: its body was not read."""
+def problem_document(error: GatewayError, *, instance: str | None = None) -> dict[str, object]:
+    """The members of a problem (RFC 9457)."""
     document: dict[str, object] = {"type": f"/problems/{error.slug()}", "title": error.title, "status": error.status}
     if error.detail:
         document["detail"] = error.detail
     if instance is not None:
         document["instance"] = instance
-    document.update(error.members)
+    return document | error.members
+
+
+def problem(error: GatewayError, *, instance: str | None = None, close: bool = False) -> web.Response:
+    """An error as problem+json (RFC 9457). `close` ends the connection with it: its body was not read."""
+    document = problem_document(error, instance=instance)
     response = web.Response(status=error.status, body=json.dumps(document).encode(), content_type=_PROBLEM)
     if error.retry_after_seconds is not None:
         response.headers[hdrs.RETRY_AFTER] = str(error.retry_after_seconds)
@@ -152,9 +184,16 @@ def problem(error: GatewayError, *, instance: str | None = None, close: bool = F
 
 
 async def passed_through(
-    request: web.Request, answer: ClientResponse, *, stall_seconds: float, idle_seconds: float, close: bool
+    request: web.Request,
+    answer: ClientResponse,
+    *,
+    stall_seconds: float,
+    idle_seconds: float,
+    close: bool,
+    location: str | None = None,
 ) -> web.StreamResponse:
-    """A destination's answer: its status, end-to-end headers and body, streamed.
+    """A destination's answer: its status, end-to-end headers and body, streamed. Where a good one has no
+    Location, `location` is it.
 
     One that breaks, or stalls for `stall_seconds`, after its headers went out breaks the client's connection:
     never a clean end. So does a client that takes nothing for `idle_seconds`.
@@ -165,6 +204,8 @@ async def passed_through(
             response.content_length = int(value)
         else:
             response.headers.add(name, value)
+    if location is not None and 200 <= answer.status < 300:
+        response.headers.setdefault(hdrs.LOCATION, location)
     response[PASSED_THROUGH] = [name for name in ("Content-Type", "Server") if name not in answer.headers]
     if close:
         response.force_close()

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import fnmatch
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 
 from gateway.model import Part, text
 
-__all__ = ["Match", "Route", "Rule"]
+__all__ = ["BestEffort", "Match", "Route", "Rule"]
 
 
 @dataclass(frozen=True)
@@ -61,6 +61,14 @@ class Rule:
     flows: tuple[str, ...] = ()
 
 
+@dataclass(frozen=True, slots=True)
+class BestEffort:
+    """What a sink may fall behind while the others go on, and how long it may take after they are done."""
+
+    lag_bytes: int = 8 << 20
+    lag_seconds: float = 5
+
+
 @dataclass(frozen=True)
 class Route:
     """A path, what it answers, and its rules. Rules are for files only: fields need none."""
@@ -70,6 +78,12 @@ class Route:
     """`upload` answers the manifest; `relay` what the destination answered; `convert` the list of results."""
     rules: Sequence[Rule] = ()
     digests: tuple[str, ...] = field(default=("sha256",))
+    best_effort: Mapping[str, BestEffort] = field(default_factory=dict)
+    """The sinks that an upload does not depend on; all others are required."""
+    answer: str | None = None
+    """The relay whose answer is the client's; None: the first one on a route of kind relay, none on others."""
+    keep_each: bool = False
+    """Whether a part that fails is reported, and the others are kept; else it is all or nothing."""
 
     def rule_for(self, part: Part) -> Rule | None:
         for rule in self.rules:

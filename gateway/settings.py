@@ -11,13 +11,13 @@ import re
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Discriminator, Field, Tag, model_validator
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Discriminator, Field, Tag, model_validator
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
 from gateway.digests import ALGORITHMS
 from gateway.guard import AddressGuard, UrlRules
 from gateway.model import Limits
-from gateway.routes import Match, Route, Rule
+from gateway.routes import BestEffort, Match, Route, Rule
 
 __all__ = [
     "BUILT_IN_FLOWS",
@@ -30,6 +30,7 @@ __all__ = [
     "OwnSinkSettings",
     "RelaySettings",
     "Settings",
+    "SinkUseSettings",
     "sink_tag",
     "with_defaults",
 ]
@@ -143,10 +144,28 @@ class MatchSettings(_Table):
     content_type: str | None = None
 
 
+class SinkUseSettings(_Table):
+    """A sink in a rule. In the file a plain name will do, for one that is required."""
+
+    sink: str
+    mode: Literal["required", "best_effort"] = "required"
+    lag_bytes: Annotated[int, Field(gt=0)] = 8 << 20
+    """A moment's worth at a gigabit, so that it is not dropped for a hiccup; memory, per upload."""
+    lag_seconds: Annotated[float, Field(gt=0)] = 5
+    """What a client waits for its answer at most, because of a sink that it does not depend on."""
+
+
+def _use(value: Any) -> Any:
+    return {"sink": value} if isinstance(value, str) else value
+
+
+SinkUse = Annotated[SinkUseSettings, BeforeValidator(_use)]
+
+
 class PartsSettings(_Table):
     match: MatchSettings = MatchSettings()
     flows: tuple[str, ...] = ()
-    sinks: Annotated[tuple[str, ...], Field(min_length=1)]
+    sinks: Annotated[tuple[SinkUse, ...], Field(min_length=1)]
 
 
 def _known(algorithms: tuple[str, ...]) -> tuple[str, ...]:
@@ -162,7 +181,19 @@ class RouteSettings(_Table):
     path: Annotated[str, Field(pattern=r"^(/[A-Za-z0-9._~-]+)+$")]
     kind: Literal["upload", "relay", "convert"] = "upload"
     digests: Annotated[tuple[str, ...], AfterValidator(_known)] | None = None
+    answer: str | None = None
+    keep: Literal["all", "each"] = "all"
+    """All or nothing: what a client has to do about a part that is missing, only it knows."""
     parts: tuple[PartsSettings, ...] = ()
+
+    @property
+    def best_effort(self) -> dict[str, BestEffort]:
+        return {
+            use.sink: BestEffort(use.lag_bytes, use.lag_seconds)
+            for rule in self.parts
+            for use in rule.sinks
+            if use.mode == "best_effort"
+        }
 
     @property
     def effective_digests(self) -> tuple[str, ...]:
@@ -261,8 +292,14 @@ class Settings(BaseSettings):
             Route(
                 path=route.path,
                 kind=route.kind,
-                rules=[Rule(Match(**rule.match.model_dump()), rule.sinks, rule.flows) for rule in route.parts],
+                rules=[
+                    Rule(Match(**rule.match.model_dump()), tuple(use.sink for use in rule.sinks), rule.flows)
+                    for rule in route.parts
+                ],
                 digests=route.effective_digests,
+                best_effort=route.best_effort,
+                answer=route.answer,
+                keep_each=route.keep == "each",
             )
             for route in self.routes
         ]

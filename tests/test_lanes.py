@@ -81,14 +81,14 @@ async def test_a_slot_is_free_again_when_all_tasks_of_its_part_have_ended() -> N
 async def test_a_relay_waits_for_the_turn_of_what_flows_still_work_on_and_others_do_not() -> None:
     for stage, waits in ((0, True), (1, False)):
         lane = Lane("a", stage, Recorder(), 1000)
-        before, done = lane.keep_turn()
+        before, done = lane.keep_turn(part(0))
         assert before is None
         async with asyncio.TaskGroup() as tasks:
             turn = tasks.create_task(lane.wait_for_turn())
             await asyncio.sleep(0.01)
             assert turn.done() is not waits
             done.set_result(None)
-        next_before, _ = lane.keep_turn()
+        next_before, _ = lane.keep_turn(part(0))
         assert next_before is done
 
 

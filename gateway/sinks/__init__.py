@@ -26,7 +26,14 @@ Deliveries may have more verbs; the dispatcher uses them where they are there:
 - `watch()`: runs beside the whole upload; raising ends the upload with that error, returning does not.
   For sinks that may learn of their failure while nobody gives them anything.
 - `receipts()` and `keep_manifest(manifest)`: called right before `commit` on the one delivery that keeps
-  the upload's manifest (the first disk sink of the route).
+  the upload's manifest (the first disk sink of the route). `replace_manifest(manifest)`: after its commit,
+  where best-effort sinks have come to another end than the manifest said; it raises, and keeps the one
+  that there was, or has replaced it as durably as `commit` kept that.
+- `drop(part)`: forget one part of those that were given, and keep the others; after it returned nothing of
+  the part is kept, whatever is committed. It is called where `keep = "each"`, before `commit`: when the
+  part's `accept` has returned, raised or was cancelled, or never began; other accepts may be running. A
+  sink says at start-up that its deliveries have this verb: `drops_parts = True`. Where it has `accept_all`
+  as well, an error of that is one of all the parts in it.
 - `answer()`: an HTTP destination's response, for routes that pass it through.
 """
 
@@ -40,14 +47,28 @@ from typing import Protocol, runtime_checkable
 
 from aiohttp import ClientResponse
 
-from gateway.errors import SinkFault, SinkFull, SinkUnavailable
+from gateway.errors import SinkFault, SinkFull, SinkRefused, SinkUnavailable
 from gateway.model import Part, Receipt, Upload
 
-__all__ = ["Answered", "Answering", "Bulk", "Delivery", "Keeper", "Sink", "Watched", "sink_fault"]
+__all__ = [
+    "Answered",
+    "Answering",
+    "Bulk",
+    "Delivery",
+    "Dropping",
+    "Keeper",
+    "Sink",
+    "Watched",
+    "refused",
+    "sink_fault",
+]
 
 
 class Sink(Protocol):
-    """A place that parts go to. `commit_stage` (default 1) orders commits: 0 relays, 1 others, 2 disks."""
+    """A place that parts go to. `commit_stage` (default 1) orders commits: 0 relays, 1 others, 2 disks.
+
+    `drops_parts` (default False): whether its deliveries have the verb `drop`.
+    """
 
     def open(self, upload: Upload) -> AbstractAsyncContextManager[Delivery]: ...
 
@@ -76,6 +97,13 @@ class Keeper(Protocol):
 
     def keep_manifest(self, manifest: bytes) -> None: ...
 
+    async def replace_manifest(self, manifest: bytes) -> None: ...
+
+
+@runtime_checkable
+class Dropping(Protocol):
+    async def drop(self, part: Part) -> None: ...
+
 
 @runtime_checkable
 class Answering(Protocol):
@@ -92,6 +120,12 @@ class Answered(Exception):
         super().__init__(f"{sink} answered {response.status}")
         self.sink = sink
         self.response = response
+
+
+def refused(answered: Answered) -> SinkRefused:
+    """An answer that is not the client's to read, as an error."""
+    status = answered.response.status
+    return SinkRefused(f"sink {answered.sink} answered {status}", sink=answered.sink, sink_status=status)
 
 
 def sink_fault(name: str, error: OSError) -> SinkFault:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterable, AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 
 from gateway.model import Part, Receipt, Upload
 
@@ -12,6 +12,7 @@ __all__ = ["DiscardSink"]
 
 class DiscardSink:
     commit_stage = 1
+    drops_parts = True
 
     def __init__(self, *, name: str) -> None:
         self.name = name
@@ -33,6 +34,10 @@ class DiscardDelivery:
 
     async def accept_all(self, parts: list[tuple[Part, bytes]]) -> None:
         self._parts += [part.index for part, _ in parts]
+
+    async def drop(self, part: Part) -> None:
+        with suppress(ValueError):
+            self._parts.remove(part.index)
 
     async def commit(self) -> list[Receipt]:
         return [Receipt(index, self._name) for index in self._parts]

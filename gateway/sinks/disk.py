@@ -33,6 +33,7 @@ import time
 from collections.abc import AsyncIterable, AsyncIterator, Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
+from functools import partial
 from pathlib import Path
 from typing import IO, Any, TypeVar
 from urllib.parse import quote
@@ -75,6 +76,7 @@ class DiskSink:
     """
 
     commit_stage = 2  # last: it alone can be taken back until the rename
+    drops_parts = True
 
     def __init__(self, *, name: str, root: str, fsync: bool = True, keep_seconds: float = 0, threads: int = 4) -> None:
         self.name = name
@@ -224,6 +226,12 @@ class DiskDelivery:
             for part, _ in parts:
                 self._filenames[part.index] = part.filename
 
+    async def drop(self, part: Part) -> None:
+        with translated(self._sink.name):
+            self._filenames.pop(part.index, None)
+            # a job of an accept that was cancelled may be running still, and would bring the file back
+            await asyncio.wrap_future(self._executor.after_those_before(partial(self._remove, part.index)))
+
     def receipts(self) -> list[Receipt]:
         return [
             Receipt(index, self._sink.name, f"/files/{self._upload.id}/{index}/{quote(safe_name(name), safe='')}")
@@ -232,6 +240,10 @@ class DiskDelivery:
 
     def keep_manifest(self, manifest: bytes) -> None:
         self._manifest = manifest
+
+    async def replace_manifest(self, manifest: bytes) -> None:
+        with translated(self._sink.name):
+            await self._run(self._rewrite, manifest)
 
     async def commit(self) -> list[Receipt]:
         with translated(self._sink.name):
@@ -298,6 +310,31 @@ class DiskDelivery:
         assert self._lock is not None
         with contextlib.suppress(BlockingIOError):  # somebody removes it already (rule 5)
             fcntl.flock(self._lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
+
+    def _rewrite(self, data: bytes) -> None:
+        """Another manifest for what is published: the one or the other is there, whenever the power goes."""
+        path = self._final / f"{MANIFEST}.new"
+        try:
+            manifest = open(path, "xb")  # noqa: SIM115 - closed by _close, or by _finish
+            self._files.add(manifest)
+            manifest.write(data)
+            self._close(manifest)
+            os.rename(path, self._final / MANIFEST)
+        except OSError:
+            with contextlib.suppress(OSError):
+                os.unlink(path)
+            raise
+        with contextlib.suppress(OSError):  # it is there; that it may not outlive a power cut is no reason to deny it
+            sync_directory(self._final, self._sink.fsync)
+
+    def _remove(self, index: int) -> None:
+        path = str(self._incoming / str(index))
+        for file in [file for file in self._files if str(file.name) == path]:
+            with contextlib.suppress(OSError):
+                file.close()
+            self._files.discard(file)
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(path)
 
     def _finish(self) -> None:
         for file in self._files:

@@ -35,6 +35,16 @@ class TrackedExecutor(Executor):
 
         return self._executor.submit(last)
 
+    def after_those_before(self, function: Callable[[], T]) -> Future[T]:
+        """Run a job when none that was submitted before it runs any more; they are begun all the same."""
+        before = list(self._jobs)
+
+        def last() -> T:
+            wait(before)  # the pool takes its jobs in order, so none of them waits for this one's thread
+            return function()
+
+        return self.submit(last)
+
 
 async def uninterrupted(job: Future[T]) -> T:
     """Wait for a job to its end, and pass on a cancellation that came meanwhile only then.
