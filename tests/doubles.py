@@ -28,6 +28,8 @@ from gateway.model import Part, Receipt, Upload
 class MemorySink:
     """Behaves well: what was committed is in `kept`. The others spoil one of its verbs."""
 
+    drops_parts = True
+
     def __init__(self, *, name: str = "memory", stage: int = 1) -> None:
         self.name = name
         self.commit_stage = stage
@@ -36,6 +38,8 @@ class MemorySink:
         self.began: list[int] = []
         """The parts, in the order in which their accepts began."""
         self.committed = 0
+        self.dropped: list[int] = []
+        """Parts that it was told to forget, in that order."""
         self.open_deliveries = 0
         self.open_parts = 0
         self.most_open_parts = 0
@@ -71,6 +75,10 @@ class MemoryDelivery:
             self._parts[part.index] = await sink.take(part, chunks)
         finally:
             sink.open_parts -= 1
+
+    async def drop(self, part: Part) -> None:
+        self._sink.dropped.append(part.index)
+        self._parts.pop(part.index, None)
 
     async def commit(self) -> list[Receipt]:
         self._sink.committed += 1
@@ -117,6 +125,39 @@ class FailingSink(MemorySink):
             if len(taken) >= self._at:
                 raise OSError(self._errno, "a failing sink") if self._errno else RuntimeError("a failing sink")
         return taken
+
+
+class PickySink(MemorySink):
+    """Takes many parts in one go, and fails on all of them where one is named `bad…`."""
+
+    @asynccontextmanager
+    async def open(self, upload: Upload) -> AsyncIterator[MemoryDelivery]:
+        self.open_deliveries += 1
+        try:
+            yield PickyDelivery(self, upload)
+        finally:
+            self.open_deliveries -= 1
+
+
+class PickyDelivery(MemoryDelivery):
+    async def accept_all(self, parts: list[tuple[Part, bytes]]) -> None:
+        for part, data in parts:
+            if (part.filename or "").startswith("bad"):
+                raise RuntimeError("a picky sink")
+            self._parts[part.index] = data
+
+
+class StuckDropSink(MemorySink):
+    """Never forgets."""
+
+    @asynccontextmanager
+    async def open(self, upload: Upload) -> AsyncIterator[MemoryDelivery]:
+        yield StuckDropDelivery(self, upload)
+
+
+class StuckDropDelivery(MemoryDelivery):
+    async def drop(self, part: Part) -> None:
+        await asyncio.Event().wait()
 
 
 class SelfCancellingSink(MemorySink):

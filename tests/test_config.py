@@ -14,6 +14,7 @@ from gateway.app import build_app
 from gateway.cli import main
 from gateway.config import ConfigError, load, memory_bound_bytes
 from gateway.model import Limits
+from gateway.routes import BestEffort
 from gateway.settings import LimitSettings, Settings
 
 SECRET = "hunter2"
@@ -57,6 +58,12 @@ def _problems(config: Load, document: str) -> list[str]:
 
 
 # -- mistakes
+
+
+def _sinks(*rules: str, **members: str) -> str:
+    """A route with a rule for each of these lists of sinks."""
+    more = "".join(f'{key} = "{value}"\n' for key, value in members.items())
+    return f'[[routes]]\npath = "/x"\n{more}parts = [{", ".join(f"{{sinks = [{rule}]}}" for rule in rules)}]'
 
 
 @pytest.mark.parametrize(
@@ -105,6 +112,28 @@ def _problems(config: Load, document: str) -> list[str]:
         ('[[routes]]\npath = "/x"\ndigests = ["sha256", "sha3"]', "routes.0.digests"),
         ('[[routes]]\npath = "/x"\nparts = [{sinks = []}]', "routes.0.parts.0.sinks"),
         ('[[routes]]\npath = "/x"\nparts = [{sinks = ["disk", "nix"]}]', "routes.0.parts.0.sinks"),
+        ('[[routes]]\npath = "/x"\nparts = [{sinks = [1]}]', "routes.0.parts.0.sinks.0"),
+        (_sinks('{sink = "nix", mode = "best_effort"}'), "routes.0.parts.0.sinks"),
+        (_sinks('{sink = "api", mode = "best"}'), "routes.0.parts.0.sinks.0.mode"),
+        (_sinks('{sink = "api", mode = "best_effort", lag_bytes = 0}'), "routes.0.parts.0.sinks.0.lag_bytes"),
+        (_sinks('{sink = "api", mode = "best_effort", lag_seconds = 0}'), "routes.0.parts.0.sinks.0.lag_seconds"),
+        (_sinks('{sink = "api", lag = 1}'), "routes.0.parts.0.sinks.0.lag"),
+        (_sinks('{mode = "best_effort"}'), "routes.0.parts.0.sinks.0.sink"),
+        (_sinks('{sink = "api", lag_bytes = 1}'), "routes.0.parts.0.sinks"),
+        (_sinks('{sink = "api", mode = "best_effort"}', '"api"'), "routes.0.parts.1.sinks"),
+        (
+            _sinks('{sink = "api", mode = "best_effort"}', '{sink = "api", mode = "best_effort", lag_bytes = 1}'),
+            "routes.0.parts.1.sinks",
+        ),
+        (_sinks('{sink = "disk", mode = "best_effort"}'), "routes.0"),
+        (_sinks('{sink = "api", mode = "best_effort"}', kind="relay"), "routes.0"),
+        (_sinks('"api"', answer="disk"), "routes.0.answer"),
+        (_sinks('{sink = "api", mode = "best_effort"}', answer="api"), "routes.0.answer"),
+        (_sinks('"disk"', answer="api"), "routes.0.answer"),
+        (_sinks('"api"', answer="api", kind="convert"), "routes.0.answer"),
+        (_sinks('"disk"', keep="some"), "routes.0.keep"),
+        (_sinks('"disk", "api"', keep="each"), "routes.0.keep"),
+        (_sinks('"api"', keep="each", kind="relay"), "routes.0.keep"),
         ('[[routes]]\npath = "/x"\nparts = [{match = {nmae = "x"}, sinks = ["disk"]}]', "routes.0.parts.0.match.nmae"),
     ],
 )
@@ -411,3 +440,23 @@ def test_check_promises_no_bound_where_a_limit_that_bounds_memory_is_off(
 def test_the_defaults_of_the_settings_are_those_of_the_nouns() -> None:
     """Limits stand in two places: as keys with their reasons, and as what the rooms are given."""
     assert load().as_limits() == Limits()
+
+
+def test_a_sink_in_a_rule_may_be_best_effort(config: Load) -> None:
+    tables = '{sink = "api", mode = "best_effort", lag_seconds = 1}, {sink = "none"}'
+    (route, *_) = config(_sinks(f'"disk", {tables}', '"none"', keep="all")).as_routes()
+    assert route.rules[0].sinks == ("disk", "api", "none")
+    assert route.best_effort == {"api": BestEffort(lag_bytes=8 << 20, lag_seconds=1)}
+    assert (route.answer, route.keep_each) == (None, False)
+    assert config(_sinks('"disk", "none"', keep="each")).as_routes()[0].keep_each
+
+
+def test_a_sink_of_the_users_that_drops_no_parts_is_a_mistake_where_each_is_kept(config: Load) -> None:
+    document = '[sinks.own]\ntype = "tests.test_config:Undropping"\n' + _sinks('"disk", "own"', keep="each")
+    with pytest.raises(ConfigError, match=r"routes\.0\.keep: .* own has no drops_parts"):
+        build_app(config(document))
+
+
+class Undropping:
+    def open(self) -> None:
+        """Never asked."""
