@@ -102,6 +102,7 @@ class EachPump(Pump):
         assert entry is not None
         if entry.problem is not None:
             self._entry = self._pipes = None
+            self._declared = []
             if self._digest is not None:
                 entry.digests = await self._digest.finish()
             return

@@ -195,10 +195,11 @@ class Pump:
             if (lanes := self._take_whole(entry, data)) is not None:
                 await self._send_whole(entry, *lanes, data)
             return
+        declared, self._declared = self._declared, []
         # The digest first: what it refutes must not be finished anywhere.
         if self._digest is not None:
             entry.digests = await self._digest.finish()
-            entry.verified = verify(self._declared, entry.digests, part=entry.part.index)
+            entry.verified = verify(declared, entry.digests, part=entry.part.index)
         for pipe in pipes:
             pipe.finish()
 
