@@ -10,7 +10,10 @@ The rooms, in the order in which bytes meet them:
     routes          which part takes which flows to which sinks; pure
     dispatch        the life of one upload: stalls, commits, failures; its hands are
       pump            events -> entries, digests, limits, and on to flows and lanes
+      each            the same where a part that fails is reported, and the others are kept
       lanes           one sink's share of one upload
+      besteffort      that of a sink which may neither slow nor fail it
+      scope           work that somebody else may end
       pipe            the bytes of one part on their way; windows in bytes
       digests         what came in, hashed; what was declared, verified
     flows/          transforms of a file on its way, a user's or ours
