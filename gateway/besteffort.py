@@ -73,6 +73,10 @@ class BestEffortLane:
     def lag_bytes(self) -> int:
         return self._terms.lag_bytes
 
+    @property
+    def lag_seconds(self) -> float:
+        return self._terms.lag_seconds
+
     # -- the pump's side; nothing of it waits
 
     def add(self, part: Part, data: bytes) -> None:
@@ -160,7 +164,7 @@ class BestEffortLane:
         self.dropped = reason
         self._queue.clear()
         for pipe in self._pipes:
-            pipe.close()
+            pipe.abandon()  # if it only were empty, and finished, its part would look whole
         self._pipes.clear()
         self._scope.end()
 

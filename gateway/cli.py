@@ -147,5 +147,6 @@ def _explain(settings: Settings, options: argparse.Namespace) -> int:
         return 1
     number = list(route.rules).index(rule)
     through = f"through {', '.join(rule.flows)} " if rule.flows else ""
-    print(f"rule {number} of {route.path} ({route.kind}) takes it: {through}to {', '.join(rule.sinks)}")
+    sinks = [f"{name} (best effort)" if name in route.best_effort else name for name in rule.sinks]
+    print(f"rule {number} of {route.path} ({route.kind}) takes it: {through}to {', '.join(sinks)}")
     return 0

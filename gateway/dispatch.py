@@ -116,7 +116,7 @@ async def dispatch(
             for task in watching:
                 task.cancel()
             if spares:
-                await _end_best_effort(lanes, spares, lives, place, manifest, kept)
+                await _end_best_effort(lanes, spares, lives, limits.stall_seconds, place, manifest, kept)
             stop()
     except BaseExceptionGroup as group:
         error = first_error(group, route.answer)
@@ -185,6 +185,7 @@ async def _end_best_effort(
     lanes: Sequence[Lane],
     spares: Sequence[BestEffortLane],
     lives: Sequence[asyncio.Task[None]],
+    stall_seconds: float,
     place: Mapping[str, int],
     manifest: Manifest,
     kept: Kept,
@@ -192,7 +193,12 @@ async def _end_best_effort(
     """Rule 5."""
     for spare in spares:
         spare.allow_commit()
-    await asyncio.wait(lives)
+    patience = max(spare.lag_seconds for spare in spares) + stall_seconds if stall_seconds else None
+    _, left = await asyncio.wait(lives, timeout=patience)
+    if left:  # dropped, and not even that comes to an end
+        for task in left:
+            task.cancel()
+        await asyncio.wait(left)
     for spare in spares:
         for receipt in (account := spare.account()):
             entry = manifest.entries[receipt.part]

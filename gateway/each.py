@@ -55,7 +55,8 @@ class EachPump(Pump):
 
     def forgo(self, chain: FlowChain, error: GatewayError) -> bool:
         entry = self.entries[chain.file.index]
-        self._fail(entry, error)
+        if entry.problem is None:
+            self._fail(entry, error)
         return True
 
     # -- events
@@ -120,7 +121,6 @@ class EachPump(Pump):
     def _open_lanes(self, entry: Entry, lanes: Sequence[AnyLane]) -> list[Pipe]:
         part = entry.part
         ends = [(lane, lane.pipe(part) if isinstance(lane, Lane) else lane.open(part)[0]) for lane in lanes]
-        pipes = [pipe for _, pipe in ends]
 
         async def work() -> None:
             async with asyncio.TaskGroup() as accepting:
@@ -129,13 +129,14 @@ class EachPump(Pump):
                         accepting.create_task(lane.accept(part, pipe))
 
         self._scopes[part.index] = Scope()
-        seeing = self._see_through(entry, lanes, pipes, work)
+        required = [pipe for lane, pipe in ends if isinstance(lane, Lane)]  # the others may still be read from
+        seeing = self._see_through(entry, lanes, required, work)
         try:
             self._slots.give_back_after([self._tasks.create_task(seeing)])
         except RuntimeError:
             seeing.close()
             raise
-        return pipes
+        return [pipe for _, pipe in ends]
 
     def _start_flows(self, entry: Entry, lanes: Sequence[AnyLane], flows: Sequence[Flow]) -> Pipe:
         self._scopes[entry.part.index] = Scope()

@@ -205,6 +205,8 @@ class _Record:
             outcome = Draining.slug()  # nobody else cancels an upload
         elif error is not None:
             outcome = "client-gone" if isinstance(error, ConnectionError) else "internal-error"
+        elif done is not None and done.manifest.partial:
+            outcome = "partial"
         else:
             outcome = "ok" if done is None or done.answer is None or done.answer.status < 400 else "answered"
         seconds = time.monotonic() - self._began

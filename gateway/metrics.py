@@ -52,8 +52,8 @@ class Metrics:
         seconds: float,
         dropped: Mapping[str, str] = MappingProxyType({}),
     ) -> None:
-        """`outcome` is `ok`, `answered` (a destination's own early answer) or the slug of an error; `dropped`
-        are the best-effort sinks that were, and why.
+        """`outcome` is `ok`, `partial` (some parts failed, the others are kept), `answered` (a destination's own
+        early answer) or the slug of an error; `dropped` are the best-effort sinks that were, and why.
         """
         self._in_flight.dec()
         self._uploads.labels(route, outcome).inc()

@@ -128,7 +128,7 @@ class Window:
 class Pipe(AsyncIterator[bytes]):
     """One part towards one sink."""
 
-    __slots__ = ("_arrival", "_chunks", "_closed", "_finished", "_window")
+    __slots__ = ("_abandoned", "_arrival", "_chunks", "_closed", "_finished", "_window")
 
     def __init__(self, window: Window) -> None:
         self._window = window
@@ -136,6 +136,7 @@ class Pipe(AsyncIterator[bytes]):
         self._arrival: asyncio.Future[None] | None = None
         self._finished = False
         self._closed = False
+        self._abandoned = False
 
     # -- the pump's side
 
@@ -172,7 +173,7 @@ class Pipe(AsyncIterator[bytes]):
 
     async def __anext__(self) -> bytes:
         while not self._chunks:
-            if self._finished:
+            if self._finished and not self._abandoned:
                 raise StopAsyncIteration
             self._arrival = asyncio.get_running_loop().create_future()
             await self._arrival
@@ -189,6 +190,11 @@ class Pipe(AsyncIterator[bytes]):
             self._window.progress.end_finishing()
         self._window.release(sum(map(len, self._chunks)))
         self._chunks.clear()
+
+    def abandon(self) -> None:
+        """Drop what lies in it, while its consumer still reads: who waits for more until it is cancelled."""
+        self._abandoned = True
+        self.close()
 
     def _wake(self) -> None:
         if self._arrival is not None and not self._arrival.done():

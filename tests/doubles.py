@@ -147,6 +147,26 @@ class PickyDelivery(MemoryDelivery):
             self._parts[part.index] = data
 
 
+class StuckExitSink(MemorySink):
+    """Is never left."""
+
+    @asynccontextmanager
+    async def open(self, upload: Upload) -> AsyncIterator[MemoryDelivery]:
+        try:
+            yield MemoryDelivery(self, upload)
+        finally:
+            await asyncio.Event().wait()
+
+
+class RaisingExitSink(MemorySink):
+    """Fails when it is left."""
+
+    @asynccontextmanager
+    async def open(self, upload: Upload) -> AsyncIterator[MemoryDelivery]:
+        yield MemoryDelivery(self, upload)
+        raise RuntimeError("a failing exit")
+
+
 class StuckDropSink(MemorySink):
     """Never forgets."""
 

@@ -325,6 +325,50 @@ async def test_a_file_after_the_drop_has_its_receipt_too(start_gateway: StartGat
     assert receipts_of(manifest, "b") == [{"sink": "b", "dropped": "failed"}] * 2
 
 
+@pytest.mark.parametrize("kind", ["StuckExitSink", "RaisingExitSink"])
+async def test_one_that_has_committed_and_cannot_be_left_has_committed(start_gateway: StartGateway, kind: str) -> None:
+    gateway = await start_gateway(
+        sinks={"b": double(kind, name="b")},
+        routes=route("disk", spare(lag_seconds=0.3)),
+        limits={"stall_seconds": 0.3},
+    )
+    async with nothing_left_running():
+        status, manifest = await post(gateway, (b"file", b"a.bin", b"data"))
+    assert status == 201
+    assert receipts_of(manifest, "b") == [{"sink": "b", "location": "memory:0"}]
+
+
+async def test_a_drain_does_not_wait_for_it_beyond_its_seconds(start_gateway: StartGateway) -> None:
+    gateway = await start_gateway(
+        sinks={"b": double("StuckCommitSink", name="b")},
+        routes=route("disk", spare(lag_seconds=600)),
+        server={"drain_seconds": 0.3},
+    )
+    async with nothing_left_running(), Client(gateway.port) as client:
+        body = whole_form(file(b"data"))
+        await client.send(head(content_length=len(body)) + body)
+        await eventually(lambda: any(path.name == "manifest.json" for path in gateway.stored()))
+        await gateway.runner.cleanup()
+        with pytest.raises(ConnectionError):
+            await client.answer()
+    (manifest,) = (json.loads(path.read_text()) for path in gateway.stored() if path.name == "manifest.json")
+    assert receipts_of(manifest, "b") == [{"sink": "b", "dropped": "late"}]
+
+
+async def test_a_part_that_is_dropped_never_looks_whole() -> None:
+    """What lay in its pipe is gone, and it was finished: a sink that completes parts one by one would send it so."""
+    lane = BestEffortLane("b", 1, BestEffort(lag_bytes=4 * PART_BYTES, lag_seconds=1), 4)
+    part = Part(0, b"f", b"f", None, is_file=True)
+    pipe, _ = lane.open(part)
+    await pipe.send(b"first")
+    pipe.finish()
+    lane.add(part, bytes(4 * PART_BYTES))
+    assert lane.dropped == "lag"
+    with pytest.raises(TimeoutError):
+        async with asyncio.timeout(0.05):
+            await anext(pipe)
+
+
 # -- bounds
 
 

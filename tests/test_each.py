@@ -13,7 +13,7 @@ import pytest
 from tests.clients import BOUNDARY, Answer, Client, ask, eventually, file, form, head, random_bytes
 from tests.conftest import RunningGateway, StartGateway
 from tests.contract import nothing_left_running, sha256
-from tests.doubles import MemorySink
+from tests.doubles import GatedSink, MemorySink
 
 MIB = 1 << 20
 FIELD = b'--%s\r\nContent-Disposition: form-data; name="note"\r\n\r\nlong' % BOUNDARY
@@ -322,7 +322,52 @@ async def test_a_sink_that_fails_as_a_whole_fails_the_upload(
     assert gateway.stored() == []
 
 
+# -- the ways in
+
+
+async def test_a_raw_body_is_a_part_as_well(start_gateway: StartGateway) -> None:
+    gateway = await start_gateway(routes=route("disk", match={"filename": "*.pdf"}))
+    answer = await ask(gateway.port, "/upload/a.exe", "PUT", bytes(MIB), content_type="text/plain")
+    assert (answer.status, problems(answer.json())) == (207, ["no-route"])
+    answer = await ask(gateway.port, "/upload/a.pdf", "PUT", bytes(MIB), content_type="text/plain")
+    assert (answer.status, problems(answer.json())) == (201, [None])
+
+
+async def test_a_slow_client(start_gateway: StartGateway) -> None:
+    """What is held of a small part begins its long way after a moment; and what failed does not."""
+    gateway = await start_gateway(routes=route("disk", match={"filename": "*.pdf"}), limits={"max_file_bytes": 150_000})
+    data = random_bytes(100_000)
+    body = form(file(data, "a.pdf"), file(data, "b.exe"), file(data + data, "c.pdf"), file(b"", "d.pdf"))
+    async with nothing_left_running(), Client(gateway.port) as client:
+        await client.send(head(content_length=len(body), connection="close"))
+        for start in range(0, len(body), 70_000):
+            await client.send(body[start : start + 70_000])
+            await asyncio.sleep(0.1)
+        answer = await client.answer()
+    assert problems(answer.json()) == [None, "no-route", "too-large", None]
+    assert [part["sha256"] for part in answer.json()["parts"][:3]] == [sha256(data), sha256(data), sha256(data + data)]
+    await check_kept(gateway, answer, {0: data, 3: b""})
+
+
 # -- together with best effort
+
+
+async def test_a_best_effort_sink_gets_every_byte_however_late(start_gateway: StartGateway) -> None:
+    gateway = await start_gateway(
+        sinks={"m": double("GatedSink", name="m")}, routes=[*route("none", _spare("m")), *route(_spare("m"), path="/m")]
+    )
+    gated = gateway.house.sinks["m"]
+    assert isinstance(gated, GatedSink)
+    data = random_bytes(3 * MIB)
+    for path in ("/upload", "/m"):
+        gated.gate.clear()
+        async with asyncio.TaskGroup() as group:
+            posting = group.create_task(post(gateway, file(data), file(data), path=path))
+            await asyncio.sleep(0.5)
+            gated.gate.set()
+        answer = posting.result()
+        assert answer.status == 201
+        assert gated.kept[answer.json()["upload"]] == {0: data, 1: data}
 
 
 @SIZES
