@@ -28,7 +28,7 @@ from gateway.model import Part, Receipt, Upload
 from gateway.pipe import Pipe, Progress, Window
 from gateway.routes import BestEffort
 from gateway.scope import Scope
-from gateway.sinks import Bulk, Delivery, Dropping, Sink, Watched
+from gateway.sinks import Bulk, Delivery, Dropping, Sink, Watched, offers
 
 __all__ = ["PART_BYTES", "BestEffortLane"]
 
@@ -196,7 +196,7 @@ class BestEffortLane:
 
     async def _serve(self, delivery: Delivery) -> None:
         async with asyncio.TaskGroup() as tasks:
-            watching = tasks.create_task(self._watch(delivery)) if isinstance(delivery, Watched) else None
+            watching = tasks.create_task(self._watch(delivery)) if offers(delivery, Watched) else None
             async with asyncio.TaskGroup() as accepting:
                 await self._deliver(delivery, accepting)
             await self._may_commit.wait()
@@ -217,7 +217,7 @@ class BestEffortLane:
             if item.forget:
                 await self._forget(delivery, item)
                 continue
-            for one in item.each() if item.part is None and not isinstance(delivery, Bulk) else [item]:
+            for one in item.each() if item.part is None and not offers(delivery, Bulk) else [item]:
                 await slots.take()
                 task = tasks.create_task(self._accept(delivery, one))
                 slots.give_back_after([task])
@@ -254,7 +254,7 @@ class BestEffortLane:
     async def _accept(self, delivery: Delivery, item: _Item) -> None:
         with self._failing():
             if item.part is None:
-                assert isinstance(delivery, Bulk)
+                assert offers(delivery, Bulk)
                 await delivery.accept_all(item.parts)
             else:
                 await delivery.accept(item.part, _Whole(item.parts[0][1]) if item.pipe is None else item.pipe)
@@ -273,7 +273,7 @@ class BestEffortLane:
         if (task := self._accepting.get(item.part.index)) is not None:
             await asyncio.wait([task])
         with self._failing():
-            assert isinstance(delivery, Dropping)
+            assert offers(delivery, Dropping)
             await delivery.drop(item.part)
 
     @contextmanager

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import io
 import logging
 import secrets
 import time
@@ -284,11 +285,22 @@ async def metrics(request: web.Request) -> web.Response:
 
 def new_ulid() -> str:
     """48 bits of milliseconds, 80 random bits, in Crockford's base 32: sorts by time, cannot be guessed."""
-    milliseconds, random = time.time_ns() // 1_000_000, secrets.token_bytes(10)
+    milliseconds, number = time.time_ns() // 1_000_000, int.from_bytes(_random_bytes(10))
     tens = [milliseconds >> shift & 1023 for shift in (40, 30, 20, 10, 0)]
-    number = int.from_bytes(random)
     tens += [number >> shift & 1023 for shift in (70, 60, 50, 40, 30, 20, 10, 0)]
     return "".join([_CROCKFORD_TWICE[ten] for ten in tens])
+
+
+_random = io.BytesIO()
+
+
+def _random_bytes(size: int) -> bytes:
+    """The system's, fetched many at a time: each call costs as much as a third of a form's parsing."""
+    global _random
+    if len(found := _random.read(size)) < size:
+        _random = io.BytesIO(secrets.token_bytes(4096))
+        found = _random.read(size)
+    return found
 
 
 # -- the map

@@ -21,7 +21,7 @@ from aiohttp import ClientResponse
 from gateway.errors import GatewayError, SinkUnavailable
 from gateway.model import Part, Receipt
 from gateway.pipe import Pipe, Progress, Window
-from gateway.sinks import Answered, Answering, Bulk, Delivery, Dropping, Keeper, Watched, sink_fault
+from gateway.sinks import Answered, Answering, Bulk, Delivery, Dropping, Keeper, Watched, offers, sink_fault
 
 __all__ = ["BULK_BYTES", "Lane", "Slots", "completed", "first_error", "translated"]
 
@@ -92,7 +92,7 @@ class Lane:
         self.spare: Callable[[Sequence[tuple[Part, bytes]], Exception], None] | None = None
         """Takes the failure of a batch, where it is not that of the whole upload."""
         self._delivery = delivery
-        self.bulk: Bulk | None = delivery if isinstance(delivery, Bulk) else None
+        self.bulk: Bulk | None = delivery if offers(delivery, Bulk) else None
         """For the short way, where the sink has one."""
         self.takes_batches = self.bulk is not None
         self._window_bytes = window_bytes
@@ -110,11 +110,11 @@ class Lane:
 
     @property
     def is_keeper(self) -> bool:
-        return isinstance(self._delivery, Keeper)
+        return offers(self._delivery, Keeper)
 
     @property
     def is_watched(self) -> bool:
-        return isinstance(self._delivery, Watched)
+        return offers(self._delivery, Watched)
 
     # -- turns
 
@@ -231,7 +231,7 @@ class Lane:
 
     async def drop(self, part: Part) -> None:
         """The sink forgets a part; none of its accepts runs any more."""
-        assert isinstance(self._delivery, Dropping)
+        assert offers(self._delivery, Dropping)
         self.forgotten.add(part.index)
         self.progress.begin_finishing()
         try:
@@ -243,20 +243,20 @@ class Lane:
     # -- the upload as a whole
 
     async def watch(self) -> None:
-        assert isinstance(self._delivery, Watched)
+        assert offers(self._delivery, Watched)
         with translated(self.name):
             await self._delivery.watch()
 
     def keeper_receipts(self) -> list[Receipt]:
-        assert isinstance(self._delivery, Keeper)
+        assert offers(self._delivery, Keeper)
         return self._complete(self._delivery.receipts())
 
     def keep_manifest(self, manifest: bytes) -> None:
-        assert isinstance(self._delivery, Keeper)
+        assert offers(self._delivery, Keeper)
         self._delivery.keep_manifest(manifest)
 
     async def replace_manifest(self, manifest: bytes) -> None:
-        assert isinstance(self._delivery, Keeper)
+        assert offers(self._delivery, Keeper)
         self.progress.begin_finishing()
         try:
             with translated(self.name):
@@ -276,7 +276,7 @@ class Lane:
 
     def answer(self) -> ClientResponse | None:
         """The response of a destination, after its commit."""
-        return self._delivery.answer() if isinstance(self._delivery, Answering) else None
+        return self._delivery.answer() if offers(self._delivery, Answering) else None
 
     def _complete(self, receipts: Sequence[Receipt]) -> list[Receipt]:
         files = [index for index in self.files if index not in self.forgotten] if self.forgotten else self.files

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import io
 import json
 import logging
 import socket
@@ -31,13 +32,20 @@ log = logging.getLogger("gateway.responses")
 _string = json.encoder.encode_basestring  # what json.dumps uses, ensure_ascii off
 _PROBLEM = "application/problem+json"
 _WRITE_BYTES = 64 << 10
+_ENTRIES_AT_ONCE = 512
 PASSED_THROUGH = web.ResponseKey("passed_through", list[str])
 
 
 def manifest_json(manifest: Manifest) -> bytes:
     """The manifest of design section 6, members in its order."""
-    entries = b", ".join([_entry(entry).encode() for entry in manifest.entries])
-    return b'{"upload": %b, "parts": [%b]}' % (_string(manifest.upload).encode(), entries)
+    # Written bit by bit: of 32768 parts it is 9 MB, and joining strings, then encoding them, would hold it four times.
+    document = io.BytesIO()
+    document.write(b'{"upload": %b, "parts": [' % _string(manifest.upload).encode())
+    for start in range(0, len(manifest.entries), _ENTRIES_AT_ONCE):
+        entries = ", ".join(map(_entry, manifest.entries[start : start + _ENTRIES_AT_ONCE]))
+        document.write(b", " + entries.encode() if start else entries.encode())
+    document.write(b"]}")
+    return document.getvalue()
 
 
 def _entry(entry: Entry) -> str:
