@@ -28,6 +28,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from urllib.parse import quote as urlquote
 from urllib.parse import unquote_to_bytes
 
 from gateway.errors import Malformed, TooLarge
@@ -45,6 +46,7 @@ __all__ = [
     "reject_controls",
     "render_head",
     "safe_name",
+    "safe_segment",
 ]
 
 _TOKEN = rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]+"
@@ -272,6 +274,13 @@ def render_head(
 
 _PLAIN_NAME = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]{0,199}")
 _UNSAFE = re.compile(r"[\x00-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u2066-\u2069\ufffe\uffff]")
+
+
+def safe_segment(filename: str | None) -> str:
+    """The safe name as the last segment of a path, percent-encoded."""
+    if filename is not None and _PLAIN_NAME.fullmatch(filename):
+        return filename
+    return urlquote(safe_name(filename), safe="")
 
 
 def safe_name(filename: str | None) -> str:

@@ -285,6 +285,8 @@ class Lane:
 
 def completed(receipts: Sequence[Receipt], files: Sequence[int], name: str) -> list[Receipt]:
     """A receipt of the sink of that name for each of the files, a plain one where it gave none."""
+    if [receipt.part for receipt in receipts] == files:
+        return list(receipts)
     given = {receipt.part: receipt for receipt in receipts}
     return [given.get(index) or Receipt(index, name) for index in files]
 

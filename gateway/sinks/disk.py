@@ -36,11 +36,10 @@ from contextlib import asynccontextmanager
 from functools import partial
 from pathlib import Path
 from typing import IO, Any, TypeVar
-from urllib.parse import quote
 
 from aiofiles.threadpool import wrap
 
-from gateway.headers import safe_name
+from gateway.headers import safe_segment
 from gateway.model import Part, Receipt, Upload
 from gateway.pipe import batches
 from gateway.sinks.shelf import (
@@ -184,7 +183,7 @@ class DiskDelivery:
         self._making = threading.Lock()
         self._lock: int | None = None
         self._files: set[IO[bytes]] = set()  # open ones; written in threads, closed by whoever comes last
-        self._filenames: dict[int, str | None] = {}
+        self._receipts: dict[int, Receipt] = {}
         self._manifest: bytes | None = None
         self._published = False
         self._committed = False
@@ -218,25 +217,26 @@ class DiskDelivery:
             except BaseExceptionGroup as failures:
                 raise failures.exceptions[0] from None  # there is one task at a time, so one failure
             await self._run(self._close, raw)
-            self._filenames[part.index] = part.filename
+            self._receipts[part.index] = self._receipt(part)
 
     async def accept_all(self, parts: list[tuple[Part, bytes]]) -> None:
         with translated(self._sink.name):
             await self._run(self._write_all, parts)
             for part, _ in parts:
-                self._filenames[part.index] = part.filename
+                self._receipts[part.index] = self._receipt(part)
 
     async def drop(self, part: Part) -> None:
         with translated(self._sink.name):
-            self._filenames.pop(part.index, None)
+            self._receipts.pop(part.index, None)
             # a job of an accept that was cancelled may be running still, and would bring the file back
             await asyncio.wrap_future(self._executor.after_those_before(partial(self._remove, part.index)))
 
+    def _receipt(self, part: Part) -> Receipt:
+        location = f"/files/{self._upload.id}/{part.index}/{safe_segment(part.filename)}"
+        return Receipt(part.index, self._sink.name, location)
+
     def receipts(self) -> list[Receipt]:
-        return [
-            Receipt(index, self._sink.name, f"/files/{self._upload.id}/{index}/{quote(safe_name(name), safe='')}")
-            for index, name in sorted(self._filenames.items())
-        ]
+        return [self._receipts[index] for index in sorted(self._receipts)]
 
     def keep_manifest(self, manifest: bytes) -> None:
         self._manifest = manifest
