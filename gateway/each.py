@@ -112,10 +112,6 @@ class EachPump(Pump):
         except _OF_ONE_PART as error:
             self._fail(entry, _about(error))
 
-    def _let_go(self) -> None:
-        if self._entry is not None and self._entry.problem is None:
-            super()._let_go()
-
     # -- onwards
 
     def _open_lanes(self, entry: Entry, lanes: Sequence[AnyLane]) -> list[Pipe]:
