@@ -21,7 +21,7 @@ import pytest
 from aiohttp import ClientSession
 
 from gateway.model import Part, Receipt, Upload
-from gateway.sinks import Bulk, Delivery, Sink, Watched
+from gateway.sinks import Bulk, Delivery, Dropping, Sink, Watched
 
 _PATIENCE_SECONDS = 20
 _numbers = itertools.count()
@@ -278,6 +278,31 @@ class SinkContract:
             for task in tasks:
                 task.cancel()
         assert await subject.visible() == before
+
+    async def test_parts_that_are_dropped_are_not_committed_and_the_others_are(self, subject: Subject) -> None:
+        one, broken = upload(), BrokenSource(_LARGE)
+        async with nothing_left_running(), delivering(subject.sink, one) as delivery:
+            if not isinstance(delivery, Dropping):
+                pytest.skip("this sink keeps all or nothing")
+            assert getattr(subject.sink, "drops_parts", False)
+            await delivery.accept(file(0), source(b"kept"))
+            await delivery.accept(file(1), source(_LARGE))
+            async with asyncio.TaskGroup() as group:
+                accepting = group.create_task(delivery.accept(file(2), broken))
+                await broken.reached.wait()
+                accepting.cancel()
+            early = asyncio.get_running_loop().create_task(delivery.accept(file(3), BrokenSource(_LARGE)))
+            await asyncio.sleep(0)  # it has begun, and its first job may be running
+            early.cancel()
+            await asyncio.wait([early])
+            if isinstance(delivery, Bulk):
+                await delivery.accept_all([(file(4), b"dropped"), (file(5), b"kept, too")])
+            else:
+                await delivery.accept(file(5), source(b"kept, too"))
+            for index in (1, 2, 3, 4, 6):  # the last one was never given
+                await delivery.drop(file(index))
+            receipts = await self._commit(subject, one, delivery, b"kept", b"kept, too")
+        assert [receipt.part for receipt in receipts] == [0, 5]
 
     async def test_two_uploads_at_once_do_not_touch_each_other(self, subject: Subject) -> None:
         one, other = upload(), upload()

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from tests.clients import BOUNDARY, Answer, Client, ask, eventually, file, form, head, random_bytes
+from tests.clients import BOUNDARY, Answer, Client, VanishingClient, ask, eventually, file, form, head, random_bytes
 from tests.conftest import RunningGateway, StartGateway
 from tests.contract import nothing_left_running, sha256
 from tests.doubles import GatedSink, MemorySink
@@ -320,6 +320,34 @@ async def test_a_sink_that_fails_as_a_whole_fails_the_upload(
         answer = await post(gateway, file(b"x"), file(bytes(MIB)))
     assert answer.status == status
     assert gateway.stored() == []
+
+
+@pytest.mark.parametrize("how", ["fin", "rst"])
+async def test_a_client_that_vanishes_leaves_nothing(start_gateway: StartGateway, how: Any) -> None:
+    rules = [
+        {"match": {"filename": "bad*"}, "flows": ["tests.flows_of_ours:rejecting"], "sinks": ["disk", _spare("m")]},
+        {"match": {"filename": "good*"}, "sinks": ["disk", _spare("m")]},
+    ]
+    gateway = await start_gateway(
+        sinks={"m": double("MemorySink", name="m")}, routes=[{"path": "/upload", "keep": "each", "parts": rules}]
+    )
+    names = ("good", "bad", "nobody's", "good", "bad")
+    body = form(*[file(bytes(size), name) for size in (10, 400_000) for name in names])
+    request = head(content_length=len(body)) + body
+    cuts = [*range(len(request) - 70, len(request), 11), *range(len(head()), len(request) - 70, 61_001)]
+    async with nothing_left_running():
+        for cut in cuts:
+            async with VanishingClient(gateway.port) as client:
+                await client.send(request[:cut])
+                await asyncio.sleep(0.01)
+                await client.vanish_after(b"", how)
+        await eventually(lambda: not gateway.house.requests)
+    assert gateway.stored() == []
+    memory = gateway.house.sinks["m"]
+    assert isinstance(memory, MemorySink)
+    assert (memory.kept, memory.open_deliveries, memory.open_parts) == ({}, 0, 0)
+    answer = await ask(gateway.port, "/upload", "POST", body)
+    assert problems(answer.json()) == [None, "rejected", "no-route", None, "rejected"] * 2
 
 
 # -- the ways in

@@ -486,3 +486,28 @@ async def test_the_manifest_on_disk_is_the_one_that_was_answered(start_gateway: 
     assert answered["parts"][0]["receipts"] == [
         {"sink": "disk", "location": f"/files/{answered['upload']}/0/a%20b.bin"}
     ]
+
+
+@pytest.mark.parametrize("fsync", [True, False])
+async def test_a_manifest_is_replaced_as_a_whole_or_not_at_all(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fsync: bool
+) -> None:
+    async with DiskSink(name="disk", root=str(tmp_path / "root"), fsync=fsync) as sink:
+        one = upload()
+        async with delivering(sink, one) as delivery:
+            assert isinstance(delivery, DiskDelivery)
+            await delivery.accept(file(0), source(b"data"))
+            delivery.keep_manifest(b"first")
+            await delivery.commit()
+            await delivery.replace_manifest(b"second")
+            assert await sink.manifest(one.id) == b"second"
+
+            def full(descriptor: int, data: bytes) -> None:
+                os.write(descriptor, data[:1])
+                raise OSError(errno.ENOSPC, "full")
+
+            monkeypatch.setattr("gateway.sinks.disk.write_all", full)
+            with pytest.raises(SinkFull):
+                await delivery.replace_manifest(b"third")
+        assert await sink.manifest(one.id) == b"second"
+        assert sorted(os.listdir(sink.root / one.id)) == ["0", "manifest.json"]

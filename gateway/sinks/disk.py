@@ -187,6 +187,7 @@ class DiskDelivery:
         self._manifest: bytes | None = None
         self._published = False
         self._committed = False
+        self._replacing = False
 
     def _make_directory(self) -> int:
         while True:
@@ -243,7 +244,9 @@ class DiskDelivery:
 
     async def replace_manifest(self, manifest: bytes) -> None:
         with translated(self._sink.name):
+            self._replacing = True
             await self._run(self._rewrite, manifest)
+            self._replacing = False
 
     async def commit(self) -> list[Receipt]:
         with translated(self._sink.name):
@@ -253,7 +256,7 @@ class DiskDelivery:
 
     async def end(self) -> None:
         """Close everything; without a commit that returned, remove everything."""
-        if self._committed and not self._files:
+        if self._committed and not self._files and not self._replacing:
             self._unlock()  # nothing that could wait for the disk
             return
         await uninterrupted(self._executor.after_all(self._finish))
@@ -315,10 +318,13 @@ class DiskDelivery:
         """Another manifest for what is published: the one or the other is there, whenever the power goes."""
         path = self._final / f"{MANIFEST}.new"
         try:
-            manifest = open(path, "xb")  # noqa: SIM115 - closed by _close, or by _finish
-            self._files.add(manifest)
-            manifest.write(data)
-            self._close(manifest)
+            descriptor = os.open(path, _CREATE, 0o666)
+            try:
+                write_all(descriptor, data)
+                if self._sink.fsync:
+                    os.fsync(descriptor)
+            finally:
+                os.close(descriptor)
             os.rename(path, self._final / MANIFEST)
         except OSError:
             with contextlib.suppress(OSError):
@@ -329,10 +335,11 @@ class DiskDelivery:
 
     def _remove(self, index: int) -> None:
         path = str(self._incoming / str(index))
-        for file in [file for file in self._files if str(file.name) == path]:
-            with contextlib.suppress(OSError):
-                file.close()
-            self._files.discard(file)
+        for file in list(self._files):  # a copy, for other threads open and close theirs meanwhile
+            if str(file.name) == path:
+                with contextlib.suppress(OSError):
+                    file.close()
+                self._files.discard(file)
         with contextlib.suppress(FileNotFoundError):
             os.unlink(path)
 
