@@ -17,6 +17,7 @@ from gateway.model import Part
 from gateway.receiver import receiver_app
 from gateway.server import configure_logging, serve, until_signalled
 from gateway.settings import RelaySettings, Settings
+from gateway.workers import WorkersFailed, supervise
 
 __all__ = ["main"]
 
@@ -40,7 +41,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 2
     except BrokenPipeError:
         return 1  # whoever reads our output has enough
-    except OSError as error:
+    except (OSError, WorkersFailed) as error:
         print(f"gateway: {error}", file=sys.stderr)
         return 1
     return 0
@@ -73,9 +74,10 @@ def _parser() -> argparse.ArgumentParser:
 
 
 async def _serve(settings: Settings, *, receiver_port: int | None) -> None:
+    run = serve if settings.server.workers == 1 else supervise
     async with AsyncExitStack() as stack:
         if receiver_port is None:
-            await serve(settings)
+            await run(settings)
             return
         receiver = await _start_receiver("127.0.0.1", receiver_port)
         stack.push_async_callback(receiver.cleanup)
@@ -85,7 +87,7 @@ async def _serve(settings: Settings, *, receiver_port: int | None) -> None:
             settings = settings.model_copy(
                 update={"sinks": {**settings.sinks, "api": api.model_copy(update={"url": url})}}
             )
-        await serve(settings, started=_print_examples)
+        await run(settings, started=_print_examples)
 
 
 def _print_examples(host: str, port: int) -> None:
@@ -129,7 +131,8 @@ def _check(settings: Settings) -> None:
     if unbounded := unlimited_keys(settings):
         print(f"without bound, since unlimited: {', '.join(unbounded)}")
     else:
-        print(f"{uploads * (total + parts * 1024) / 2**20:10.2f} MiB  for {uploads} uploads, beside the process itself")
+        beside = "the process itself" if settings.server.workers == 1 else f"the {settings.server.workers} workers"
+        print(f"{uploads * (total + parts * 1024) / 2**20:10.2f} MiB  for {uploads} uploads, beside {beside}")
 
 
 def _explain(settings: Settings, options: argparse.Namespace) -> int:

@@ -58,8 +58,8 @@ class ServerSettings(_Table):
     host: str = "127.0.0.1"
     """Loopback: what listens on a network is somebody's decision."""
     port: Annotated[int, Field(ge=0, le=65535)] = 8080
-    workers: Literal[1] = 1
-    """More than one process is not there yet."""
+    workers: Annotated[int, Field(ge=1, le=64)] = 1
+    """More are for more cores, and whoever has those knows how many to give."""
     max_uploads: Count = 64
     """With the per-upload bound it makes the memory bound that `gateway check` prints."""
     drain_seconds: Seconds = 60
