@@ -15,7 +15,7 @@ from gateway.app import build_app
 from gateway.config import ConfigError, load, memory_bound_bytes, unlimited_keys
 from gateway.model import Part
 from gateway.receiver import receiver_app
-from gateway.server import configure_logging, serve, until_signalled
+from gateway.server import configure_logging, run, serve, until_signalled
 from gateway.settings import RelaySettings, Settings
 from gateway.workers import WorkersFailed, supervise
 
@@ -29,7 +29,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         match options.command:
             case "serve":
-                asyncio.run(_serve(load(options.config), receiver_port=options.with_receiver))
+                settings = load(options.config)
+                # the parent of workers waits for processes, which any loop can
+                event_loop = settings.server.event_loop if settings.server.workers == 1 else "asyncio"
+                run(_serve(settings, receiver_port=options.with_receiver), event_loop=event_loop)
             case "check":
                 _check(load(options.config))
             case "explain":
@@ -74,10 +77,10 @@ def _parser() -> argparse.ArgumentParser:
 
 
 async def _serve(settings: Settings, *, receiver_port: int | None) -> None:
-    run = serve if settings.server.workers == 1 else supervise
+    serve_all = serve if settings.server.workers == 1 else supervise
     async with AsyncExitStack() as stack:
         if receiver_port is None:
-            await run(settings)
+            await serve_all(settings)
             return
         receiver = await _start_receiver("127.0.0.1", receiver_port)
         stack.push_async_callback(receiver.cleanup)
@@ -87,7 +90,7 @@ async def _serve(settings: Settings, *, receiver_port: int | None) -> None:
             settings = settings.model_copy(
                 update={"sinks": {**settings.sinks, "api": api.model_copy(update={"url": url})}}
             )
-        await run(settings, started=_print_examples)
+        await serve_all(settings, started=_print_examples)
 
 
 def _print_examples(host: str, port: int) -> None:

@@ -11,14 +11,16 @@ from __future__ import annotations
 import asyncio
 import ctypes
 import gc
+import importlib
 import json
 import logging
 import signal
 import sys
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import asynccontextmanager
 from functools import lru_cache
+from typing import Any
 
 from aiohttp import web
 from aiohttp.http_exceptions import HttpProcessingError
@@ -34,6 +36,7 @@ __all__ = [
     "collect_seldom",
     "configure_logging",
     "keep_freed_buffers",
+    "run",
     "running",
     "serve",
     "until_signalled",
@@ -78,6 +81,13 @@ class DrainingRunner(web.AppRunner):
                 request.cancel()
             await asyncio.wait(house.requests, timeout=_ABORT_SECONDS)
         await super().cleanup()
+
+
+def run(main: Coroutine[Any, Any, None], *, event_loop: str) -> None:
+    """`asyncio.run` on the event loop of that name."""
+    factory = None if event_loop == "asyncio" else importlib.import_module(event_loop).new_event_loop
+    with asyncio.Runner(loop_factory=factory) as runner:
+        runner.run(main)
 
 
 async def serve(settings: Settings, *, started: Callable[[str, int], None] = lambda host, port: None) -> None:

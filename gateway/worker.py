@@ -22,7 +22,7 @@ from aiohttp import web
 
 from gateway.app import build_app
 from gateway.metrics import Metrics, share_metrics
-from gateway.server import SIGNALS, catch_signals, configure_logging, running
+from gateway.server import SIGNALS, catch_signals, configure_logging, run, running
 from gateway.settings import Settings
 from gateway.slots import SharedSlots
 
@@ -61,7 +61,7 @@ def work(descriptor: int) -> int:
             return 1  # there is no parent any more
         configure_logging(orders.log_level, worker=orders.number)
         try:
-            asyncio.run(_work(orders, channel))
+            run(_work(orders, channel), event_loop=orders.settings.server.event_loop)
         except OSError as error:
             print(f"gateway: worker {orders.number}: {error}", file=sys.stderr)
             return 1
@@ -92,6 +92,7 @@ async def _work(orders: Orders, channel: socket.socket) -> None:
                     listener = _SharedListener(descriptor, runner, slots)
                     listener.set_inheritable(False)
                     await web.SockSite(runner, listener, backlog=1).start()
+                    listener.listen()  # uvloop asks the kernel itself, for a backlog of 1
                 slots.others_have_fewer(0)
                 with suppress(ConnectionError):
                     channel.send(LISTENING)

@@ -12,12 +12,14 @@ import socket
 import subprocess
 import sys
 from collections.abc import AsyncIterator
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
+from gateway.config import ConfigError, load
 from gateway.slots import SharedSlots, clear_slots, make_slots
 from tests.clients import Client, ask, eventually, file, form, head
 from tests.processes import Process, gateway_process, receiver_process
@@ -405,3 +407,32 @@ class TestSlots:
             assert one.others_have_fewer(5)
             other.accept_no_more()
             assert not one.others_have_fewer(5)
+
+
+needs_uvloop = pytest.mark.skipif(find_spec("uvloop") is None, reason="uvloop is not installed")
+
+
+class TestEventLoop:
+    @needs_uvloop
+    @pytest.mark.parametrize("workers", [1, 2])
+    async def test_uvloop_takes_gives_back_and_drains(self, tmp_path: Path, workers: int) -> None:
+        config = f'server.workers = {workers}\nserver.event_loop = "uvloop"\n'
+        with gateway_process(tmp_path, config) as process:
+            answer = await ask(process.port, "/upload", "POST", form(file(bytes(3 << 20))))
+            location = answer.json()["parts"][0]["receipts"][0]["location"]
+            assert (await ask(process.port, location)).body == bytes(3 << 20)
+            async with _half_sent(process, tmp_path / "uploads") as client:
+                process.terminate()
+                await _refused(process.port)
+                await client.send(BODY[HALF:])
+                assert (await client.answer()).status == 201
+            assert await _exit_code(process) == 0
+        assert _loud(process) == []
+
+    def test_a_loop_that_is_not_installed_is_an_error_of_the_configuration(
+        self, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setitem(sys.modules, "uvloop", None)
+        monkeypatch.setenv("GATEWAY_SERVER__EVENT_LOOP", "uvloop")
+        with pytest.raises(ConfigError, match=r"server.event_loop: .*uvloop needs the package of that name"):
+            load()
