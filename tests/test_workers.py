@@ -196,7 +196,7 @@ class TestStart:
         done = subprocess.run(
             [sys.executable, "-m", "gateway", "serve", "--config", str(path)],
             capture_output=True,
-            timeout=60,
+            timeout=100,
             text=True,
             check=False,
         )
