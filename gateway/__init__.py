@@ -4,7 +4,7 @@ The rooms, in the order in which bytes meet them:
 
     errors, model   the words: what can go wrong, by whose fault; the nouns
     headers, codec  part headers and multipart framing, both ways; pure, no I/O
-    admission       may this request come in? decided on headers alone
+    admission       may this request come in? decided on headers alone; slots, where several processes count them
     intake          the body's bytes: counted, limited, timed while we wait for the client
     reader          body -> parts: StreamingMultipartReader; raw bodies as a single part
     routes          which part takes which flows to which sinks; pure
@@ -22,7 +22,7 @@ The rooms, in the order in which bytes meet them:
     stored          what was kept: files, manifests, archives, with ranges and validators
     download        allow-listed remote URLs, streamed; guard decides what may be dialled
     handlers        the stories: short, calling the rooms in order
-    settings, config, metrics, app, server, cli, receiver     the house
+    settings, config, metrics, app, server, workers, worker, cli, receiver     the house
 
 What it guarantees (the README has the words for users, tests/test_guarantees.py the proofs):
 G1 bounded memory · G2 nothing early · G3 nothing left · G4 back-pressure · G5 refused before read ·

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
+from typing import Protocol
 
 from aiohttp import HttpVersion11, hdrs, web
 
@@ -11,24 +12,42 @@ from gateway.errors import Busy, Draining, Malformed, NotMultipart, TooLarge, Un
 from gateway.headers import boundary_of, media_type
 from gateway.model import Limits
 
-__all__ = ["Gate", "accept_body", "check_headers"]
+__all__ = ["Gate", "Slots", "accept_body", "check_headers"]
+
+
+class Slots(Protocol):
+    """A count of slots that others take from, too."""
+
+    def take(self) -> bool:
+        """False where none is left."""
+
+    def give_back(self) -> None: ...
 
 
 class Gate:
-    """The upload slots. A slot is taken by `slot()`, which raises Busy or Draining, and given back on leaving it."""
+    """The upload slots. A slot is taken by `slot()`, which raises Busy or Draining, and given back on leaving it.
 
-    def __init__(self, max_uploads: int) -> None:
+    `max_uploads` are for this process, or for all that share `slots`; 0 is unlimited.
+    """
+
+    def __init__(self, max_uploads: int, slots: Slots | None = None) -> None:
         self._max_uploads = max_uploads
+        self._slots = slots
         self.in_flight = 0
         self.draining = False
 
     def slot(self) -> AbstractContextManager[None]:
         if self.draining:
             raise Draining
-        if self._max_uploads and self.in_flight >= self._max_uploads:
+        if not self._take():
             raise Busy(f"{self._max_uploads} uploads are in progress", limit=self._max_uploads)
         self.in_flight += 1
         return self._held()
+
+    def _take(self) -> bool:
+        if not self._max_uploads:
+            return True
+        return self.in_flight < self._max_uploads if self._slots is None else self._slots.take()
 
     @contextmanager
     def _held(self) -> Iterator[None]:
@@ -36,6 +55,8 @@ class Gate:
             yield
         finally:
             self.in_flight -= 1
+            if self._max_uploads and self._slots is not None:
+                self._slots.give_back()
 
 
 def check_headers(request: web.Request, limits: Limits, *, raw: bool) -> bool:

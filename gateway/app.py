@@ -11,11 +11,12 @@ from typing import Any
 
 from aiohttp import web
 
-from gateway.admission import Gate
+from gateway.admission import Gate, Slots
 from gateway.config import ConfigError
 from gateway.download import Downloader
 from gateway.flows import Flow
 from gateway.handlers import HOUSE, House, add_routes, problems
+from gateway.metrics import Metrics
 from gateway.responses import add_nothing
 from gateway.settings import (
     BUILT_IN_FLOWS,
@@ -41,8 +42,11 @@ _READ_WHOLE_BYTES = 65536
 """Nothing of ours reads a body whole; should something ever, it is small."""
 
 
-def build_app(settings: Settings) -> web.Application:
-    """The application. Raises ConfigError for sinks and flows that cannot be made, all at once."""
+def build_app(settings: Settings, *, metrics: Metrics | None = None, slots: Slots | None = None) -> web.Application:
+    """The application. Raises ConfigError for sinks and flows that cannot be made, all at once.
+
+    `metrics` and `slots` are those that several processes share.
+    """
     routes = settings.as_routes()
     named = {*settings.flows, *(flow for route in routes for rule in route.rules for flow in rule.flows)}
     problems_found: list[str] = []
@@ -78,12 +82,13 @@ def build_app(settings: Settings) -> web.Application:
     hashing = ThreadPoolExecutor(2, thread_name_prefix="hash")
     app[HOUSE] = House(
         limits=settings.as_limits(),
-        gate=Gate(settings.server.max_uploads),
+        gate=Gate(settings.server.max_uploads, slots),
         sinks=sinks,
         routes=routes,
         flows=flows,
         executor=hashing,
         downloader=downloader,
+        metrics=metrics or Metrics(),
     )
 
     async def running(app: web.Application) -> AsyncIterator[None]:

@@ -15,8 +15,9 @@ from gateway.app import build_app
 from gateway.config import ConfigError, load, memory_bound_bytes, unlimited_keys
 from gateway.model import Part
 from gateway.receiver import receiver_app
-from gateway.server import configure_logging, serve, until_signalled
+from gateway.server import configure_logging, run, serve, until_signalled
 from gateway.settings import RelaySettings, Settings
+from gateway.workers import WorkersFailed, supervise
 
 __all__ = ["main"]
 
@@ -28,7 +29,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         match options.command:
             case "serve":
-                asyncio.run(_serve(load(options.config), receiver_port=options.with_receiver))
+                settings = load(options.config)
+                # the parent of workers waits for processes, which any loop can
+                event_loop = settings.server.event_loop if settings.server.workers == 1 else "asyncio"
+                run(_serve(settings, receiver_port=options.with_receiver), event_loop=event_loop)
             case "check":
                 _check(load(options.config))
             case "explain":
@@ -40,7 +44,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 2
     except BrokenPipeError:
         return 1  # whoever reads our output has enough
-    except OSError as error:
+    except (OSError, WorkersFailed) as error:
         print(f"gateway: {error}", file=sys.stderr)
         return 1
     return 0
@@ -73,9 +77,10 @@ def _parser() -> argparse.ArgumentParser:
 
 
 async def _serve(settings: Settings, *, receiver_port: int | None) -> None:
+    serve_all = serve if settings.server.workers == 1 else supervise
     async with AsyncExitStack() as stack:
         if receiver_port is None:
-            await serve(settings)
+            await serve_all(settings)
             return
         receiver = await _start_receiver("127.0.0.1", receiver_port)
         stack.push_async_callback(receiver.cleanup)
@@ -85,7 +90,7 @@ async def _serve(settings: Settings, *, receiver_port: int | None) -> None:
             settings = settings.model_copy(
                 update={"sinks": {**settings.sinks, "api": api.model_copy(update={"url": url})}}
             )
-        await serve(settings, started=_print_examples)
+        await serve_all(settings, started=_print_examples)
 
 
 def _print_examples(host: str, port: int) -> None:
@@ -129,7 +134,8 @@ def _check(settings: Settings) -> None:
     if unbounded := unlimited_keys(settings):
         print(f"without bound, since unlimited: {', '.join(unbounded)}")
     else:
-        print(f"{uploads * (total + parts * 1024) / 2**20:10.2f} MiB  for {uploads} uploads, beside the process itself")
+        beside = "the process itself" if settings.server.workers == 1 else f"the {settings.server.workers} workers"
+        print(f"{uploads * (total + parts * 1024) / 2**20:10.2f} MiB  for {uploads} uploads, beside {beside}")
 
 
 def _explain(settings: Settings, options: argparse.Namespace) -> int:

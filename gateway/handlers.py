@@ -56,7 +56,7 @@ class House:
     executor: Executor
     """For hashing."""
     downloader: Downloader
-    metrics: Metrics = field(default_factory=Metrics)
+    metrics: Metrics
     requests: set[asyncio.Task[object]] = field(default_factory=set)
     """What is in progress, for the drain."""
 

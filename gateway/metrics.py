@@ -1,20 +1,49 @@
-"""Counters for Prometheus. No string of a client's in a label: routes, outcomes and sinks are the operator's words."""
+"""Counters for Prometheus. No string of a client's in a label: routes, outcomes and sinks are the operator's words.
+
+Several processes count into files of a directory that they share, and any of them shows the sums. A
+process has a number there that its successor goes on with: its counts are kept, what it had in progress is not.
+"""
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
+from pathlib import Path
 from types import MappingProxyType
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, disable_created_metrics, generate_latest
+from prometheus_client import (
+    CollectorRegistry,
+    Counter,
+    Gauge,
+    Histogram,
+    disable_created_metrics,
+    generate_latest,
+    values,
+)
+from prometheus_client.multiprocess import MultiProcessCollector, mark_process_dead
 
-__all__ = ["Metrics"]
+__all__ = ["Metrics", "forget_process", "share_metrics"]
 
 disable_created_metrics()  # type: ignore[no-untyped-call]  # a second series for each one, that nobody reads
 _SECONDS = (0.01, 0.05, 0.25, 1, 5, 15, 60, 300, 1800)
 
 
+def share_metrics(directory: Path, number: int) -> None:
+    """From now on this process counts into `directory`. No two that run at a time may have the same number."""
+    os.environ["PROMETHEUS_MULTIPROC_DIR"] = str(directory)  # where the library looks for it
+    values.ValueClass = values.MultiProcessValue(lambda: number)  # type: ignore[no-untyped-call]
+
+
+def forget_process(directory: Path, number: int) -> None:
+    """It is dead: what it had in progress no longer counts."""
+    mark_process_dead(number, str(directory))  # type: ignore[no-untyped-call]
+
+
 class Metrics:
-    def __init__(self) -> None:
+    """`shared` is the directory of `share_metrics`, which was called before."""
+
+    def __init__(self, shared: Path | None = None) -> None:
+        self._shared = shared
         self._registry = CollectorRegistry()
         self._uploads = Counter(
             "gateway_uploads", "Uploads that ended, by route and outcome", ["route", "outcome"], registry=self._registry
@@ -27,7 +56,9 @@ class Metrics:
             ["sink", "reason"],
             registry=self._registry,
         )
-        self._in_flight = Gauge("gateway_uploads_in_flight", "Uploads in progress", registry=self._registry)
+        self._in_flight = Gauge(
+            "gateway_uploads_in_flight", "Uploads in progress", registry=self._registry, multiprocess_mode="livesum"
+        )
         self._seconds = Histogram(
             "gateway_upload_seconds", "Duration of uploads", ["route"], buckets=_SECONDS, registry=self._registry
         )
@@ -68,4 +99,8 @@ class Metrics:
         self._uploads.labels(route, outcome).inc()
 
     def text(self) -> bytes:
-        return generate_latest(self._registry)
+        if self._shared is None:
+            return generate_latest(self._registry)
+        registry = CollectorRegistry()
+        MultiProcessCollector(registry, str(self._shared))  # type: ignore[no-untyped-call]
+        return generate_latest(registry)

@@ -11,13 +11,16 @@ from __future__ import annotations
 import asyncio
 import ctypes
 import gc
+import importlib
 import json
 import logging
 import signal
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable, Coroutine
+from contextlib import asynccontextmanager
 from functools import lru_cache
+from typing import Any
 
 from aiohttp import web
 from aiohttp.http_exceptions import HttpProcessingError
@@ -26,9 +29,22 @@ from gateway.app import build_app, check_took_effect
 from gateway.handlers import HOUSE
 from gateway.settings import Settings
 
-__all__ = ["DrainingRunner", "collect_seldom", "configure_logging", "keep_freed_buffers", "serve", "until_signalled"]
+__all__ = [
+    "SIGNALS",
+    "DrainingRunner",
+    "catch_signals",
+    "collect_seldom",
+    "configure_logging",
+    "keep_freed_buffers",
+    "run",
+    "running",
+    "serve",
+    "until_signalled",
+]
 
 log = logging.getLogger("gateway.server")
+
+SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # malloc.h
 _KEPT_BUFFER_BYTES = 4 << 20
@@ -67,31 +83,49 @@ class DrainingRunner(web.AppRunner):
         await super().cleanup()
 
 
+def run(main: Coroutine[Any, Any, None], *, event_loop: str) -> None:
+    """`asyncio.run` on the event loop of that name."""
+    factory = None if event_loop == "asyncio" else importlib.import_module(event_loop).new_event_loop
+    with asyncio.Runner(loop_factory=factory) as runner:
+        runner.run(main)
+
+
 async def serve(settings: Settings, *, started: Callable[[str, int], None] = lambda host, port: None) -> None:
     """Serve until SIGTERM or SIGINT, then drain. `started` is told where it listens. Raises OSError where the
     address cannot be had.
     """
-    keep_freed_buffers()
-    collect_seldom()
-    runner = DrainingRunner(build_app(settings), drain_seconds=settings.server.drain_seconds)
-    await runner.setup()
-    try:
-        check_took_effect(runner, settings)
-        site = web.TCPSite(runner, settings.server.host, settings.server.port)
-        await site.start()
+    async with running(build_app(settings), settings) as runner:
+        await web.TCPSite(runner, settings.server.host, settings.server.port).start()
         log.info("listening on %s", ", ".join(f"http://{host}:{port}" for host, port, *_ in runner.addresses))
         started(*runner.addresses[0][:2])
         await until_signalled()
+
+
+@asynccontextmanager
+async def running(app: web.Application, settings: Settings) -> AsyncIterator[DrainingRunner]:
+    """The application, ready to be listened for; on leaving it drains."""
+    keep_freed_buffers()
+    collect_seldom()
+    runner = DrainingRunner(app, drain_seconds=settings.server.drain_seconds)
+    await runner.setup()
+    try:
+        check_took_effect(runner, settings)
+        yield runner
     finally:
         await runner.cleanup()
 
 
 async def until_signalled() -> None:
-    """Wait for SIGTERM or SIGINT. Later ones are ignored: they would end the process in the middle of its drain."""
+    """Wait for SIGTERM or SIGINT."""
+    await catch_signals().wait()
+
+
+def catch_signals() -> asyncio.Event:
+    """Set by SIGTERM or SIGINT. Later ones are ignored: they would end the process in the middle of its drain."""
     signalled = asyncio.Event()
-    for number in (signal.SIGTERM, signal.SIGINT):
+    for number in SIGNALS:
         asyncio.get_running_loop().add_signal_handler(number, signalled.set)
-    await signalled.wait()
+    return signalled
 
 
 def collect_seldom() -> None:
@@ -151,9 +185,16 @@ def quiet_client_faults(record: logging.LogRecord) -> bool:
     return True
 
 
-def configure_logging(level: str = "INFO") -> None:
-    """JSON lines on standard error."""
+def configure_logging(level: str | int = "INFO", *, worker: int | None = None) -> None:
+    """JSON lines on standard error; those of a worker have its number as a member."""
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(JsonLines())
+    if worker is not None:
+
+        def numbered(record: logging.LogRecord) -> bool:
+            vars(record).setdefault("worker", worker)
+            return True
+
+        handler.addFilter(numbered)
     logging.basicConfig(level=level, handlers=[handler], force=True)
     logging.getLogger("aiohttp.server").addFilter(quiet_client_faults)

@@ -50,6 +50,12 @@ Count = Annotated[int, Field(ge=0)]
 Seconds = Annotated[float, Field(ge=0)]
 
 
+def _installed(event_loop: str) -> str:
+    if event_loop == "uvloop" and importlib.util.find_spec("uvloop") is None:
+        raise ValueError("uvloop needs the package of that name")
+    return event_loop
+
+
 class _Table(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, hide_input_in_errors=True)
 
@@ -58,8 +64,10 @@ class ServerSettings(_Table):
     host: str = "127.0.0.1"
     """Loopback: what listens on a network is somebody's decision."""
     port: Annotated[int, Field(ge=0, le=65535)] = 8080
-    workers: Literal[1] = 1
-    """More than one process is not there yet."""
+    workers: Annotated[int, Field(ge=1, le=64)] = 1
+    """More are for more cores, and whoever has those knows how many to give."""
+    event_loop: Annotated[Literal["asyncio", "uvloop"], AfterValidator(_installed)] = "asyncio"
+    """What every Python has. uvloop answers more small requests per second, and is no faster with large ones."""
     max_uploads: Count = 64
     """With the per-upload bound it makes the memory bound that `gateway check` prints."""
     drain_seconds: Seconds = 60

@@ -12,7 +12,7 @@ from pathlib import Path
 
 __all__ = ["Process", "gateway_process", "receiver_process"]
 
-_START_SECONDS = 20
+_START_SECONDS = 60
 
 
 class Process:

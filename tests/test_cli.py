@@ -138,6 +138,11 @@ def test_check_says_so_where_there_is_no_bound() -> None:
     assert done.stdout.endswith("\nwithout bound, since unlimited: server.max_uploads, limits.window_bytes\n")
 
 
+def test_check_says_that_workers_have_one_bound_together() -> None:
+    one, three = (gateway("check", env={"GATEWAY_SERVER__WORKERS": workers}).stdout for workers in ("1", "3"))
+    assert three == one.replace("beside the process itself", "beside the 3 workers")
+
+
 # -- explain
 
 RULES = """

@@ -35,7 +35,19 @@ README = ROOT / "README.md"
 
 WORDS = {"errors", "model"}
 PURE = {"errors", "model", "codec", "routes", "headers", "conditions", "guard"}
-HOUSE = {"handlers", "settings", "config", "metrics", "app", "server", "cli", "receiver", "__main__"}
+HOUSE = {
+    "handlers",
+    "settings",
+    "config",
+    "metrics",
+    "app",
+    "server",
+    "worker",
+    "workers",
+    "cli",
+    "receiver",
+    "__main__",
+}
 
 TESTED_ELSEWHERE = {
     "__init__": ("test_cli", "it holds a version, which a command prints"),
@@ -47,6 +59,8 @@ TESTED_ELSEWHERE = {
     "sinks.shelf": ("test_stored_expiry", "locks, sweeps and removals"),
     "sinks.threads": ("test_sinks_disk", "an abort waits for its jobs"),
     "model": ("test_routes", "nouns without behaviour"),
+    "slots": ("test_workers", "between processes"),
+    "worker": ("test_workers", "the other half of them"),
     "sinks.__init__": ("test_sinks_disk", "a contract: tests/contract.py, run for every sink"),
 }
 """Why a module has no test file of its name, and which one tests it."""
