@@ -275,10 +275,10 @@ class Exchange(asyncio.Protocol):
         self.head = b""
         self.body = bytearray()
         """Chunked coding undone."""
-        self.declared: int | None = None
-        """Its Content-Length, if it has one."""
+        self.length: int | None = None
+        """The Content-Length; None of a chunked body."""
         self.complete = False
-        """Whether the last chunk, or the last byte, was seen: what a destination takes for the end of a request."""
+        """Whether the last chunk, or byte, was seen: what a destination takes for the end of a whole request."""
         self.answered = False
         self.lost = False
 
@@ -326,17 +326,17 @@ class Exchange(asyncio.Protocol):
             if not blank:
                 return
             self.head, self._unread = head, rest
-            lengths = [value for name, value in self.headers if name == "content-length"]
-            codings = [value for name, value in self.headers if name == "transfer-encoding"]
-            assert (len(lengths), codings) in [(0, ["chunked"]), (1, [])], "a request has one framing"
-            self.declared = int(lengths[0]) if lengths else None
-        if self.declared is None:
+            length, chunked = (dict(self.headers).get(name) for name in ("content-length", "transfer-encoding"))
+            length = "0" if head.startswith(b"GET ") else length
+            assert (length is None) == (chunked == "chunked"), "a request has either a length or chunks"
+            self.length = None if length is None else int(length)
+        if self.length is None:
             self._undo_chunks()
         else:
             self.body += self._unread
             self._unread = b""
-            assert len(self.body) <= self.declared
-            self.complete = len(self.body) == self.declared
+            assert len(self.body) <= self.length, "there are more bytes than the request had declared"
+            self.complete = len(self.body) == self.length
         self._upstream.received(self)
 
     def _undo_chunks(self) -> None:

@@ -31,7 +31,7 @@ import pytest
 
 from tests.processes import receiver_process
 
-__all__ = ["DESTINATIONS", "LENGTH_ONLY", "Destination", "absent"]
+__all__ = ["DESTINATIONS", "LENGTH_ONLY", "Destination", "absent", "nginx_before"]
 
 _HERE = Path(__file__).resolve().parent
 _ROOT = _HERE.parent.parent
@@ -101,26 +101,35 @@ def _receiver(directory: Path) -> Iterator[str]:
         yield receiver.url
 
 
+@contextmanager
+def nginx_before(url: str, directory: Path, *, buffering: str) -> Iterator[str]:
+    """An nginx that passes requests on to a URL, with `proxy_request_buffering` "on" or "off"."""
+    # Debian keeps it where only root looks
+    command = shutil.which("nginx", path=os.environ.get("PATH", "") + ":/usr/sbin:/usr/local/sbin")
+    if command is None:
+        absent("nginx is not installed")
+    (directory / "tmp").mkdir()
+    port = _free_port()
+    temporary = " ".join(f"{kind}_temp_path tmp;" for kind in ("client_body", "proxy", "fastcgi", "uwsgi", "scgi"))
+    (directory / "nginx.conf").write_text(
+        f"{'user root;' if os.geteuid() == 0 else ''} daemon off; worker_processes 1; pid nginx.pid;\n"
+        f"error_log stderr; events {{}} http {{ {temporary} access_log off; client_max_body_size 0;\n"
+        f"server {{ listen 127.0.0.1:{port}; location / {{ proxy_pass {url};\n"
+        f"proxy_http_version 1.1; proxy_request_buffering {buffering}; }} }} }}\n"
+    )
+    arguments = ["-p", f"{directory}/", "-c", "nginx.conf", "-e", "stderr"]
+    with _serving([command, *arguments], directory / "nginx.log", port=port) as own:
+        yield own
+
+
 def _nginx(buffering: str) -> Callable[[Path], contextlib.AbstractContextManager[str]]:
     @contextmanager
     def start(directory: Path) -> Iterator[str]:
-        # Debian keeps it where only root looks
-        command = shutil.which("nginx", path=os.environ.get("PATH", "") + ":/usr/sbin:/usr/local/sbin")
-        if command is None:
-            absent("nginx is not installed")
-        (directory / "tmp").mkdir()
-        port = _free_port()
-        temporary = " ".join(f"{kind}_temp_path tmp;" for kind in ("client_body", "proxy", "fastcgi", "uwsgi", "scgi"))
-        with receiver_process(directory) as receiver:
-            (directory / "nginx.conf").write_text(
-                f"{'user root;' if os.geteuid() == 0 else ''} daemon off; worker_processes 1; pid nginx.pid;\n"
-                f"error_log stderr; events {{}} http {{ {temporary} access_log off; client_max_body_size 0;\n"
-                f"server {{ listen 127.0.0.1:{port}; location / {{ proxy_pass {receiver.url};\n"
-                f"proxy_http_version 1.1; proxy_request_buffering {buffering}; }} }} }}\n"
-            )
-            arguments = ["-p", f"{directory}/", "-c", "nginx.conf", "-e", "stderr"]
-            with _serving([command, *arguments], directory / "nginx.log", port=port) as url:
-                yield url
+        with (
+            receiver_process(directory) as receiver,
+            nginx_before(receiver.url, directory, buffering=buffering) as url,
+        ):
+            yield url
 
     return start
 
