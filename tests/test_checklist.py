@@ -476,6 +476,20 @@ async def test_slow_upstream_pins_client_and_memory(start_gateway: StartGateway)
         assert (answer.status, answer.json()["type"]) == (504, "/problems/sink-timeout")
 
 
+async def test_slow_upstream_pins_client_and_memory_only_where_it_is_required(start_gateway: StartGateway) -> None:
+    slow = {"sink": "slow", "mode": "best_effort", "lag_bytes": MIB, "lag_seconds": 1}
+    routes = [{"path": "/tee", "parts": [{"sinks": ["disk", "api", slow]}]}]
+    async with HonestUpstream(200, b"{}") as upstream, DeafUpstream() as deaf:
+        sinks = {"slow": {"type": "relay", "url": deaf.url}}
+        gateway = await start_gateway(api=upstream.url, sinks=sinks, routes=routes)
+        answer = await post(gateway, form(file(b"x" * 24 * MIB)), "/tee")
+        receipts = {one["sink"]: one for one in answer.json()["parts"][0]["receipts"]}
+        assert (answer.status, receipts["api"]["status"]) == (201, 200)
+        assert receipts["slow"] == {"sink": "slow", "dropped": "lag"}
+        assert upstream.exchanges[0].complete
+        assert not deaf.saw_a_whole_body
+
+
 @pytest.mark.parametrize("buffering", ["on", "off"])
 async def test_buffering_proxies_in_front_of_us(start_gateway: StartGateway, tmp_path: Path, buffering: str) -> None:
     """Behind one that buffers all arrives, but late; with its buffering off, as the README says, it streams."""
