@@ -41,10 +41,10 @@ lock: .venv/.serving
 COMPILE := pip compile --quiet --upgrade --universal --python-version 3.11 --generate-hashes --no-header \
 	--output-file requirements.txt requirements.in
 
-# Other people's clients, which some tests run and skip where they are absent (Debian, as root).
+# Other people's clients and servers, which some tests run and skip where they are absent (Debian, as root).
 system-packages:
 	@missing=; \
-	for pair in curl:curl node:nodejs go:golang-go nginx:nginx-light unzip:unzip openssl:openssl; do \
+	for pair in curl:curl node:nodejs npm:npm go:golang-go nginx:nginx-light unzip:unzip openssl:openssl; do \
 		command -v "$${pair%%:*}" >/dev/null || missing="$$missing $${pair##*:}"; \
 	done; \
 	[ -z "$$missing" ] || { apt-get update -q && apt-get install -qy --no-install-recommends $$missing; }

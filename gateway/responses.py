@@ -219,6 +219,8 @@ async def passed_through(
         response.force_close()
     connection = answer.connection
     closed = connection.protocol.closed if connection is not None and connection.protocol is not None else None
+    if closed is not None:
+        closed.add_done_callback(lambda done: done.cancelled() or done.exception())  # or asyncio logs a traceback
     await response.prepare(request)
     while True:
         try:

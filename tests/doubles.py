@@ -13,12 +13,13 @@ They speak HTTP by hand, in protocols without tasks, so that a test can count th
 from __future__ import annotations
 
 import asyncio
+import math
 import re
 import socket
 import struct
 from collections.abc import AsyncIterable, AsyncIterator
 from contextlib import asynccontextmanager
-from typing import Any, cast
+from typing import Any, Literal, cast
 
 from gateway.model import Part, Receipt, Upload
 
@@ -274,8 +275,10 @@ class Exchange(asyncio.Protocol):
         self.head = b""
         self.body = bytearray()
         """Chunked coding undone."""
+        self.length: int | None = None
+        """The Content-Length; None of a chunked body."""
         self.complete = False
-        """Whether the last chunk was seen: what a destination takes for the end of a whole request."""
+        """Whether the last chunk, or byte, was seen: what a destination takes for the end of a whole request."""
         self.answered = False
         self.lost = False
 
@@ -303,6 +306,8 @@ class Exchange(asyncio.Protocol):
 
     def reset(self) -> None:
         """RST, not FIN."""
+        if self.lost:
+            return
         connection = self.transport.get_extra_info("socket")
         connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
         self.transport.abort()
@@ -321,8 +326,17 @@ class Exchange(asyncio.Protocol):
             if not blank:
                 return
             self.head, self._unread = head, rest
-            assert b"chunked" in head.lower(), "an upstream expects a chunked request"
-        self._undo_chunks()
+            length, chunked = (dict(self.headers).get(name) for name in ("content-length", "transfer-encoding"))
+            length = "0" if head.startswith(b"GET ") else length
+            assert (length is None) == (chunked == "chunked"), "a request has either a length or chunks"
+            self.length = None if length is None else int(length)
+        if self.length is None:
+            self._undo_chunks()
+        else:
+            self.body += self._unread
+            self._unread = b""
+            assert len(self.body) <= self.length, "there are more bytes than the request had declared"
+            self.complete = len(self.body) == self.length
         self._upstream.received(self)
 
     def _undo_chunks(self) -> None:
@@ -430,25 +444,38 @@ class HonestUpstream(Upstream):
 
 
 class RefusingUpstream(Upstream):
-    """Answers after `after` bytes of the body; half of its own body comes `open_seconds` later."""
+    """Answers after `after` bytes of the body; half of its own body comes `open_seconds` later.
+
+    `then` it keeps the connection, or ends it with a FIN or a RST.
+    """
 
     def __init__(
-        self, status: int = 413, body: bytes = b"too much", *, after: int = 0, open_seconds: float = 0
+        self,
+        status: int = 413,
+        body: bytes = b"too much",
+        *,
+        after: int = 0,
+        open_seconds: float = 0,
+        then: Literal["stay", "fin", "rst"] = "stay",
     ) -> None:
         super().__init__()
         self._status = status
         self._body = body
         self._after = after
         self._open_seconds = open_seconds
+        self._then = then
 
     def received(self, exchange: Exchange) -> None:
         if exchange.answered or len(exchange.body) < self._after:
             return
+        loop = asyncio.get_running_loop()
         half = len(self._body) // 2 if self._open_seconds else len(self._body)
         exchange.answer(self._status, self._body[:half], length=len(self._body))
-        if self._open_seconds:
-            loop = asyncio.get_running_loop()
+        if 0 < self._open_seconds < math.inf:
             loop.call_later(self._open_seconds, exchange.transport.write, self._body[half:])
+        if self._then != "stay":
+            # a moment for the bytes: a reset overtakes what the peer has not read
+            loop.call_later(0.1, exchange.reset if self._then == "rst" else exchange.transport.close)
 
 
 class EarlyOkUpstream(Upstream):
@@ -504,3 +531,99 @@ class LyingUpstream(HalfAnswerUpstream):
 
     def __init__(self) -> None:
         super().__init__(b"HTTP/1.1 200 OK\r\nContent-Length: 1000\r\n\r\nhalf", reset=False)
+
+
+class FullUpstream(Upstream):
+    """Its queue of connections is full, and nobody takes any out of it: a SYN is not answered."""
+
+    async def __aenter__(self) -> Any:
+        self._listener = socket.socket()
+        self._listener.bind(("127.0.0.1", 0))
+        self._listener.listen(0)
+        self.url = f"http://127.0.0.1:{self._listener.getsockname()[1]}/"
+        self._waiting: list[socket.socket] = []
+        for _ in range(4):
+            waiting = socket.socket()
+            waiting.setblocking(False)
+            waiting.connect_ex(self._listener.getsockname())
+            self._waiting.append(waiting)
+        await asyncio.sleep(0.1)
+        return self
+
+    async def __aexit__(self, *exc_info: object) -> None:
+        for waiting in [*self._waiting, self._listener]:
+            waiting.close()
+
+
+class ChattyUpstream(HonestUpstream):
+    """Says these bytes as soon as it has the head of a request, and answers at the end of it."""
+
+    def __init__(self, words: bytes, status: int = 200, body: bytes = b"{}") -> None:
+        super().__init__(status, body)
+        self._words = words
+        self._said = False
+
+    def received(self, exchange: Exchange) -> None:
+        if not self._said:
+            self._said = True
+            exchange.transport.write(self._words)
+        super().received(exchange)
+
+
+class DribblingUpstream(Upstream):
+    """Sends its answer a byte at a time, `seconds` apart, and never comes to an end."""
+
+    def __init__(self, answer: bytes, seconds: float = 0.1, *, early: bool = False) -> None:
+        super().__init__()
+        self._answer = answer
+        self._seconds = seconds
+        self._early = early
+
+    def received(self, exchange: Exchange) -> None:
+        if not exchange.answered and (exchange.complete or self._early):
+            exchange.answered = True
+            self._send(exchange, 0)
+
+    def _send(self, exchange: Exchange, sent: int) -> None:
+        if not exchange.lost:
+            exchange.transport.write(self._answer[sent : sent + 1] or b"x")
+            asyncio.get_running_loop().call_later(self._seconds, self._send, exchange, sent + 1)
+
+
+class EndlessUpstream(Upstream):
+    """Its answer begins like this, and goes on with these bytes for ever, as fast as they are taken."""
+
+    def __init__(self, first: bytes, rest: bytes) -> None:
+        super().__init__()
+        self._first = first
+        self._rest = rest * (65536 // len(rest))
+        self.sent_bytes = 0
+
+    def received(self, exchange: Exchange) -> None:
+        if exchange.complete and not exchange.answered:
+            exchange.answered = True
+            exchange.transport.write(self._first)
+            self._go_on(exchange)
+
+    def _go_on(self, exchange: Exchange) -> None:
+        if not exchange.lost and not exchange.transport.is_closing():
+            if exchange.transport.get_write_buffer_size() < len(self._rest):
+                exchange.transport.write(self._rest)
+                self.sent_bytes += len(self._rest)
+            asyncio.get_running_loop().call_later(0.001, self._go_on, exchange)
+
+
+class UnendingUpstream(Upstream):
+    """Answers without saying how long, after `after` bytes or else a whole request, and never closes."""
+
+    def __init__(self, status: int = 200, body: bytes = b"{}", *, after: int | None = None) -> None:
+        super().__init__()
+        self._status = status
+        self._body = body
+        self._after = after
+
+    def received(self, exchange: Exchange) -> None:
+        due = exchange.complete if self._after is None else len(exchange.body) >= self._after
+        if due and not exchange.answered:
+            exchange.answered = True
+            exchange.transport.write(b"HTTP/1.1 %d Answered\r\n\r\n%b" % (self._status, self._body))
