@@ -12,7 +12,7 @@ import binascii
 import hashlib
 import re
 import zlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Executor
 from typing import Protocol
 
@@ -61,10 +61,30 @@ ALGORITHMS: dict[str, Callable[[], _Hash]] = {
 }
 
 
-def digest_of(data: bytes, algorithms: Sequence[str]) -> dict[str, str]:
+class _Sha256(Mapping[str, str]):
+    """{"sha256": …} in a quarter of the room: a manifest may have a hundred thousand of them."""
+
+    __slots__ = ("_hex",)
+
+    def __init__(self, digest: str) -> None:
+        self._hex = digest
+
+    def __getitem__(self, algorithm: str) -> str:
+        if algorithm != "sha256":
+            raise KeyError(algorithm)
+        return self._hex
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(("sha256",))
+
+    def __len__(self) -> int:
+        return 1
+
+
+def digest_of(data: bytes, algorithms: Sequence[str]) -> Mapping[str, str]:
     """Algorithm -> hex of data that is all there."""
     if algorithms == ("sha256",):
-        return {"sha256": hashlib.sha256(data).hexdigest()}
+        return _Sha256(hashlib.sha256(data).hexdigest())
     digests = {}
     for algorithm in algorithms:
         hasher = ALGORITHMS[algorithm]()
