@@ -50,7 +50,7 @@ def build_app(settings: Settings) -> web.Application:
     flows: dict[str, Flow] = {}
     for name, sink in settings.sinks.items():
         with _collected(problems_found):
-            sinks[name] = _sink(name, sink)
+            sinks[name] = _sink(name, sink, settings.limits.stall_seconds)
     for name in sorted(named):
         with _collected(problems_found):
             flows[name] = _flow(name, settings.flows.get(name, FlowSettings()))
@@ -133,16 +133,29 @@ def check_took_effect(runner: web.AppRunner, settings: Settings) -> None:
         raise RuntimeError(f"the server's settings did not take effect: {found}, wanted {wanted}")
 
 
-def _sink(name: str, settings: DiskSettings | RelaySettings | DiscardSettings | OwnSinkSettings) -> Sink:
+def _sink(
+    name: str, settings: DiskSettings | RelaySettings | DiscardSettings | OwnSinkSettings, stall_seconds: float
+) -> Sink:
     match settings:
         case DiskSettings():
             return DiskSink(name=name, root=settings.root, fsync=settings.fsync, keep_seconds=settings.keep_seconds)
         case RelaySettings():
-            return RelaySink(name=name, url=settings.url, connect_seconds=settings.connect_seconds)
+            return _relay(name, settings, stall_seconds)
         case DiscardSettings():
             return DiscardSink(name=name)
         case OwnSinkSettings():
             return _own_sink(name, settings)
+
+
+def _relay(name: str, settings: RelaySettings, stall_seconds: float) -> RelaySink:
+    """Clocks that are not set are what any sink has."""
+    options = settings.model_dump(exclude={"type", "url", "urls"})
+    if not settings.all_urls:
+        raise ConfigError([f"sinks.{name}.url: needed, or urls"])
+    for clock in ("write_seconds", "first_byte_seconds", "read_seconds"):
+        if options[clock] is None:
+            options[clock] = stall_seconds
+    return RelaySink(name=name, urls=settings.all_urls, **options)
 
 
 def _flow(name: str, settings: FlowSettings) -> Flow:

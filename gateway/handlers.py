@@ -19,7 +19,7 @@ from aiohttp.typedefs import Handler
 from gateway.admission import Gate, accept_body, check_headers
 from gateway.codec import Event
 from gateway.digests import declared_digests
-from gateway.dispatch import Outcome, dispatch
+from gateway.dispatch import Outcome, dispatch, refuse_on_headers, takes_wire
 from gateway.download import Downloader
 from gateway.errors import ClientGone, Draining, GatewayError, InternalError, Malformed, MethodNotAllowed, NotFound
 from gateway.flows import Flow
@@ -102,10 +102,15 @@ class UploadHandler:
             route.kind,
             query=request.raw_path.partition("?")[2],
             headers=to_destination(request.headers.items()),
+            content_type=request.headers.get(hdrs.CONTENT_TYPE, ""),
+            content_length=request.content_length,
+            multipart=multipart,
         )
         with slot, Intake(request, house.limits) as intake, _Record(house, upload, intake) as record:
             try:
-                events = self._events(request, intake, house.limits, multipart=multipart)
+                keep_raw = takes_wire(route, house.sinks)
+                events = self._events(request, intake, house.limits, multipart=multipart, keep_raw=keep_raw)
+                refuse_on_headers(upload, route, house.sinks)
                 await accept_body(request)
                 async with AsyncExitStack() as stack:
                     outcome = record.outcome = await dispatch(
@@ -129,7 +134,9 @@ class UploadHandler:
                 request[BODY_READ] = intake.ended
 
     @staticmethod
-    def _events(request: web.Request, intake: Intake, limits: Limits, *, multipart: bool) -> AsyncIterator[list[Event]]:
+    def _events(
+        request: web.Request, intake: Intake, limits: Limits, *, multipart: bool, keep_raw: bool
+    ) -> AsyncIterator[list[Event]]:
         if multipart:
             return StreamingMultipartReader(
                 request.headers,
@@ -137,6 +144,7 @@ class UploadHandler:
                 max_parts=limits.max_parts,
                 max_headers=limits.max_headers,
                 max_header_bytes=limits.max_header_bytes,
+                keep_raw=keep_raw,
             ).events()
         content_type = request.headers.get(hdrs.CONTENT_TYPE)
         headers = [(name.lower(), value) for name, value in request.raw_headers]
@@ -146,6 +154,7 @@ class UploadHandler:
             filename=_raw_filename(request),
             content_type=content_type.encode("utf-8", "surrogateescape") if content_type else None,
             headers=headers,
+            keep_raw=keep_raw,
         )
 
     @staticmethod
@@ -155,7 +164,7 @@ class UploadHandler:
         return await passed_through(
             request,
             answer,
-            stall_seconds=limits.stall_seconds,
+            stall_seconds=limits.stall_seconds if outcome.read_seconds is None else outcome.read_seconds,
             idle_seconds=limits.idle_seconds,
             close=close,
             location=outcome.location,
@@ -241,6 +250,7 @@ def _log_upload(upload_id: str, route: str, outcome: str, *, error: BaseExceptio
         "outcome": outcome,
         "detail": ours.detail if ours else None,
         "sink": ours.members.get("sink") if ours else None,
+        **{name: ours.members[name] for name in ("sent_bytes", "replay_bytes") if ours and name in ours.members},
         **more,
     }
     log.info("upload %s", outcome, extra=extra)

@@ -130,6 +130,12 @@ class Upload:
     """The client's query string, as it came."""
     headers: Sequence[tuple[str, str]] = ()
     """The client's end-to-end headers that may go to a destination."""
+    content_type: str = ""
+    """Of the body as it came in, as the client wrote it."""
+    content_length: int | None = None
+    """Of the body as it came in; None where it was chunked."""
+    multipart: bool = True
+    """Whether the body is taken apart; else it is one file."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -33,6 +33,8 @@ _HOLD_SECONDS = 0.05
 _Plan = tuple[Sequence[AnyLane], Sequence[Flow], bool]
 """Where the files of a rule go, through what, and whether all of that can take small ones the short way."""
 
+_NOWHERE: _Plan = ((), (), False)
+
 
 class Pump:
     """`entries` grows as parts come; `flowing` are the chains that are at work, for whoever watches stalls."""
@@ -53,8 +55,12 @@ class Pump:
         self.flowing: dict[FlowChain, Progress] = {}
         self._route = route
         self._lanes = lanes
-        self._relays = [lane for lane in lanes.values() if lane.is_relay]
-        self._plans = {id(rule): _plan(rule, lanes, flows) for rule in route.rules}
+        self._wired = next((lane for lane in lanes.values() if isinstance(lane, Lane) and lane.is_wired), None)
+        """Gets the bytes as they came: the parts are looked at, counted and checked, and go nowhere."""
+        self._relays = [lane for lane in lanes.values() if lane.is_relay and self._wired is None]
+        self._plans = {
+            id(rule): _plan(rule, lanes, flows) if self._wired is None else _NOWHERE for rule in route.rules
+        }
         first = route.rules[0] if route.rules else None
         self._only_plan = self._plans[id(first)] if first is not None and first.match == Match() else None
         self._limits = limits
@@ -87,6 +93,9 @@ class Pump:
 
     async def run(self, events: AsyncIterator[list[Event]]) -> None:
         """Until the end of the body. What was handed out may still be on its way when this returns."""
+        if self._wired is not None:
+            await self._run_wire(events, self._wired)
+            return
         try:
             async for batch in events:
                 self._batches += 1
@@ -104,6 +113,29 @@ class Pump:
                 self._timer.cancel()
         await self._small.finish()
         await self._hand_over_batches()
+
+    async def _run_wire(self, events: AsyncIterator[list[Event]], lane: Lane) -> None:
+        """The same for a sink that takes the wire: a buffer goes on when all that is in it was checked.
+
+        What began with the closing delimiter is kept for the commit.
+        """
+        pipe = lane.open_wire(self._tasks)
+        tail: list[bytes] = []
+        closed = False
+        async for batch in events:
+            await self._take(batch)
+            if self._small.full:
+                await self._small.submit()
+            checked: list[bytes] = []
+            for event in batch:
+                closed = closed or event.kind is Kind.CLOSE
+                (tail if closed else checked).append(event.raw)
+            if wire := b"".join(checked):
+                await pipe.send(wire)
+        await self._small.finish()
+        lane.files += [entry.part.index for entry in self.entries if _is_file(entry)]
+        lane.hold_wire(b"".join(tail))
+        pipe.finish()
 
     # -- events
 
@@ -297,6 +329,8 @@ class Pump:
 
     async def _open(self, entry: Entry, lanes: Sequence[AnyLane], flows: Sequence[Flow]) -> list[Pipe]:
         """The long way: a slot, and where to send the bytes."""
+        if not lanes:
+            return []
         await self._hand_over_batches()  # what came before must get there before
         if flows:
             await self._slots.take()
@@ -379,6 +413,11 @@ class Pump:
 def _plan(rule: Rule, lanes: Mapping[str, AnyLane], flows: Mapping[str, Flow]) -> _Plan:
     mine, through = [lanes[name] for name in rule.sinks], [flows[name] for name in rule.flows]
     return mine, through, not through and all(lane.takes_batches for lane in mine)
+
+
+def _is_file(entry: Entry) -> bool:
+    """An empty file input is none."""
+    return entry.part.is_file and (entry.size > 0 or entry.part.raw_filename != b"")
 
 
 def _told_part(part: Part, told: Output) -> Part:

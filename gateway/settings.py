@@ -48,6 +48,8 @@ DOTTED_PATH = r"^[A-Za-z_][\w.]*:[A-Za-z_]\w*$"
 
 Count = Annotated[int, Field(ge=0)]
 Seconds = Annotated[float, Field(ge=0)]
+Url = Annotated[str, Field(pattern=r"^https?://[^/\s?#]+[^\s#]*$")]
+Length = Literal["chunked", "passthrough", "spool", "known"]
 
 
 class _Table(BaseModel):
@@ -94,8 +96,33 @@ class DiskSettings(_Table):
 
 class RelaySettings(_Table):
     type: Literal["relay"]
-    url: Annotated[str, Field(pattern=r"^https?://[^/\s?#]+[^\s#]*$")]
+    url: Url | None = None
+    urls: tuple[Url, ...] = ()
+    length: Length | Annotated[tuple[Length, ...], Field(min_length=1)] = "chunked"
+    """Any body can be sent so, and nearly every server takes it."""
+    spool_dir: str = ""
+    replay_bytes: Count = 1 << 20
+    """What a small form has; memory per upload."""
+    failures_to_open: Count = 3
+    open_seconds: Annotated[float, Field(gt=0)] = 10
+    health_path: Annotated[str, Field(pattern=r"^(/[^\s#]*)?$")] = ""
+    health_seconds: Annotated[float, Field(gt=0)] = 10
+    expect_continue: bool = False
+    """A round trip per upload, and a second at a server that ignores it."""
+    expect_seconds: Annotated[float, Field(gt=0)] = 1
     connect_seconds: Annotated[float, Field(gt=0)] = 10
+    write_seconds: Seconds | None = None
+    first_byte_seconds: Seconds | None = None
+    read_seconds: Seconds | None = None
+    total_seconds: Seconds = 0
+
+    @property
+    def lengths(self) -> tuple[str, ...]:
+        return (self.length,) if isinstance(self.length, str) else self.length
+
+    @property
+    def all_urls(self) -> tuple[str, ...]:
+        return self.urls if self.url is None else (self.url,)
 
 
 class DiscardSettings(_Table):
@@ -225,6 +252,8 @@ def with_defaults(document: Mapping[str, Any]) -> dict[str, Any]:
         default, given = _DEFAULT_SINKS.get(name, {}), sinks.get(name, {})
         # an override of a default sink need not repeat its type, but one of another type starts anew
         same = isinstance(given, Mapping) and given.get("type", default.get("type")) == default.get("type")
+        if same and "urls" in given:
+            default = {key: value for key, value in default.items() if key != "url"}
         merged[name] = {**default, **given} if same else given
     taken = {route.get("path") for route in routes if isinstance(route, Mapping)}
     return {
