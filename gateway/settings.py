@@ -49,7 +49,7 @@ DOTTED_PATH = r"^[A-Za-z_][\w.]*:[A-Za-z_]\w*$"
 Count = Annotated[int, Field(ge=0)]
 Seconds = Annotated[float, Field(ge=0)]
 Url = Annotated[str, Field(pattern=r"^https?://[^/\s?#]+[^\s#]*$")]
-Length = Literal["chunked", "passthrough", "spool", "known"]
+LENGTHS = ("chunked", "passthrough", "spool", "known")
 
 
 class _Table(BaseModel):
@@ -94,11 +94,19 @@ class DiskSettings(_Table):
     """0: for ever. What is kept for a while only has to be asked for."""
 
 
+def _ways(length: Any) -> str | tuple[str, ...]:
+    """A way to tell a destination the length of a body, or a list of ways."""
+    ways = (length,) if isinstance(length, str) else length
+    if not isinstance(ways, list | tuple) or not ways or any(way not in LENGTHS for way in ways):
+        raise ValueError(f"not one of {', '.join(LENGTHS)}, nor a list of them")
+    return length if isinstance(length, str) else tuple(ways)
+
+
 class RelaySettings(_Table):
     type: Literal["relay"]
     url: Url | None = None
     urls: tuple[Url, ...] = ()
-    length: Length | Annotated[tuple[Length, ...], Field(min_length=1)] = "chunked"
+    length: Annotated[str | tuple[str, ...], BeforeValidator(_ways)] = "chunked"
     """Any body can be sent so, and nearly every server takes it."""
     spool_dir: str = ""
     replay_bytes: Count = 1 << 20
@@ -115,10 +123,6 @@ class RelaySettings(_Table):
     first_byte_seconds: Seconds | None = None
     read_seconds: Seconds | None = None
     total_seconds: Seconds = 0
-
-    @property
-    def lengths(self) -> tuple[str, ...]:
-        return (self.length,) if isinstance(self.length, str) else self.length
 
     @property
     def all_urls(self) -> tuple[str, ...]:

@@ -274,8 +274,10 @@ class Exchange(asyncio.Protocol):
         self.head = b""
         self.body = bytearray()
         """Chunked coding undone."""
+        self.length: int | None = None
+        """The Content-Length; None of a chunked body."""
         self.complete = False
-        """Whether the last chunk was seen: what a destination takes for the end of a whole request."""
+        """Whether the last chunk, or byte, was seen: what a destination takes for the end of a whole request."""
         self.answered = False
         self.lost = False
 
@@ -321,8 +323,17 @@ class Exchange(asyncio.Protocol):
             if not blank:
                 return
             self.head, self._unread = head, rest
-            assert b"chunked" in head.lower(), "an upstream expects a chunked request"
-        self._undo_chunks()
+            length, chunked = (dict(self.headers).get(name) for name in ("content-length", "transfer-encoding"))
+            length = "0" if head.startswith(b"GET ") else length
+            assert (length is None) == (chunked == "chunked"), "a request has either a length or chunks"
+            self.length = None if length is None else int(length)
+        if self.length is None:
+            self._undo_chunks()
+        else:
+            self.body += self._unread
+            self._unread = b""
+            assert len(self.body) <= self.length, "there are more bytes than the request had declared"
+            self.complete = len(self.body) == self.length
         self._upstream.received(self)
 
     def _undo_chunks(self) -> None:
@@ -364,6 +375,10 @@ class Upstream:
             exchange.transport.abort()
         await self._server.wait_closed()
         await asyncio.sleep(0)  # connection_lost
+
+    @property
+    def whole_bodies(self) -> list[bytes]:
+        return [bytes(exchange.body) for exchange in self.exchanges if exchange.complete]
 
     @property
     def saw_a_whole_body(self) -> bool:
@@ -481,6 +496,39 @@ class DyingUpstream(Upstream):
             exchange.reset()
 
 
+class LengthDemandingUpstream(HonestUpstream):
+    """Answers a chunked request with 411, at its head or at its end, and any other when it is whole."""
+
+    def __init__(self, refusal: int = 411, *, at_the_end: bool = False) -> None:
+        super().__init__(200, b"{}")
+        self._refusal = refusal
+        self._at_the_end = at_the_end
+
+    def received(self, exchange: Exchange) -> None:
+        if exchange.length is not None:
+            super().received(exchange)
+        elif not exchange.answered and (exchange.complete or not self._at_the_end):
+            exchange.answer(self._refusal, b'"a length, please"')
+
+
+class ContinuingUpstream(HonestUpstream):
+    """Says `100 Continue` some seconds after the head, twice if need be, and answers when it has the whole request."""
+
+    def __init__(self, *, after_seconds: float = 0, times: int = 1) -> None:
+        super().__init__(200, b"{}")
+        self._after_seconds = after_seconds
+        self._times = times
+        self.body_bytes_before: list[int] = []
+        """What had come of each body when it was told to go on."""
+
+    def received(self, exchange: Exchange) -> None:
+        if len(self.body_bytes_before) < len(self.exchanges) and ("expect", "100-continue") in exchange.headers:
+            self.body_bytes_before.append(len(exchange.body))
+            words = b"HTTP/1.1 100 Continue\r\n\r\n" * self._times
+            asyncio.get_running_loop().call_later(self._after_seconds, exchange.transport.write, words)
+        super().received(exchange)
+
+
 class HalfAnswerUpstream(Upstream):
     """Answers a whole request with these bytes, and resets the connection, or ends it as if all were well."""
 
@@ -504,3 +552,9 @@ class LyingUpstream(HalfAnswerUpstream):
 
     def __init__(self) -> None:
         super().__init__(b"HTTP/1.1 200 OK\r\nContent-Length: 1000\r\n\r\nhalf", reset=False)
+
+
+def closed_port() -> str:
+    """The url of a destination that refuses connections."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        return f"http://127.0.0.1:{listener.getsockname()[1]}/"

@@ -97,6 +97,38 @@ def _sinks(*rules: str, **members: str) -> str:
         ('[sinks.api]\nurl = "host/upload"', "sinks.api.url"),
         ("[sinks.api]\nconnect_seconds = 0", "sinks.api.connect_seconds"),
         ('[sinks.new]\ntype = "relay"', "sinks.new.url"),
+        ('[sinks.new]\ntype = "relay"\nurl = "http://a/"\nurls = ["http://b/"]', "sinks.new.urls"),
+        ('[sinks.api]\nurls = ["http://b/", "b"]', "sinks.api.urls.1"),
+        ('[sinks.api]\nlength = "guess"', "sinks.api.length"),
+        ("[sinks.api]\nlength = []", "sinks.api.length"),
+        ('[sinks.api]\nlength = ["spool", "known"]', "sinks.api.length"),
+        ('[sinks.api]\nlength = ["known", "known"]', "sinks.api.length"),
+        ('[sinks.api]\nlength = ["known", "passthrough"]', "sinks.api.length"),
+        ('[sinks.api]\nhealth_path = "healthz"', "sinks.api.health_path"),
+        (
+            '[sinks.api]\nlength = "passthrough"\n[[routes]]\npath = "/x"\nparts = [{sinks = ["disk", "api"]}]',
+            "routes.0.parts.0.sinks",
+        ),
+        (
+            '[sinks.api]\nlength = "passthrough"\n[[routes]]\npath = "/x"\n'
+            'parts = [{match = {name = "a"}, sinks = ["api"]}]',
+            "routes.0.parts.0.sinks",
+        ),
+        (
+            '[sinks.api]\nlength = "passthrough"\n[[routes]]\npath = "/x"\n'
+            'parts = [{flows = ["sniff"], sinks = ["api"]}]',
+            "routes.0.parts.0.sinks",
+        ),
+        (
+            '[sinks.api]\nlength = "passthrough"\n[[routes]]\npath = "/x"\n'
+            'parts = [{match = {name = "a"}, sinks = ["disk"]}, {sinks = ["api"]}]',
+            "routes.0.parts.1.sinks",
+        ),
+        (
+            '[sinks.api]\nlength = ["known", "spool"]\n[[routes]]\npath = "/x"\n'
+            'parts = [{flows = ["gzip"], sinks = ["api"]}]',
+            "routes.0.parts.0.flows",
+        ),
         ("[sinks.none]\nroot = 1", "sinks.none.root"),
         ("routes = 1", "routes"),
         ("routes = [1]", "routes.0"),

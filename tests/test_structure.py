@@ -45,6 +45,7 @@ TESTED_ELSEWHERE = {
     "flows.__init__": ("test_flows", "the contract, through the gateway"),
     "settings": ("test_config", "what is loaded is what can be configured"),
     "sinks.shelf": ("test_stored_expiry", "locks, sweeps and removals"),
+    "sinks.lent": ("test_sinks_writer", "the writer that it was made for"),
     "sinks.threads": ("test_sinks_disk", "an abort waits for its jobs"),
     "model": ("test_routes", "nouns without behaviour"),
     "sinks.__init__": ("test_sinks_disk", "a contract: tests/contract.py, run for every sink"),

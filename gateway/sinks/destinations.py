@@ -5,9 +5,9 @@
    open the circuit of a destination for `open_seconds`. After that it is half open: one upload may probe it, and
    an answer, whatever its status, closes the circuit, another failure opens it again.
 3. *Active checks* only say yes or no: a destination that failed its last one is not chosen while others will do.
-4. Health is a guess, a refusal would be certain: where no destination is healthy, an upload that has tried none
-   yet tries the one whose circuit closes soonest. So a single url is never refused unseen, and an outage of all
-   of them is over as soon as one is back.
+4. Health is a guess, a refusal would be certain: where none that is left is healthy, they are tried all the same,
+   first the one whose circuit is due first. So nothing is refused unseen, a single url in particular, and an outage
+   of all of them is over as soon as one is back. It costs a connection attempt each.
 5. An upload tries no destination twice.
 """
 
@@ -89,19 +89,20 @@ class Destinations:
     def choose(self, tried: Collection[Destination] = ()) -> Visit | None:
         """Where to go with an upload that has `tried` those; None if there is nowhere left."""
         now = self._clock()
-        self._turn = (self._turn + 1) % len(self.all)
+        if not tried:  # the turns are those of uploads, not of their attempts
+            self._turn = (self._turn + 1) % len(self.all)
         in_turn = [one for one in (*self.all[self._turn :], *self.all[: self._turn]) if one not in tried]
         healthy = [one for one in in_turn if one.open_until <= now and one.probe is None and not one.down]
         if healthy:
             return Visit(min(healthy, key=lambda one: one.busy), self)
-        if in_turn and not tried:
+        if in_turn:
             return Visit(min(in_turn, key=lambda one: (one.open_until, one.busy)), self)
         return None
 
     def answered(self, one: Destination) -> None:
         if one.open_until:
             log.info("destination %s answers again", one.url)
-        one.failures, one.open_until = 0, 0.0
+        one.failures, one.open_until, one.probe = 0, 0.0, None
 
     def failed(self, one: Destination) -> None:
         one.failures += 1

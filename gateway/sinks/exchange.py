@@ -34,7 +34,7 @@ from gateway.errors import SinkFault, SinkRefused, SinkTimeout, SinkUnavailable
 from gateway.sinks import Answered
 from gateway.sinks.lent import ConnectionLost, LentConnection
 
-__all__ = ["Broken", "Clocks", "ExpectingRequest", "Framing", "Exchange"]
+__all__ = ["Broken", "Clocks", "Exchange", "ExpectingRequest", "Framing"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -134,6 +134,8 @@ class Exchange:
             self._timer.cancel()
         if self._response is not None:
             self._response.close()
+        else:
+            self._lent.drop()
         self._lent.abort()
 
     # -- the answer

@@ -29,6 +29,7 @@ class LentConnection:
 
     def __init__(self) -> None:
         self._writer: AbstractStreamWriter | None = None
+        self._transport: asyncio.WriteTransport | None = None
         self._settled = asyncio.Event()  # lent, or lost before it could be
         self._end = asyncio.Event()
         self._aborted = False
@@ -43,7 +44,7 @@ class LentConnection:
 
     async def lend(self, writer: AbstractStreamWriter) -> None:
         """For the payload's `write`: lend, and park."""
-        self._writer = writer
+        self._writer, self._transport = writer, _transport(writer)
         self._settled.set()
         try:
             await self._end.wait()
@@ -59,8 +60,8 @@ class LentConnection:
         """Wait for the connection. Raises ConnectionLost, also where the next write could not hand over a byte."""
         if self._writer is None and not self.lost:
             await self._settled.wait()
-        transport = None if self._writer is None else getattr(self._writer, "transport", self)
-        if self.lost or transport is None or (transport is not self and transport.is_closing()):
+        transport = None if self._writer is None else _transport(self._writer)
+        if self.lost or transport is None or transport.is_closing():
             self.lose()
             raise ConnectionLost
 
@@ -83,18 +84,26 @@ class LentConnection:
         self._end.set()
 
     def abort(self) -> None:
-        """Break the request off; what the transport still holds is dropped. Without effect after `complete`."""
-        if self._end.is_set():
-            return
-        self._aborted = True
-        transport = getattr(self._writer, "transport", None)
-        self._end.set()
-        self.lose()
-        if transport is not None:
-            transport.abort()  # a mere close would wait for a peer that does not read
+        """Break the request off. Without effect after `complete`."""
+        if not self._end.is_set():
+            self._aborted = True
+            self._end.set()
+            self.lose()
+            self.drop()
+
+    def drop(self) -> None:
+        """Close the connection and forget what was not sent: a mere close would wait for a peer that does not read."""
+        if self._transport is not None:
+            self._transport.abort()
 
     def lose(self) -> None:
         """Nothing more is to be written."""
         self.lost = True
         self._settled.set()
         self.changed.set()
+
+
+def _transport(writer: AbstractStreamWriter) -> asyncio.WriteTransport | None:
+    """None when the connection is gone."""
+    transport: asyncio.WriteTransport | None = writer.transport
+    return transport

@@ -157,7 +157,7 @@ class Outbound:
             raise Malformed(f"the body is more than the {self._length} bytes that were declared")
 
     async def _caught_up(self, *, whole: bool = False) -> Exchange | None:
-        """What has all that was put and kept, and takes more. None if that is the spool, and the body not yet `whole`."""
+        """What has all that was put and kept, and takes more. None if that is the spool, and not yet `whole`."""
         while True:
             if self._spooled:
                 await self._to_spool()
@@ -206,7 +206,7 @@ class Outbound:
             await self._spool.write(data)
 
     async def _move(self) -> None:
-        """Until `run` has something new: an exchange, an answer, the way by the spool. If it fails, this is cancelled."""
+        """Until `run` has something new: an exchange, an answer, the way by the spool. If it fails, this is ended."""
         self._moved.clear()
         await self._moved.wait()
 
@@ -271,9 +271,7 @@ class Outbound:
         self._moved.set()
         return True
 
-    def _learns(
-        self, visit: Visit, exchange: Exchange, response: aiohttp.ClientResponse, length: int | None
-    ) -> bool:
+    def _learns(self, visit: Visit, exchange: Exchange, response: aiohttp.ClientResponse, length: int | None) -> bool:
         """Whether the answer means that the destination wants a length, and this body can be sent with one yet."""
         if length is not None or response.status not in (411, 501) or (response.status == 501 and exchange.was_closed):
             return False

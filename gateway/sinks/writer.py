@@ -26,9 +26,9 @@ from aiohttp.abc import AbstractStreamWriter
 from gateway.codec import Encoder
 from gateway.headers import render_head
 from gateway.model import Part
-from gateway.sinks.lent import BodyAborted, ConnectionLost, LentConnection
+from gateway.sinks.lent import ConnectionLost, LentConnection
 
-__all__ = ["BodyAborted", "ConnectionLost", "StreamingMultipartWriter"]
+__all__ = ["StreamingMultipartWriter"]
 
 _COALESCE_BYTES = 64 << 10
 """Smaller pieces are joined up to this size: a write costs about as much as copying so many bytes."""
