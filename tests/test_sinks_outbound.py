@@ -8,7 +8,11 @@ from contextlib import AsyncExitStack
 from typing import Any
 
 import pytest
+from aiohttp import ClientSession
 
+from gateway.sinks.destinations import Destinations
+from gateway.sinks.exchange import Clocks, Exchange, StreamingRequest
+from gateway.sinks.outbound import Outbound
 from tests.clients import Answer, Client, file, form, head, random_bytes
 from tests.conftest import RunningGateway, StartGateway
 from tests.contract import eventually, nothing_left_running
@@ -225,6 +229,48 @@ async def test_whoever_wants_a_length_is_not_sent_chunks_after_another_failed(st
                 assert (await send(gateway, "/proxy", form(file(random_bytes(500_000))))).status == 200
         assert [exchange.length is None for exchange in demanding.exchanges] == [True, False, False, False, False]
         assert len(demanding.whole_bodies) == 4
+
+
+async def test_a_pooled_connection_that_had_gone_stale_is_no_failure_of_its_destination() -> None:
+    class Closing(asyncio.Protocol):
+        def __init__(self, exchange: Any) -> None:
+            self._exchange = exchange
+
+        def data_received(self, data: bytes) -> None:
+            self._exchange.reset()
+
+    class Forgetting(HonestUpstream):
+        """Resets a connection at its second request."""
+
+        def received(self, exchange: Any) -> None:
+            super().received(exchange)
+            if exchange.answered:
+                exchange.transport.set_protocol(Closing(exchange))
+
+    async with Forgetting(200, b"{}") as upstream, ClientSession(request_class=StreamingRequest) as session:
+        destinations = Destinations([upstream.url])
+        for number in range(2):
+            outbound = Outbound(
+                "api",
+                destinations,
+                lambda one: Exchange("api", session, one.url, [], Clocks()),
+                content_type="text/x",
+                length=100,
+                replay_bytes=MIB,
+                spool=lambda: pytest.fail("nothing is to be spooled"),
+                spooled=False,
+            )
+            async with asyncio.TaskGroup() as group:
+                group.create_task(outbound.run())
+                await outbound.put(b"x" * 100)
+                await outbound.flush()
+                await eventually(lambda: len(upstream.exchanges) > number)  # noqa: B023 - awaited at once
+                response = await outbound.finish(b"")
+            assert await response.read() == b"{}"
+            await outbound.end()
+            assert len(upstream.exchanges) == 1 + number
+        assert destinations.all[0].failures == 0
+    assert [len(body) for body in upstream.whole_bodies] == [100, 100]
 
 
 # -- health

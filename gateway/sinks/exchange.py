@@ -24,6 +24,7 @@ import asyncio
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
+from weakref import WeakSet
 
 import aiohttp
 from aiohttp.abc import AbstractStreamWriter
@@ -34,7 +35,7 @@ from gateway.errors import SinkFault, SinkRefused, SinkTimeout, SinkUnavailable
 from gateway.sinks import Answered
 from gateway.sinks.lent import ConnectionLost, LentConnection
 
-__all__ = ["Broken", "Clocks", "Exchange", "ExpectingRequest", "Framing"]
+__all__ = ["Broken", "Clocks", "Exchange", "Framing", "StreamingRequest"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -77,8 +78,6 @@ class Exchange:
         """Whether the last byte of the body was handed over: from here on an answer is about all of it."""
         self.was_closed = False
         """The same, or it was tried: the destination may have the whole body."""
-        self.reused = False
-        """Whether its connection was an old one, which the destination may have given up."""
         self._session = session
         self._url = url
         self._headers = headers
@@ -103,6 +102,11 @@ class Exchange:
     @property
     def lost(self) -> bool:
         return self._lent.lost
+
+    @property
+    def reused(self) -> bool:
+        """Whether its connection was an old one, which the destination may have given up."""
+        return self._lent.reused
 
     async def ready(self) -> None:
         """Wait for the connection, and for leave to send. Raises ConnectionLost."""
@@ -194,7 +198,6 @@ class Exchange:
                 expect100=clocks.expect_seconds > 0,
                 allow_redirects=False,
                 timeout=aiohttp.ClientTimeout(total=None, connect=clocks.connect_seconds or None),
-                trace_request_ctx=self,
             )
         except TimeoutError as error:
             raise self._timeout("connect", clocks.connect_seconds) from error
@@ -254,14 +257,14 @@ class _Body(Payload):
     def __init__(self, lent: LentConnection, framing: Framing, expect_seconds: float) -> None:
         super().__init__(None, content_type=framing.content_type)
         self._size = framing.length
-        self._lent = lent
+        self.lent = lent
         self.expect_seconds = expect_seconds
 
     async def write(self, writer: AbstractStreamWriter) -> None:
         if self._consumed:
             raise RuntimeError("this body was sent already")
         self._consumed = True  # before the first await: it stops aiohttp from sending it a second time, empty
-        await self._lent.lend(writer)
+        await self.lent.lend(writer)
 
     async def write_with_length(self, writer: AbstractStreamWriter, content_length: int | None) -> None:
         await self.write(writer)
@@ -276,8 +279,18 @@ class _Body(Payload):
         raise TypeError("a streaming body cannot be held in memory")
 
 
-class ExpectingRequest(aiohttp.ClientRequest):
-    """Waits for `100 Continue` no longer than its body says (rule 4)."""
+_used: WeakSet[object] = WeakSet()
+"""Connections that have carried a request."""
+
+
+class StreamingRequest(aiohttp.ClientRequest):
+    """Waits for `100 Continue` no longer than its body says (rule 4), and tells it if its connection is an old one."""
+
+    async def send(self, conn: Any) -> aiohttp.ClientResponse:
+        if isinstance(self.body, _Body):
+            self.body.lent.reused = conn.protocol in _used
+        _used.add(conn.protocol)
+        return await super().send(conn)
 
     async def write_bytes(self, writer: AbstractStreamWriter, conn: Any, content_length: int | None = None) -> None:
         waiting, body = self._continue, self.body

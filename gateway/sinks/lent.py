@@ -37,6 +37,8 @@ class LentConnection:
         """Whether the connection is gone, or aiohttp stopped sending because the response is complete."""
         self.changed = asyncio.Event()
         """Set when it is lost, or when its user says so; whoever waits clears it."""
+        self.reused = False
+        """Whether it had carried another request before."""
         self.sent_bytes = 0
         """Bytes of the body that were handed to the transport, those of a write that failed among them."""
         self.writing_since: float | None = None

@@ -8,6 +8,7 @@ Whoever has the bytes calls `put`, and at the end `finish`; `run` goes on beside
    to a transport, an attempt that ends without an answer may be followed by one at another destination, which
    gets the prefix again, then the rest. From the first byte beyond it on the body is pinned to where it is, and
    the prefix is let go of. `replay_bytes` = 0 pins with the first byte.
+   A pooled connection that broke says nothing about its destination, which may then be tried again.
 3. *Never twice.* Once the end was handed over, or tried to be, there is no other attempt: whoever read that far may
    have acted upon it. The one exception is the answer 411, which says that the body was refused unread.
 4. *Spooled* bodies wait in a temporary file until `finish`, and go out with an exact Content-Length; they are kept
@@ -236,7 +237,7 @@ class Outbound:
                     tried.add(visit.destination)
                 if self._ended or (not self._spooled and self._kept is None):
                     raise error from broken
-                log.info("%s: %s; another destination may do", self._name, error.detail)
+                log.debug("%s: %s; another destination may do", self._name, error.detail)
             self._leave()
 
     async def _tries(self, visit: Visit) -> bool:

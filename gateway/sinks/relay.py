@@ -20,7 +20,6 @@ import socket
 from collections.abc import AsyncIterable, AsyncIterator, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, AsyncExitStack, asynccontextmanager, nullcontext
-from types import SimpleNamespace
 
 import aiohttp
 from aiohttp import AddrInfoType, hdrs
@@ -32,7 +31,7 @@ from gateway.model import Part, Receipt, Upload
 from gateway.pipe import Progress
 from gateway.sinks import Answered
 from gateway.sinks.destinations import Destination, Destinations, check_health
-from gateway.sinks.exchange import Clocks, Exchange, ExpectingRequest
+from gateway.sinks.exchange import Clocks, Exchange, StreamingRequest
 from gateway.sinks.outbound import Outbound
 from gateway.sinks.spool import Spool
 
@@ -110,8 +109,6 @@ class RelaySink:
         self._stack = AsyncExitStack()
 
     async def __aenter__(self) -> RelaySink:
-        trace = aiohttp.TraceConfig()
-        trace.on_connection_reuseconn.append(_reused)
         session = aiohttp.ClientSession(
             # A body cannot be sent twice, so a pooled connection that went stale would cost an upload.
             connector=aiohttp.TCPConnector(limit=0, force_close=True, socket_factory=_socket),
@@ -119,8 +116,7 @@ class RelaySink:
             auto_decompress=False,
             trust_env=False,
             skip_auto_headers=(hdrs.USER_AGENT, hdrs.ACCEPT, hdrs.ACCEPT_ENCODING),
-            request_class=ExpectingRequest,
-            trace_configs=[trace],
+            request_class=StreamingRequest,
         )
         self._executor = ThreadPoolExecutor(2, thread_name_prefix=f"spool-{self.name}")
         self._stack.callback(self._executor.shutdown)
@@ -306,11 +302,6 @@ def _with_query(url: str, query: str) -> str:
         return url
     joint = "&" if URL(url, encoded=True).raw_query_string else "?"
     return f"{url}{joint}{query}"
-
-
-async def _reused(session: aiohttp.ClientSession, context: SimpleNamespace, params: object) -> None:
-    if isinstance(exchange := context.trace_request_ctx, Exchange):
-        exchange.reused = True
 
 
 def _socket(address: AddrInfoType) -> socket.socket:
