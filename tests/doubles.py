@@ -13,6 +13,7 @@ They speak HTTP by hand, in protocols without tasks, so that a test can count th
 from __future__ import annotations
 
 import asyncio
+import random
 import re
 import socket
 import struct
@@ -527,6 +528,42 @@ class ContinuingUpstream(HonestUpstream):
             words = b"HTTP/1.1 100 Continue\r\n\r\n" * self._times
             asyncio.get_running_loop().call_later(self._after_seconds, exchange.transport.write, words)
         super().received(exchange)
+
+
+class MoodyUpstream(Upstream):
+    """Each connection finds it in another mood: well, dying somewhere, refusing, lying or wanting a length."""
+
+    MOODS = ("well", "well", "well", "dying", "closing", "dying at the end", "refusing", "lying", "wanting a length")
+
+    def __init__(self, chance: random.Random) -> None:
+        super().__init__()
+        self._chance = chance
+        self._moods: dict[Exchange, tuple[str, int]] = {}
+
+    def connected(self, exchange: Exchange) -> None:
+        place = self._chance.choice([0, 1, 1000, 70_000, 300_000, 900_000, 2_000_000])
+        self._moods[exchange] = (self._chance.choice(self.MOODS), place)
+
+    def refused_unread(self, exchange: Exchange) -> bool:
+        return exchange.answered and exchange.length is None and self._moods[exchange][0] == "wanting a length"
+
+    def received(self, exchange: Exchange) -> None:
+        if exchange.answered or exchange.transport.is_closing():
+            return
+        mood, place = self._moods[exchange]
+        reached = len(exchange.body) >= place
+        if ("expect", "100-continue") in exchange.headers and not exchange.body and self._chance.random() < 0.5:
+            exchange.transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+        if (mood == "dying" and reached) or (mood == "dying at the end" and exchange.complete):
+            exchange.reset()
+        elif mood == "closing" and reached:
+            exchange.transport.close()
+        elif mood == "refusing" and reached:
+            exchange.answer(413, b"{}")
+        elif mood == "wanting a length" and exchange.length is None:
+            exchange.answer(411, b"{}")
+        elif exchange.complete or (mood == "lying" and reached):
+            exchange.answer(200, b"{}")
 
 
 class HalfAnswerUpstream(Upstream):

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from contextlib import AsyncExitStack
+import random
+from contextlib import AsyncExitStack, suppress
 from typing import Any
 
 import pytest
@@ -13,7 +14,7 @@ from aiohttp import ClientSession
 from gateway.sinks.destinations import Destinations
 from gateway.sinks.exchange import Clocks, Exchange, StreamingRequest
 from gateway.sinks.outbound import Outbound
-from tests.clients import Answer, Client, file, form, head, random_bytes
+from tests.clients import Answer, Client, chunked, file, form, head, random_bytes
 from tests.conftest import RunningGateway, StartGateway
 from tests.contract import eventually, nothing_left_running
 from tests.doubles import (
@@ -22,6 +23,7 @@ from tests.doubles import (
     EarlyOkUpstream,
     HonestUpstream,
     LengthDemandingUpstream,
+    MoodyUpstream,
     RefusingUpstream,
     Upstream,
     closed_port,
@@ -100,6 +102,55 @@ async def test_of_three_destinations_one_refuses_and_one_dies_midway_and_no_uplo
         for failure, problem in zip(failures, [a.json() for a in answers if a.status == 502], strict=True):
             assert failure["sent_bytes"] > failure["replay_bytes"] == MIB
             assert problem["sent_bytes"] > problem["replay_bytes"] == MIB
+
+
+@pytest.mark.parametrize("seed", range(4))
+async def test_whatever_mood_destinations_are_in_no_upload_arrives_twice_and_none_hangs(
+    start_gateway: StartGateway, seed: int
+) -> None:
+    chance = random.Random(seed)
+    async with AsyncExitStack() as stack:
+        upstreams = [await stack.enter_async_context(MoodyUpstream(chance)) for _ in range(3)]
+        gateway = await relay(
+            start_gateway,
+            *(upstream.url for upstream in upstreams),
+            closed_port(),
+            length=["chunked", "passthrough", "spool", ["passthrough", "spool"]][seed],
+            replay_bytes=chance.choice([100_000, MIB, 8 * MIB]),
+            failures_to_open=chance.choice([0, 1, 3]),
+            open_seconds=0.2,
+            expect_continue=chance.random() < 0.5,
+            expect_seconds=0.05,
+        )
+
+        async def one(number: int) -> int:
+            size = chance.choice([0, 10, 100_000, 600_000, 3_000_000])
+            body = form(file(random_bytes(size), f"n{number}.bin"), file(b"x"))
+            async with Client(gateway.port) as client:
+                with suppress(ConnectionError):  # it may be answered, and cut off, before it has sent everything
+                    await client.send(head("/proxy", transfer_encoding="chunked") + chunked(body, 100_000))
+                try:
+                    return (await client.answer()).status
+                except ConnectionError:
+                    return 0
+
+        async with nothing_left_running():
+            statuses: list[int] = []
+            for start in range(0, 40, 5):
+                statuses += await asyncio.gather(*(one(number) for number in range(start, start + 5)))
+        for number, status in enumerate(statuses):
+            copies = [
+                exchange
+                for upstream in upstreams
+                for exchange in upstream.exchanges
+                if b'"n%d.bin"' % number in exchange.body[:300] and exchange.complete
+                if not upstream.refused_unread(exchange)
+            ]
+            assert len(copies) <= 1
+            assert status in (0, 200, 411, 413, 502, 503)
+            assert status != 200 or copies
+        destinations = gateway.house.sinks["api"].destinations  # type: ignore[attr-defined]
+        assert [(one.busy, one.probe) for one in destinations.all] == [(0, None)] * 4
 
 
 # -- what another destination gets

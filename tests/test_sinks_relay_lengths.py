@@ -5,8 +5,10 @@ from __future__ import annotations
 import hashlib
 import os
 import resource
+import threading
 from pathlib import Path
 from typing import Any
+from wsgiref.simple_server import WSGIRequestHandler, make_server
 
 import pytest
 
@@ -375,3 +377,36 @@ async def test_411_after_the_end_has_the_body_sent_again_and_501_has_not(start_g
             answer = await send(gateway, "/proxy", form(file(b"small")))
             assert answer.status == status
             assert len(upstream.exchanges) == (2 if refusal == 411 else 1)
+
+
+# -- a server that knows no chunks
+
+
+@pytest.mark.parametrize("length", ["spool", "passthrough", "known"])
+async def test_an_application_under_wsgiref_gets_the_whole_body(start_gateway: StartGateway, length: str) -> None:
+    """The standard library's server reads as many bytes as were declared, and of a chunked body none."""
+    got: list[bytes] = []
+
+    def application(environ: dict[str, Any], start_response: Any) -> list[bytes]:
+        got.append(environ["wsgi.input"].read(int(environ["CONTENT_LENGTH"] or 0)))
+        start_response("200 OK", [("Content-Type", "application/json"), ("Content-Length", "2")])
+        return [b"{}"]
+
+    class Quiet(WSGIRequestHandler):
+        def log_message(self, format: str, *args: Any) -> None:
+            pass
+
+    with make_server("127.0.0.1", 0, application, handler_class=Quiet) as server:
+        serving = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05})
+        serving.start()
+        try:
+            sink = {"url": f"http://127.0.0.1:{server.server_port}/", "length": length}
+            gateway = await start_gateway(sinks={"api": sink})
+            body, kind = (LARGE, "text/x") if length == "known" else (form(file(LARGE)), FORM_TYPE)
+            assert (await send(gateway, "/proxy", body, content_type=kind)).json() == {}
+        finally:
+            server.shutdown()
+            serving.join()
+    assert len(got) == 1
+    assert LARGE in got[0]
+    assert got[0].rstrip().endswith(b"--")
