@@ -58,9 +58,7 @@ class Pump:
         self._wired = next((lane for lane in lanes.values() if isinstance(lane, Lane) and lane.is_wired), None)
         """Gets the bytes as they came: the parts are looked at, counted and checked, and go nowhere."""
         self._relays = [lane for lane in lanes.values() if lane.is_relay and self._wired is None]
-        self._plans = {
-            id(rule): _plan(rule, lanes, flows) if self._wired is None else _NOWHERE for rule in route.rules
-        }
+        self._plans = {id(rule): _plan(rule, lanes, flows) if self._wired is None else _NOWHERE for rule in route.rules}
         first = route.rules[0] if route.rules else None
         self._only_plan = self._plans[id(first)] if first is not None and first.match == Match() else None
         self._limits = limits

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import socket
 import time
+from contextlib import suppress
 from typing import Any
 
 import pytest
@@ -264,3 +266,28 @@ async def test_nothing_of_ours_is_left_when_the_client_goes_while_we_ask(start_g
                 client.reset()
             await eventually(lambda: upstream.exchanges[0].lost)
         assert upstream.exchanges[0].body == b""
+
+
+# -- what is left
+
+
+@BOTH_KINDS
+@pytest.mark.parametrize("why", ["write_seconds", "total_seconds", "the gateway stops"])
+async def test_a_connection_to_somebody_who_does_not_read_is_closed_all_the_same(
+    start_gateway: StartGateway, path: str, why: str
+) -> None:
+    """A mere close would wait for ever until what was written is read."""
+    body = form(file(random_bytes(32 << 20)))
+    async with DeafUpstream() as upstream:
+        gateway = await relay(start_gateway, upstream.url, **({why: 0.5} if "_" in why else {}))
+        before = len(os.listdir("/proc/self/fd"))
+        async with nothing_left_running():
+            async with Client(gateway.port) as client:
+                await client.send(head(path, content_length=len(body)))
+                with suppress(ConnectionError):
+                    await client.send_for(1, body[:1_000_000])
+                if "_" not in why:
+                    await gateway.runner.cleanup()
+            await eventually(lambda: gateway.house.gate.in_flight == 0)
+        # what is left is the upstream's own
+        await eventually(lambda: len(os.listdir("/proc/self/fd")) <= before + len(upstream.exchanges))

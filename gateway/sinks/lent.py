@@ -29,7 +29,7 @@ class LentConnection:
 
     def __init__(self) -> None:
         self._writer: AbstractStreamWriter | None = None
-        self._was_lent: AbstractStreamWriter | None = None
+        self._transport: asyncio.WriteTransport | None = None
         self._settled = asyncio.Event()  # lent, or lost before it could be
         self._end = asyncio.Event()
         self._aborted = False
@@ -46,7 +46,7 @@ class LentConnection:
 
     async def lend(self, writer: AbstractStreamWriter) -> None:
         """For the payload's `write`: lend, and park."""
-        self._writer = self._was_lent = writer
+        self._writer, self._transport = writer, _transport(writer)
         self._settled.set()
         try:
             await self._end.wait()
@@ -94,9 +94,10 @@ class LentConnection:
             self.drop()
 
     def drop(self) -> None:
-        """Close the connection and forget what was not sent: a mere close would wait for a peer that does not read."""
-        transport = None if self._was_lent is None else _transport(self._was_lent)
-        if transport is not None:
+        """Close the connection and forget what was not sent: a mere close, such as aiohttp's, waits for the peer."""
+        transport = self._transport
+        # One that is closing, and has sent everything, may be gone altogether: it must not be touched.
+        if transport is not None and (transport.get_write_buffer_size() or not transport.is_closing()):
             transport.abort()
 
     def lose(self) -> None:
