@@ -235,7 +235,7 @@ def _length_contradictions(where: str, rules: Any, sinks: Mapping[str, Any]) -> 
             if "passthrough" in lengths and not alone:
                 problems.append(
                     f"{where}.parts.{place}.sinks: {name} passes the bytes of the wire through (sinks.{name}.length), "
-                    "so it takes all parts of a route: one rule, with an empty match, no flows, and this sink alone, required"
+                    "so a route gives it everything: one rule, an empty match, no flows, and this sink alone, required"
                 )
             if "known" in lengths and rule.get("flows"):
                 problems.append(
