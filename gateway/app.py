@@ -15,7 +15,8 @@ from gateway.admission import Gate
 from gateway.config import ConfigError
 from gateway.download import Downloader
 from gateway.flows import Flow
-from gateway.handlers import HOUSE, House, add_routes, problems
+from gateway.forwarding import HeaderRules, TrustedNetworks
+from gateway.handlers import HOUSE, House, add_request_id, add_routes, problems
 from gateway.responses import add_nothing
 from gateway.settings import (
     BUILT_IN_FLOWS,
@@ -27,6 +28,7 @@ from gateway.settings import (
     Settings,
 )
 from gateway.sinks import Sink
+from gateway.sinks.connect import Connecting, TlsFileError, tls_context
 from gateway.sinks.discard import DiscardSink
 from gateway.sinks.disk import DiskSink
 from gateway.sinks.relay import RelaySink
@@ -84,6 +86,7 @@ def build_app(settings: Settings) -> web.Application:
         flows=flows,
         executor=hashing,
         downloader=downloader,
+        trusted=TrustedNetworks(settings.server.trusted_networks),
     )
 
     async def running(app: web.Application) -> AsyncIterator[None]:
@@ -97,6 +100,7 @@ def build_app(settings: Settings) -> web.Application:
 
     app.cleanup_ctx.append(running)
     app.on_response_prepare.append(add_nothing)
+    app.on_response_prepare.append(add_request_id)
     add_routes(app)
     return app
 
@@ -149,13 +153,42 @@ def _sink(
 
 def _relay(name: str, settings: RelaySettings, stall_seconds: float) -> RelaySink:
     """Clocks that are not set are what any sink has."""
-    options = settings.model_dump(exclude={"type", "url", "urls"})
+    options = settings.model_dump(exclude={"type", "url", "urls", *_CONNECTING, *_RULES})
     if not settings.all_urls:
         raise ConfigError([f"sinks.{name}.url: needed, or urls"])
     for clock in ("write_seconds", "first_byte_seconds", "read_seconds"):
         if options[clock] is None:
             options[clock] = stall_seconds
-    return RelaySink(name=name, urls=settings.all_urls, **options)
+    return RelaySink(
+        name=name, urls=settings.all_urls, connecting=_connecting(name, settings), rules=_rules(settings), **options
+    )
+
+
+_CONNECTING = ("max_connections", "keepalive_seconds", "tls")
+_RULES = ("forward_cookies", "forward_authorization", "headers")
+
+
+def _connecting(name: str, settings: RelaySettings) -> Connecting:
+    tls, context = settings.tls, None
+    if tls is not None:
+        try:
+            context = tls_context(ca=tls.ca, cert=tls.cert, key=tls.key, verify=tls.verify)
+        except TlsFileError as error:
+            raise ConfigError([f"sinks.{name}.tls.{error.key}: {error}"]) from error
+    return Connecting(
+        max_connections=settings.max_connections,
+        keepalive_seconds=settings.keepalive_seconds,
+        tls=context,
+        server_name=tls.server_name if tls else None,
+    )
+
+
+def _rules(settings: RelaySettings) -> HeaderRules:
+    return HeaderRules(
+        forward_cookies=settings.forward_cookies,
+        forward_authorization=settings.forward_authorization,
+        headers=list(settings.headers.items()),
+    )
 
 
 def _flow(name: str, settings: FlowSettings) -> Flow:

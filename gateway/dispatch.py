@@ -281,8 +281,11 @@ def _watch_for_stalls(lanes: Sequence[Lane], pump: Pump, limit: float, tasks: as
 
 def _stalled(who: Lane | FlowChain, limit: float) -> GatewayError:
     if isinstance(who, Lane):
-        what = "did not confirm the whole upload" if who.committing else "took nothing"
-        return SinkTimeout(f"sink {who.name} {what} for {limit:g} seconds", sink=who.name, limit=limit)
+        what, clock = (
+            ("did not confirm the whole upload", "first_byte") if who.committing else ("took nothing", "write")
+        )
+        of_relays = {"clock": clock} if who.is_relay else {}
+        return SinkTimeout(f"sink {who.name} {what} for {limit:g} seconds", sink=who.name, limit=limit, **of_relays)
     name, part = who.running, who.file.index
     return FlowStalled(f"flow {name} took nothing for {limit:g} seconds", flow=name, part=part, limit=limit)
 

@@ -21,8 +21,18 @@ from gateway.codec import Event
 from gateway.digests import declared_digests
 from gateway.dispatch import Outcome, dispatch, refuse_on_headers, takes_wire
 from gateway.download import Downloader
-from gateway.errors import ClientGone, Draining, GatewayError, InternalError, Malformed, MethodNotAllowed, NotFound
+from gateway.errors import (
+    ClientGone,
+    Draining,
+    GatewayError,
+    InternalError,
+    Malformed,
+    MethodNotAllowed,
+    NotFound,
+    SinkFault,
+)
 from gateway.flows import Flow
+from gateway.forwarding import REQUEST_ID, TrustedNetworks, believed, proxy_status, request_id
 from gateway.headers import filename_of, reject_controls
 from gateway.intake import Intake
 from gateway.metrics import Metrics
@@ -32,10 +42,10 @@ from gateway.responses import converted, created, delivered, passed_through, pro
 from gateway.routes import Route
 from gateway.sinks import Sink
 from gateway.sinks.disk import DiskSink
-from gateway.sinks.relay import to_destination
+from gateway.sinks.relay import RelaySink
 from gateway.stored import DISKS, delete_upload, get_archive, get_file, get_upload
 
-__all__ = ["HOUSE", "House", "add_routes", "problems"]
+__all__ = ["HOUSE", "House", "add_request_id", "add_routes", "problems"]
 
 log = logging.getLogger("gateway.uploads")
 
@@ -56,6 +66,8 @@ class House:
     executor: Executor
     """For hashing."""
     downloader: Downloader
+    trusted: TrustedNetworks = field(default_factory=TrustedNetworks)
+    """Who may say where a request came from."""
     metrics: Metrics = field(default_factory=Metrics)
     requests: set[asyncio.Task[object]] = field(default_factory=set)
     """What is in progress, for the drain."""
@@ -67,6 +79,7 @@ class House:
 
 HOUSE: web.AppKey[House] = web.AppKey("house", House)
 UPLOAD_ID = web.RequestKey("upload_id", str)
+SENT_REQUEST_ID = web.RequestKey("request_id", str)
 BODY_READ = web.RequestKey("body_read", bool)
 
 
@@ -88,24 +101,16 @@ class UploadHandler:
     async def _upload(self, request: web.Request, *, raw: bool) -> web.StreamResponse:
         house, route = request.app[HOUSE], self._route
         upload_id = request[UPLOAD_ID] = new_ulid()
+        identity = request[SENT_REQUEST_ID] = request_id(request.headers.items(), upload_id)
         request[BODY_READ] = False
         try:
             multipart = check_headers(request, house.limits, raw=raw)
             slot = house.gate.slot()
         except GatewayError as error:
             house.metrics.upload_refused(route=route.path, outcome=error.slug())
-            _log_upload(upload_id, route.path, error.slug(), error=error)
+            _log_upload(upload_id, identity, route.path, error.slug(), error=error)
             raise
-        upload = Upload(
-            upload_id,
-            route.path,
-            route.kind,
-            query=request.raw_path.partition("?")[2],
-            headers=to_destination(request.headers.items()),
-            content_type=request.headers.get(hdrs.CONTENT_TYPE, ""),
-            content_length=request.content_length,
-            multipart=multipart,
-        )
+        upload = self._described(request, house, multipart=multipart)
         with slot, Intake(request, house.limits) as intake, _Record(house, upload, intake) as record:
             try:
                 keep_raw = takes_wire(route, house.sinks)
@@ -132,6 +137,24 @@ class UploadHandler:
                 return await self._answer(request, house.limits, outcome, close=close)
             finally:
                 request[BODY_READ] = intake.ended
+
+    def _described(self, request: web.Request, house: House, *, multipart: bool) -> Upload:
+        peer = request.remote or ""
+        return Upload(
+            request[UPLOAD_ID],
+            self._route.path,
+            self._route.kind,
+            query=request.raw_path.partition("?")[2],
+            headers=believed(request.headers.items(), trusted=peer in house.trusted),
+            content_type=request.headers.get(hdrs.CONTENT_TYPE, ""),
+            content_length=request.content_length,
+            multipart=multipart,
+            request_id=request[SENT_REQUEST_ID],
+            peer=peer,
+            scheme=request.scheme,
+            host=request.headers.get(hdrs.HOST, ""),
+            protocol=f"{request.version.major}.{request.version.minor}",
+        )
 
     @staticmethod
     def _events(
@@ -231,6 +254,7 @@ class _Record:
         )
         _log_upload(
             self._upload.id,
+            self._upload.request_id,
             self._upload.route,
             outcome,
             error=error,
@@ -241,11 +265,14 @@ class _Record:
         )
 
 
-def _log_upload(upload_id: str, route: str, outcome: str, *, error: BaseException | None, **more: object) -> None:
+def _log_upload(
+    upload_id: str, request_id: str, route: str, outcome: str, *, error: BaseException | None, **more: object
+) -> None:
     """The one line that each upload gets, refused ones among them."""
     ours = error if isinstance(error, GatewayError) else None
     extra = {
         "upload": upload_id,
+        "request_id": request_id,
         "route": route,
         "outcome": outcome,
         "detail": ours.detail if ours else None,
@@ -322,10 +349,10 @@ def add_routes(app: web.Application) -> None:
     for route in house.routes:
         uploads = UploadHandler(route)
         if route.kind != "relay":
-            _add(app, route.path, POST=uploads.post, PUT=uploads.put)
-            _add(app, route.path + "/{filename:[^/]*}", PUT=uploads.put)
+            _add(app, route.path, identified=True, POST=uploads.post, PUT=uploads.put)
+            _add(app, route.path + "/{filename:[^/]*}", identified=True, PUT=uploads.put)
         else:
-            _add(app, route.path, POST=uploads.post)
+            _add(app, route.path, identified=True, POST=uploads.post)
     _add(app, "/uploads/{id}", GET=get_upload, DELETE=delete_upload)
     _add(app, "/uploads/{id}/archive.zip", GET=get_archive)
     _add(app, "/files/{id}/{index}/{filename}", GET=get_file)
@@ -336,8 +363,11 @@ def add_routes(app: web.Application) -> None:
     app.router.add_resource("/{anything:(?s:.*)}").add_route("*", _not_found, expect_handler=_expect)
 
 
-def _add(app: web.Application, path: str, **handlers: Handler) -> None:
-    """A resource. Our own 404 and 405, because aiohttp's come after it has told the client to go on."""
+def _add(app: web.Application, path: str, *, identified: bool = False, **handlers: Handler) -> None:
+    """A resource. Our own 404 and 405, because aiohttp's come after it has told the client to go on.
+
+    `identified`: its requests have an identity, those that nobody takes among them.
+    """
     if "GET" in handlers:
         handlers["HEAD"] = handlers["GET"]
     resource = app.router.add_resource(path)
@@ -346,6 +376,8 @@ def _add(app: web.Application, path: str, **handlers: Handler) -> None:
     allow = ", ".join(sorted(handlers))
 
     async def not_allowed(request: web.Request) -> web.StreamResponse:
+        if identified:
+            request[SENT_REQUEST_ID] = request_id(request.headers.items(), new_ulid())
         response = _problem(request, MethodNotAllowed(f"{request.method} is not one of {allow}"))
         response.headers[hdrs.ALLOW] = allow
         return response
@@ -392,6 +424,17 @@ async def problems(request: web.Request, handler: Handler) -> web.StreamResponse
 
 def _problem(request: web.Request, error: GatewayError) -> web.Response:
     upload_id = request.get(UPLOAD_ID)
-    instance = f"/uploads/{upload_id}" if upload_id else None
-    # Even a body that was small enough to have arrived whole was not read: who is refused must not go on.
-    return problem(error, instance=instance, close=request.can_read_body and not request.get(BODY_READ, False))
+    sink = request.app[HOUSE].sinks.get(str(error.members.get("sink")))
+    return problem(
+        error,
+        instance=f"/uploads/{upload_id}" if upload_id else None,
+        # Even a body that was small enough to have arrived whole was not read: who is refused must not go on.
+        close=request.can_read_body and not request.get(BODY_READ, False),
+        proxy_status=proxy_status(error) if isinstance(error, SinkFault) and isinstance(sink, RelaySink) else None,
+    )
+
+
+async def add_request_id(request: web.Request, response: web.StreamResponse) -> None:
+    """A signal handler: whoever asked can tell which line of the log is theirs. It replaces a destination's own."""
+    if identity := request.get(SENT_REQUEST_ID):
+        response.headers[REQUEST_ID] = identity

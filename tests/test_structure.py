@@ -25,6 +25,7 @@ from gateway.settings import (
     RelaySettings,
     RouteSettings,
     ServerSettings,
+    TlsSettings,
 )
 
 HERE = Path(__file__).resolve().parent
@@ -34,7 +35,7 @@ DEFAULTS = ROOT / "config" / "gateway.toml"
 README = ROOT / "README.md"
 
 WORDS = {"errors", "model"}
-PURE = {"errors", "model", "codec", "routes", "headers", "conditions", "guard"}
+PURE = {"errors", "model", "codec", "routes", "headers", "conditions", "guard", "forwarding"}
 HOUSE = {"handlers", "settings", "config", "metrics", "app", "server", "cli", "receiver", "__main__"}
 
 TESTED_ELSEWHERE = {
@@ -250,6 +251,9 @@ def _documented() -> list[tuple[str, str, Any]]:
             parent, _, key = name.rpartition(".")
             if parent == "routes":
                 found.append((parent, key, []))
+            if parent.startswith("sinks."):
+                found.append(("relay", key, {}))
+                name = key
         elif re.match(r"[a-z_]+ *= *\S", line):
             try:
                 ((key, value),) = tomllib.loads(line).items()
@@ -269,6 +273,7 @@ TABLES: dict[str, type[BaseModel]] = {
     "limits": LimitSettings,
     "disk": DiskSettings,
     "relay": RelaySettings,
+    "tls": TlsSettings,
     "discard": DiscardSettings,
     "routes": RouteSettings,
     "routes.parts": PartsSettings,

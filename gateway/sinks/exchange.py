@@ -31,8 +31,9 @@ from aiohttp.abc import AbstractStreamWriter
 from aiohttp.payload import Payload
 from yarl import URL
 
-from gateway.errors import SinkFault, SinkRefused, SinkTimeout, SinkUnavailable
+from gateway.errors import SinkFault, SinkRefused, SinkTimeout
 from gateway.sinks import Answered
+from gateway.sinks.connect import connection_fault
 from gateway.sinks.lent import ConnectionLost, LentConnection
 
 __all__ = ["Broken", "Clocks", "Exchange", "Framing", "StreamingRequest"]
@@ -71,7 +72,14 @@ class Exchange:
     """Write the body with `write` and `close` from one task, and await `answer` in another."""
 
     def __init__(
-        self, name: str, session: aiohttp.ClientSession, url: str, headers: Sequence[tuple[str, str]], clocks: Clocks
+        self,
+        name: str,
+        session: aiohttp.ClientSession,
+        url: str,
+        headers: Sequence[tuple[str, str]],
+        clocks: Clocks,
+        *,
+        server_name: str | None = None,
     ) -> None:
         self.name = name
         self.closed = False
@@ -80,8 +88,9 @@ class Exchange:
         """The same, or it was tried: the destination may have the whole body."""
         self._session = session
         self._url = url
-        self._headers = headers
+        self._headers = list(headers)
         self._clocks = clocks
+        self._server_name = server_name
         self._lent = LentConnection()
         self._response: aiohttp.ClientResponse | None = None
         self._loop = asyncio.get_running_loop()
@@ -198,16 +207,15 @@ class Exchange:
                 expect100=clocks.expect_seconds > 0,
                 allow_redirects=False,
                 timeout=aiohttp.ClientTimeout(total=None, connect=clocks.connect_seconds or None),
+                server_hostname=self._server_name,
             )
         except TimeoutError as error:
             raise self._timeout("connect", clocks.connect_seconds) from error
-        except aiohttp.ClientConnectorError as error:
-            raise Broken(SinkUnavailable(f"sink {self.name} cannot be reached", sink=self.name)) from error
-        except (aiohttp.ClientConnectionError, OSError) as error:
-            detail = f"sink {self.name} closed the connection after {self.sent_bytes} bytes"
-            raise Broken(SinkRefused(detail, sink=self.name, sent_bytes=self.sent_bytes)) from error
-        except aiohttp.ClientError as error:
-            raise SinkRefused(f"sink {self.name} gave no valid answer", sink=self.name) from error
+        except (aiohttp.ClientError, OSError) as error:
+            fault = connection_fault(self.name, error, sent_bytes=self.sent_bytes)
+            if isinstance(error, (aiohttp.ClientConnectionError, OSError)):
+                raise Broken(fault) from error
+            raise fault from error
 
     # -- clocks (rule 3)
 

@@ -16,47 +16,27 @@
 from __future__ import annotations
 
 import asyncio
-import socket
-from collections.abc import AsyncIterable, AsyncIterator, Iterable, Sequence
+from collections.abc import AsyncIterable, AsyncIterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, AsyncExitStack, asynccontextmanager, nullcontext
 
 import aiohttp
-from aiohttp import AddrInfoType, hdrs
+from aiohttp import hdrs
 from yarl import URL
 
 from gateway.codec import Encoder
 from gateway.errors import LengthRequired
+from gateway.forwarding import HeaderRules, outbound_headers
 from gateway.model import Part, Receipt, Upload
 from gateway.pipe import Progress
 from gateway.sinks import Answered
+from gateway.sinks.connect import Connecting
 from gateway.sinks.destinations import Destination, Destinations, check_health
 from gateway.sinks.exchange import Clocks, Exchange, StreamingRequest
 from gateway.sinks.outbound import Outbound
 from gateway.sinks.spool import Spool
 
-__all__ = ["RelaySink", "end_to_end", "to_destination"]
-
-_HOP_BY_HOP = frozenset(
-    # RFC 9110 7.6.1, and what HTTP/1.1 grew before it
-    [
-        "connection",
-        "keep-alive",
-        "proxy-connection",
-        "proxy-authenticate",
-        "proxy-authorization",
-        "te",
-        "trailer",
-        "transfer-encoding",
-        "upgrade",
-        "http2-settings",
-    ]
-)
-_NOT_FORWARDED = frozenset(
-    ["host", "expect", "cookie", "authorization", "accept-encoding", "forwarded", "digest", "repr-digest"]
-)
-
-_UNSENT_BYTES = 128 << 10
+__all__ = ["RelaySink"]
 
 
 class RelaySink:
@@ -84,6 +64,8 @@ class RelaySink:
         first_byte_seconds: float = 0,
         read_seconds: float | None = None,
         total_seconds: float = 0,
+        connecting: Connecting = Connecting(),  # noqa: B008 - frozen
+        rules: HeaderRules = HeaderRules(),  # noqa: B008 - frozen
     ) -> None:
         self.name = name
         self.lengths = (length,) if isinstance(length, str) else tuple(length)
@@ -104,14 +86,15 @@ class RelaySink:
             total_seconds=total_seconds,
             expect_seconds=expect_seconds if expect_continue else 0,
         )
+        self._connecting = connecting
+        self._rules = rules
         self._session: aiohttp.ClientSession | None = None
         self._executor: ThreadPoolExecutor | None = None
         self._stack = AsyncExitStack()
 
     async def __aenter__(self) -> RelaySink:
         session = aiohttp.ClientSession(
-            # A body cannot be sent twice, so a pooled connection that went stale would cost an upload.
-            connector=aiohttp.TCPConnector(limit=0, force_close=True, socket_factory=_socket),
+            connector=self._connecting.connector(self.name),
             cookie_jar=aiohttp.DummyCookieJar(),
             auto_decompress=False,
             trust_env=False,
@@ -165,10 +148,13 @@ class RelaySink:
     def outbound(
         self, upload: Upload, *, content_type: str, length: int | None, spooled: bool, progress: Progress | None
     ) -> Outbound:
+        headers = outbound_headers(upload, self._rules)
+
         def exchange(destination: Destination) -> Exchange:
             assert self._session is not None
             url = _with_query(destination.url, upload.query)
-            return Exchange(self.name, self._session, url, list(upload.headers), self._clocks)
+            server_name = self._connecting.server_name
+            return Exchange(self.name, self._session, url, headers, self._clocks, server_name=server_name)
 
         def spool() -> Spool:
             assert self._executor is not None
@@ -302,47 +288,3 @@ def _with_query(url: str, query: str) -> str:
         return url
     joint = "&" if URL(url, encoded=True).raw_query_string else "?"
     return f"{url}{joint}{query}"
-
-
-def _socket(address: AddrInfoType) -> socket.socket:
-    """A socket that says it is writable only when little is unsent.
-
-    Else megabytes lie in the kernel after our last write, and a destination that reads slowly but steadily
-    looks like one that does not answer.
-    """
-    family, kind, protocol, _, _ = address
-    made = socket.socket(family, kind, protocol)
-    made.setblocking(False)
-    if hasattr(socket, "TCP_NOTSENT_LOWAT"):
-        made.setsockopt(socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT, _UNSENT_BYTES)
-    return made
-
-
-def end_to_end(headers: Iterable[tuple[str, str]]) -> list[tuple[str, str]]:
-    """Headers without the hop-by-hop ones, those that Connection names among them (RFC 9110 7.6.1).
-
-    One that is not valid UTF-8 is dropped: aiohttp cannot send it as it came.
-    """
-    headers = list(headers)
-    named = {
-        token.strip().lower() for name, value in headers if name.lower() == "connection" for token in value.split(",")
-    }
-    drop = _HOP_BY_HOP | named
-    return [(name, value) for name, value in headers if name.lower() not in drop and _is_text(value)]
-
-
-def to_destination(headers: Iterable[tuple[str, str]]) -> list[tuple[str, str]]:
-    """The client's headers that a destination gets: no framing, no credentials, no trust (design section 5)."""
-    return [
-        (name, value)
-        for name, value in end_to_end(headers)
-        if (lower := name.lower()) not in _NOT_FORWARDED and not lower.startswith(("content-", "x-forwarded-"))
-    ]
-
-
-def _is_text(value: str) -> bool:
-    try:
-        value.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
