@@ -7,8 +7,9 @@ from contextlib import AbstractContextManager, contextmanager
 
 from aiohttp import HttpVersion11, hdrs, web
 
+from gateway.codec import MIXED_TYPES
 from gateway.errors import Busy, Draining, Malformed, NotMultipart, TooLarge, UnsupportedTransferCoding
-from gateway.headers import boundary_of, media_type
+from gateway.headers import boundary_of, media_type, other_parameters
 from gateway.model import Limits
 
 __all__ = ["Gate", "accept_body", "check_headers"]
@@ -38,8 +39,11 @@ class Gate:
             self.in_flight -= 1
 
 
-def check_headers(request: web.Request, limits: Limits, *, raw: bool) -> bool:
-    """Whether the body is to be read as multipart (`raw`: never). Raises what it is refused with."""
+def check_headers(request: web.Request, limits: Limits, *, raw: bool, mixed: bool = False) -> bool:
+    """Whether the body is to be read as multipart (`raw`: never). Raises what it is refused with.
+
+    `mixed`: multipart/mixed and multipart/related are taken, too.
+    """
     for header in (hdrs.CONTENT_TYPE, hdrs.CONTENT_ENCODING):
         if len(request.headers.getall(header, ())) > 1:
             raise Malformed(f"{header} is given twice")
@@ -56,8 +60,11 @@ def check_headers(request: web.Request, limits: Limits, *, raw: bool) -> bool:
     kind = media_type(content_type)
     multipart = not raw and kind.startswith(b"multipart/")
     if multipart:
-        if kind != b"multipart/form-data":
-            raise NotMultipart("of the multipart types only multipart/form-data is taken")
+        if mixed and kind in MIXED_TYPES:
+            other_parameters(content_type)
+        elif kind != b"multipart/form-data":
+            also = ", multipart/mixed and multipart/related are" if mixed else " is"
+            raise NotMultipart(f"of the multipart types only multipart/form-data{also} taken")
         boundary_of(content_type)
     declared = request.content_length
     if declared is not None:

@@ -104,7 +104,7 @@ class UploadHandler:
         identity = request[SENT_REQUEST_ID] = request_id(request.headers.items(), upload_id)
         request[BODY_READ] = False
         try:
-            multipart = check_headers(request, house.limits, raw=raw)
+            multipart = check_headers(request, house.limits, raw=raw, mixed=route.kind == "relay")
             slot = house.gate.slot()
         except GatewayError as error:
             house.metrics.upload_refused(route=route.path, outcome=error.slug())

@@ -26,6 +26,9 @@ __all__ = ["AnyLane", "Pump"]
 
 AnyLane = Lane | BestEffortLane
 
+_OF_THE_BYTES = frozenset([b"content-length", b"content-md5", b"content-digest", b"repr-digest", b"digest"])
+"""Headers of a part that are no longer true when a flow has changed it."""
+
 
 _HOLD_SECONDS = 0.05
 """How long the beginning of a file may wait for the rest of it, to go the short way: not for a slow client."""
@@ -374,8 +377,8 @@ class Pump:
             stack.callback(inlet.close)
             output = await chain.start(inlet, stack)
             told = entry.output = Output(chain.file.filename, chain.file.content_type)
-            part = _told_part(entry.part, told)
             keeps_bytes = all(flow.keeps_bytes for flow in flows)
+            part = _told_part(entry.part, told, keeps_bytes=keeps_bytes)
             hashing = "sha256" in self._route.digests and not keeps_bytes
             digest = PartDigest(("sha256",), self._executor) if hashing else None
             with progress.excused():
@@ -418,8 +421,10 @@ def _is_file(entry: Entry) -> bool:
     return entry.part.is_file and (entry.size > 0 or entry.part.raw_filename != b"")
 
 
-def _told_part(part: Part, told: Output) -> Part:
-    """The part as the sinks are told of it; the same one if the flows left its name and type alone."""
+def _told_part(part: Part, told: Output, *, keeps_bytes: bool) -> Part:
+    """The part as the sinks are told of it; the same one if the flows left it alone."""
+    if not keeps_bytes and any(name in _OF_THE_BYTES for name, _ in part.headers):
+        part = replace(part, headers=[header for header in part.headers if header[0] not in _OF_THE_BYTES])
     if (told.filename, told.content_type) == (part.filename, _shown(part.content_type)):
         return part
     renamed = part.raw_filename if told.filename == part.filename else _raw(told.filename)

@@ -184,7 +184,9 @@ class RelayDelivery:
         self._upload = upload
         self._way = way
         self.read_seconds = sink.read_seconds
-        self._encoder = Encoder()
+        # a raw body is wrapped as a form with one file
+        content_type = upload.content_type.encode("utf-8", "surrogateescape")
+        self._encoder = Encoder.like(content_type) if upload.multipart else Encoder()
         self._progress: Progress | None = None
         self._outbound: Outbound | None = None
         self._made = asyncio.Event()
@@ -229,7 +231,7 @@ class RelayDelivery:
         self._tail = tail
 
     async def _begin(self, part: Part) -> Outbound:
-        head = self._encoder.begin_form_part(part)
+        head = self._encoder.begin_part(part)
         outbound = self._form(head)
         await outbound.put(head)
         return outbound
@@ -239,7 +241,7 @@ class RelayDelivery:
         if self._way == "known" and self._outbound is None:
             assert self._upload.content_length is not None
             length = len(head) + self._upload.content_length + len(self._encoder.close())
-        return self._made_for(f"multipart/form-data; boundary={self._encoder.boundary.decode()}", length)
+        return self._made_for(self._encoder.content_type, length)
 
     def _made_for(self, content_type: str, length: int | None) -> Outbound:
         if self._outbound is None:
