@@ -39,10 +39,12 @@ class Gate:
             self.in_flight -= 1
 
 
-def check_headers(request: web.Request, limits: Limits, *, raw: bool, mixed: bool = False) -> bool:
+def check_headers(
+    request: web.Request, limits: Limits, *, raw: bool, mixed: bool = False, encoded: bool = False
+) -> bool:
     """Whether the body is to be read as multipart (`raw`: never). Raises what it is refused with.
 
-    `mixed`: multipart/mixed and multipart/related are taken, too.
+    `mixed`: multipart/mixed and multipart/related are taken, too. `encoded`: so is what has a Content-Encoding.
     """
     for header in (hdrs.CONTENT_TYPE, hdrs.CONTENT_ENCODING):
         if len(request.headers.getall(header, ())) > 1:
@@ -54,7 +56,7 @@ def check_headers(request: web.Request, limits: Limits, *, raw: bool, mixed: boo
             raise Malformed("HTTP/1.0 has no Transfer-Encoding")
         if coding.strip().lower() != "chunked":
             raise UnsupportedTransferCoding(f"Transfer-Encoding: {coding}")
-    if request.headers.get(hdrs.CONTENT_ENCODING, "identity").strip().lower() != "identity":
+    if not encoded and request.headers.get(hdrs.CONTENT_ENCODING, "identity").strip().lower() != "identity":
         raise NotMultipart("a body with a Content-Encoding is not taken")
     content_type = request.headers.get(hdrs.CONTENT_TYPE, "").encode("utf-8", "surrogateescape")
     kind = media_type(content_type)

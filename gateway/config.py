@@ -152,6 +152,10 @@ def _contradictions(document: Mapping[str, Any]) -> list[str]:
         problems += _length_contradictions(where, rules, sinks)
         if route.get("kind") == "relay" and not any(sink_tag(sinks.get(name)) == "relay" for name in named):
             problems.append(f"{where}.kind: a route of kind relay needs a sink of type relay")
+        if route.get("kind") == "opaque" and not _is_one_way(rules, sinks):
+            problems.append(
+                f"{where}.kind: a route of kind opaque has one rule, to one required sink of type relay, no match and no flows"
+            )
         problems += _fan_out_contradictions(where, route, uses, sinks)
     return problems
 
@@ -191,7 +195,7 @@ def _fan_out_contradictions(
     elif kind == "relay" and relays and relays[0] not in required:
         problems.append(f"{where}: {relays[0]} answers the client, being its first relay, so it has to be required")
     if route.get("keep") == "each":
-        if kind == "relay" or answer is not None:
+        if kind in ("relay", "opaque") or answer is not None:
             problems.append(f'{where}.keep: "each" is told in a manifest, and this route answers what a relay answers')
         problems += [
             f'{where}.keep: "each" needs sinks that can drop one part, and {name} is a relay without per = "part"'
@@ -248,6 +252,17 @@ def _length_contradictions(where: str, rules: Any, sinks: Mapping[str, Any]) -> 
 def _lengths(sink: Any) -> tuple[Any, ...]:
     length = sink.get("length", "chunked") if isinstance(sink, Mapping) and sink_tag(sink) == "relay" else ()
     return (length,) if isinstance(length, str) else tuple(length) if isinstance(length, list | tuple) else ()
+
+
+def _is_one_way(rules: Any, sinks: Mapping[str, Any]) -> bool:
+    """Whether these are the rules of a route that passes bodies on as they are."""
+    if not isinstance(rules, list | tuple) or len(rules) != 1 or not isinstance(rules[0], Mapping):
+        return False
+    uses, match = _uses(rules[0]), rules[0].get("match") or {}
+    if rules[0].get("flows") or (isinstance(match, Mapping) and any(glob is not None for glob in match.values())):
+        return False
+    required = [use for use in uses if use.get("mode", "required") == "required"]
+    return len(uses) == len(required) == 1 and sink_tag(sinks.get(uses[0]["sink"])) == "relay"
 
 
 def _keep_seconds(sink: Any) -> Any:

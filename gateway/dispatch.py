@@ -127,12 +127,12 @@ async def dispatch(
             raise _incomplete(error, kept.receipts) from error
         if not isinstance(error, Answered):
             raise error from None
-        if route.answer not in (None, error.sink) or (route.kind != "relay" and route.answer is None):
+        if route.answer not in (None, error.sink) or not route.passes_answers:
             raise refused(error) from None
         answer = error.response
         read_seconds = next((lane.read_seconds for lane in lanes if lane.name == error.sink), None)
     else:
-        if route.kind == "relay" or route.answer is not None:
+        if route.passes_answers:
             for lane in lanes:
                 if answer is None and route.answer in (None, lane.name):
                     answer, read_seconds = lane.answer(), lane.read_seconds
@@ -152,7 +152,7 @@ def refuse_on_headers(upload: Upload, route: Route, sinks: Mapping[str, Sink]) -
 
 def takes_wire(route: Route, sinks: Mapping[str, Sink]) -> bool:
     """Whether the route's sink gets the bytes as they came, so that they have to be kept."""
-    return any(getattr(sinks[name], "takes_wire", False) for name in route.sinks)
+    return route.kind == "opaque" or any(getattr(sinks[name], "takes_wire", False) for name in route.sinks)
 
 
 @dataclass(slots=True)

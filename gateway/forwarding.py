@@ -53,8 +53,9 @@ _HOP_BY_HOP = frozenset(
         "http2-settings",
     ]
 )
-_OF_THIS_HOP = frozenset(["host", "expect", "accept-encoding", "digest", "repr-digest"])
-"""About this connection, or about bytes that are framed anew."""
+_OF_THIS_HOP = frozenset(["host", "expect", "accept-encoding"])
+_OF_THE_BODY = frozenset(["digest", "repr-digest"])
+"""About the bytes of the body, with all of Content-*: no longer true where it is framed anew."""
 _MADE_HERE = frozenset(["forwarded", "x-forwarded-for", "x-forwarded-proto", "x-forwarded-host", "via", "x-request-id"])
 _NOT_STATIC = _HOP_BY_HOP | {"host", "expect", "content-length", "digest", "repr-digest"}
 
@@ -141,13 +142,18 @@ def request_id(headers: Iterable[tuple[str, str]], made: str) -> str:
 # -- on to a destination
 
 
-def outbound_headers(upload: Upload, rules: HeaderRules) -> list[tuple[str, str]]:
-    """All headers of a request to a destination but those of its framing, which the request itself makes."""
+def outbound_headers(upload: Upload, rules: HeaderRules, *, unchanged: bool = False) -> list[tuple[str, str]]:
+    """All headers of a request to a destination but those of its framing, which the request itself makes.
+
+    `unchanged`: the body goes on byte for byte, so that what the client says of it stays true.
+    """
     always = {name.lower() for name, _ in rules.headers}
     kept = []
     for name, value in upload.headers:
         lower = name.lower()
-        if lower in _OF_THIS_HOP or lower in _MADE_HERE or lower.startswith("content-"):
+        if lower in _OF_THIS_HOP or lower in _MADE_HERE or lower in ("content-length", "content-type"):
+            continue
+        if not unchanged and (lower in _OF_THE_BODY or lower.startswith("content-")):
             continue
         allowed: str | None = value
         if lower == "cookie":

@@ -87,7 +87,7 @@ BODY_READ = web.RequestKey("body_read", bool)
 
 
 class UploadHandler:
-    """POST and PUT on one route, whatever its kind."""
+    """POST, PUT and PATCH on one route, whatever its kind."""
 
     def __init__(self, route: Route) -> None:
         self._route = route
@@ -104,7 +104,8 @@ class UploadHandler:
         identity = request[SENT_REQUEST_ID] = request_id(request.headers.items(), upload_id)
         request[BODY_READ] = False
         try:
-            multipart = check_headers(request, house.limits, raw=raw, mixed=route.kind == "relay")
+            mixed, opaque = route.kind == "relay", route.kind == "opaque"
+            multipart = check_headers(request, house.limits, raw=raw, mixed=mixed, encoded=opaque)
             slot = house.gate.slot()
         except GatewayError as error:
             house.metrics.upload_refused(route=route.path, outcome=error.slug())
@@ -114,7 +115,9 @@ class UploadHandler:
         with slot, Intake(request, house.limits) as intake, _Record(house, upload, intake) as record:
             try:
                 keep_raw = takes_wire(route, house.sinks)
-                events = self._events(request, intake, house.limits, multipart=multipart, keep_raw=keep_raw)
+                events = self._events(
+                    request, intake, house.limits, multipart=multipart, keep_raw=keep_raw, opaque=opaque
+                )
                 refuse_on_headers(upload, route, house.sinks)
                 await accept_body(request)
                 async with AsyncExitStack() as stack:
@@ -139,15 +142,18 @@ class UploadHandler:
                 request[BODY_READ] = intake.ended
 
     def _described(self, request: web.Request, house: House, *, multipart: bool) -> Upload:
-        peer = request.remote or ""
+        peer, length = request.remote or "", request.content_length
+        if length is None and hdrs.TRANSFER_ENCODING not in request.headers:
+            length = 0  # RFC 9112 6.3
         return Upload(
             request[UPLOAD_ID],
             self._route.path,
             self._route.kind,
+            request.method,
             query=request.raw_path.partition("?")[2],
             headers=believed(request.headers.items(), trusted=peer in house.trusted),
             content_type=request.headers.get(hdrs.CONTENT_TYPE, ""),
-            content_length=request.content_length,
+            content_length=length,
             multipart=multipart,
             request_id=request[SENT_REQUEST_ID],
             peer=peer,
@@ -158,7 +164,7 @@ class UploadHandler:
 
     @staticmethod
     def _events(
-        request: web.Request, intake: Intake, limits: Limits, *, multipart: bool, keep_raw: bool
+        request: web.Request, intake: Intake, limits: Limits, *, multipart: bool, keep_raw: bool, opaque: bool
     ) -> AsyncIterator[list[Event]]:
         if multipart:
             return StreamingMultipartReader(
@@ -171,10 +177,12 @@ class UploadHandler:
             ).events()
         content_type = request.headers.get(hdrs.CONTENT_TYPE)
         headers = [(name.lower(), value) for name, value in request.raw_headers]
+        if opaque:  # with Content-Range or PATCH that is not about these bytes
+            headers = [(name, value) for name, value in headers if name != b"repr-digest"]
         declared_digests(headers)  # one that cannot be read is refused before the body is asked for
         return raw_body_events(
             intake,
-            filename=_raw_filename(request),
+            filename=None if opaque else _raw_filename(request),
             content_type=content_type.encode("utf-8", "surrogateescape") if content_type else None,
             headers=headers,
             keep_raw=keep_raw,
@@ -348,7 +356,9 @@ def add_routes(app: web.Application) -> None:
     app[DISKS] = house.disks
     for route in house.routes:
         uploads = UploadHandler(route)
-        if route.kind != "relay":
+        if route.kind == "opaque":
+            _add(app, route.path, identified=True, POST=uploads.put, PUT=uploads.put, PATCH=uploads.put)
+        elif route.kind != "relay":
             _add(app, route.path, identified=True, POST=uploads.post, PUT=uploads.put)
             _add(app, route.path + "/{filename:[^/]*}", identified=True, PUT=uploads.put)
         else:

@@ -125,7 +125,8 @@ class Upload:
     route: str
     """The path of the route that took it."""
     kind: str = "upload"
-    """The kind of that route: `upload`, `relay` or `convert`."""
+    """The kind of that route: `upload`, `relay`, `convert` or `opaque`."""
+    method: str = "POST"
     query: str = ""
     """The client's query string, as it came."""
     headers: Sequence[tuple[str, str]] = ()
@@ -135,6 +136,7 @@ class Upload:
     content_type: str = ""
     """Of the body as it came in, as its other two framing headers here are."""
     content_length: int | None = None
+    """None where it is chunked; 0 where there is no body."""
     multipart: bool = True
     """Whether the body is read as multipart; else it is one file."""
     request_id: str = ""

@@ -284,7 +284,7 @@ def _known(algorithms: tuple[str, ...]) -> tuple[str, ...]:
 
 class RouteSettings(_Table):
     path: Annotated[str, Field(pattern=r"^(/[A-Za-z0-9._~-]+)+$")]
-    kind: Literal["upload", "relay", "convert"] = "upload"
+    kind: Literal["upload", "relay", "convert", "opaque"] = "upload"
     digests: Annotated[tuple[str, ...], AfterValidator(_known)] | None = None
     answer: str | None = None
     keep: Literal["all", "each"] = "all"
@@ -304,7 +304,7 @@ class RouteSettings(_Table):
     def effective_digests(self) -> tuple[str, ...]:
         if self.digests is not None:
             return self.digests
-        return () if self.kind == "relay" else ("sha256",)
+        return () if self.kind in ("relay", "opaque") else ("sha256",)
 
 
 _DEFAULT_SINKS: dict[str, dict[str, Any]] = {

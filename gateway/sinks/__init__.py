@@ -160,7 +160,7 @@ def offers(delivery: object, contract: type[T]) -> TypeGuard[T]:
 class Answered(Exception):
     """A destination gave an answer that ends the upload and is the client's to read, whatever its status.
 
-    Not an error of the table: only a route of kind relay lets it through; elsewhere it is a SinkRefused.
+    Not an error of the table: only a route of kind relay or opaque lets it through; elsewhere it is a SinkRefused.
     """
 
     def __init__(self, sink: str, response: ClientResponse) -> None:

@@ -27,6 +27,7 @@ from typing import Any
 from weakref import WeakSet
 
 import aiohttp
+from aiohttp import hdrs
 from aiohttp.abc import AbstractStreamWriter
 from aiohttp.payload import Payload
 from yarl import URL
@@ -56,6 +57,7 @@ class Framing:
     """What a request says about its body."""
 
     content_type: str
+    """Empty where nobody told."""
     length: int | None
     """None is chunked."""
 
@@ -75,6 +77,7 @@ class Exchange:
         self,
         name: str,
         session: aiohttp.ClientSession,
+        method: str,
         url: str,
         headers: Sequence[tuple[str, str]],
         clocks: Clocks,
@@ -87,6 +90,7 @@ class Exchange:
         self.was_closed = False
         """The same, or it was tried: the destination may have the whole body."""
         self._session = session
+        self._method = method
         self._url = url
         self._headers = list(headers)
         self._clocks = clocks
@@ -200,11 +204,13 @@ class Exchange:
         clocks = self._clocks
         body = _Body(self._lent, framing, clocks.expect_seconds)
         try:
-            return await self._session.post(
+            return await self._session.request(
+                self._method,
                 URL(self._url, encoded=True),
                 data=body,
                 headers=self._headers,
                 expect100=clocks.expect_seconds > 0,
+                skip_auto_headers=() if framing.content_type else (hdrs.CONTENT_TYPE,),
                 allow_redirects=False,
                 timeout=aiohttp.ClientTimeout(total=None, connect=clocks.connect_seconds or None),
                 server_hostname=self._server_name,

@@ -8,6 +8,7 @@
    - `passthrough`: the client's own bytes under the client's own framing, after each was parsed and checked;
    - `known`: of a raw body with a Content-Length it can be computed, since the form around it is ours;
    - `spool`: the body waits in a temporary file until it is whole.
+   A body of an opaque route goes as by `passthrough`, whatever it is.
    An upload that no way is left for is LengthRequired, before its body is asked for.
 3. Attempts at one of several destinations, what ends them and what is told of that: outbound.py, exchange.py.
 4. Redirects are passed back, never followed; cookies, proxies and credentials of ours do not exist.
@@ -146,15 +147,23 @@ class RelaySink:
         raise LengthRequired(f"sink {self.name} needs to know the length of what it is sent", sink=self.name)
 
     def outbound(
-        self, upload: Upload, *, content_type: str, length: int | None, spooled: bool, progress: Progress | None
+        self,
+        upload: Upload,
+        *,
+        content_type: str,
+        length: int | None,
+        spooled: bool,
+        unchanged: bool,
+        progress: Progress | None,
     ) -> Outbound:
-        headers = outbound_headers(upload, self._rules)
+        headers = outbound_headers(upload, self._rules, unchanged=unchanged)
+        method = upload.method if upload.kind == "opaque" else "POST"
 
         def exchange(destination: Destination) -> Exchange:
             assert self._session is not None
             url = _with_query(destination.url, upload.query)
             server_name = self._connecting.server_name
-            return Exchange(self.name, self._session, url, headers, self._clocks, server_name=server_name)
+            return Exchange(self.name, self._session, method, url, headers, self._clocks, server_name=server_name)
 
         def spool() -> Spool:
             assert self._executor is not None
@@ -196,7 +205,7 @@ class RelayDelivery:
         self._tail = b""
 
     def takes_wire(self) -> bool:
-        return self._sink.takes_wire
+        return self._sink.takes_wire or self._upload.kind == "opaque"
 
     def keep_time(self, progress: Progress) -> None:
         self._progress = progress
@@ -250,6 +259,7 @@ class RelayDelivery:
                 content_type=content_type,
                 length=length,
                 spooled=self._way == "spool",
+                unchanged=self.takes_wire(),
                 progress=self._progress,
             )
             self._made.set()
@@ -262,11 +272,11 @@ class RelayDelivery:
         await self._outbound.run()
 
     async def commit(self) -> list[Receipt]:
-        if self._upload.kind != "relay" and self._outbound is None and not self._files:
+        if self._upload.kind not in ("relay", "opaque") and self._outbound is None and not self._files:
             return []
         for _ in range(2):
             await asyncio.sleep(0)  # an answer that is already here came before the closing delimiter
-        if self._sink.takes_wire:
+        if self.takes_wire():
             outbound, tail = self._made_for(self._upload.content_type, self._upload.content_length), self._tail
         else:
             outbound, tail = self._form(), self._encoder.close()
