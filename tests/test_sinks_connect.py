@@ -8,6 +8,7 @@ import shutil
 import socket
 import ssl
 import subprocess
+from collections import Counter
 from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack
 from pathlib import Path
@@ -20,9 +21,9 @@ from gateway.app import build_app
 from gateway.config import ConfigError, load
 from gateway.receiver import receiver_app
 from gateway.sinks.connect import TlsFileError, tls_context
-from tests.clients import Answer, ask, file, form, random_bytes
+from tests.clients import Answer, Client, ask, file, form, head, random_bytes
 from tests.conftest import RunningGateway, StartGateway
-from tests.contract import nothing_left_running
+from tests.contract import eventually, nothing_left_running
 from tests.doubles import DyingUpstream, EarlyOkUpstream, Exchange, HonestUpstream, RefusingUpstream, Upstream
 
 STORE = [{"path": "/store", "kind": "upload", "parts": [{"sinks": ["api"]}]}]
@@ -277,16 +278,53 @@ class TestFiles:
             tls_context(cert=str(cert), key=str(locked))
 
 
+@needs_openssl
+async def test_health_checks_speak_to_a_destination_as_uploads_do(
+    start_gateway: StartGateway, authority: Authority
+) -> None:
+    asked: list[str | None] = []
+
+    async def health(request: web.Request) -> web.Response:
+        asked.append(request.headers.get("X-Api-Key"))
+        return web.Response()
+
+    app = web.Application()
+    app.router.add_get("/healthz", health)
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(*authority.issue("server", "DNS:api.example.org"))
+    runner = web.AppRunner(app, shutdown_timeout=1)
+    await runner.setup()
+    await web.TCPSite(runner, "127.0.0.1", 0, ssl_context=context).start()
+    sink = {
+        "url": f"https://127.0.0.1:{runner.addresses[0][1]}/",
+        "health_path": "/healthz",
+        "headers": {"X-Api-Key": "secret"},
+        "tls": {"ca": str(authority.ca), "server_name": "api.example.org"},
+    }
+    try:
+        await start_gateway(sinks={"api": sink})
+        await eventually(lambda: bool(asked))
+        assert asked == ["secret"]
+    finally:
+        await runner.cleanup()
+
+
 class KeepingUpstream(Upstream):
     """Answers every request of a connection that stays open."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, times: int = 1000) -> None:
+        """`times`: it resets the connection of the request after those."""
         super().__init__()
         self.requests = 0
+        self._times = times
+        self._answered: Counter[Exchange] = Counter()
 
     def received(self, exchange: Exchange) -> None:
-        if exchange.complete:
+        if self._answered[exchange] == self._times:
+            exchange.reset()
+        elif exchange.complete:
             self.requests += 1
+            self._answered[exchange] += 1
             exchange.answer(200, b"{}")
             exchange.head, exchange.complete = b"", False
             exchange.body.clear()
@@ -309,6 +347,31 @@ class TestPool:
             for _ in range(3):
                 assert (await through(gateway, target=target)).status in (200, 201)
             assert (len(upstream.exchanges), upstream.requests) == (1, 3)
+
+    async def test_one_that_went_stale_costs_no_upload(self, start_gateway: StartGateway, target: str) -> None:
+        async with KeepingUpstream(times=1) as upstream:
+            gateway = await start_gateway(api=upstream.url, routes=STORE, sinks={"api": {"keepalive_seconds": 30}})
+            for _ in range(3):
+                assert (await through(gateway, target=target)).status in (200, 201)
+            assert upstream.requests == 3
+
+    async def test_there_are_no_more_than_allowed_and_who_comes_later_waits(
+        self, start_gateway: StartGateway, target: str
+    ) -> None:
+        async with HonestUpstream(200, b"{}") as upstream:
+            gateway = await start_gateway(api=upstream.url, routes=STORE, sinks={"api": {"max_connections": 1}})
+            async with Client(gateway.port) as first:
+                body = form(file(b"x" * 300_000))
+                await first.send(head(target, content_length=len(body)) + body[:-9])
+                await eventually(lambda: bool(upstream.exchanges) and len(upstream.exchanges[0].body) > 200_000)
+                async with asyncio.TaskGroup() as group:
+                    second = group.create_task(through(gateway, target=target))
+                    await asyncio.sleep(0.2)
+                    assert (len(upstream.exchanges), second.done()) == (1, False)
+                    await first.send(body[-9:])
+                    assert (await first.answer()).status in (200, 201)
+            assert second.result().status in (200, 201)
+            assert len(upstream.exchanges) == 2
 
     @pytest.mark.parametrize(
         "make",

@@ -7,9 +7,10 @@ import socket
 import ssl
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import aiohttp
-from aiohttp import AddrInfoType
+from aiohttp import AddrInfoType, hdrs
 
 from gateway.errors import SinkFault, SinkRefused, SinkUnavailable
 
@@ -34,21 +35,31 @@ class Connecting:
     server_name: str | None = None
     """What the destination's certificate is checked against, and SNI, instead of the host of its URL."""
 
-    def connector(self, name: str) -> aiohttp.TCPConnector:
-        """For the session of the sink `name`, which closes it."""
+    def session(self, **options: Any) -> aiohttp.ClientSession:
+        """To be closed by whoever asked for it; `options` are aiohttp's. Each request of it wants our server_name."""
+        kept = self.keepalive_seconds > 0
+        return aiohttp.ClientSession(
+            connector=aiohttp.TCPConnector(
+                limit=0,
+                limit_per_host=self.max_connections,
+                force_close=not kept,
+                keepalive_timeout=self.keepalive_seconds if kept else None,
+                ssl=True if self.tls is None else self.tls,
+                socket_factory=_socket,
+            ),
+            cookie_jar=aiohttp.DummyCookieJar(),
+            auto_decompress=False,
+            trust_env=False,
+            skip_auto_headers=(hdrs.USER_AGENT, hdrs.ACCEPT, hdrs.ACCEPT_ENCODING),
+            **options,
+        )
+
+    def warn(self, name: str) -> None:
+        """Say of the sink `name` what nobody should leave as it is."""
         if self.tls is not None and self.tls.verify_mode is not ssl.CERT_REQUIRED:
             log.warning(
                 "sink %s: tls.verify is off, so anybody on the way can read and change what is sent to it", name
             )
-        kept = self.keepalive_seconds > 0
-        return aiohttp.TCPConnector(
-            limit=0,
-            limit_per_host=self.max_connections,
-            force_close=not kept,
-            keepalive_timeout=self.keepalive_seconds if kept else None,
-            ssl=True if self.tls is None else self.tls,
-            socket_factory=_socket,
-        )
 
 
 class TlsFileError(Exception):

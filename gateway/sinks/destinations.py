@@ -113,18 +113,26 @@ class Destinations:
 
 
 async def check_health(
-    destinations: Destinations, session: aiohttp.ClientSession, *, path: str, every_seconds: float, patience: float
+    destinations: Destinations,
+    session: aiohttp.ClientSession,
+    *,
+    path: str,
+    every_seconds: float,
+    patience: float,
+    server_name: str | None = None,
 ) -> None:
     """For ever: GET `path` of each destination every so often; 2xx and 3xx within `patience` seconds is healthy."""
     while True:
         async with asyncio.TaskGroup() as checks:
             for one in destinations.all:
-                checks.create_task(_check(one, session, path, patience))
+                checks.create_task(_check(one, session, path, patience, server_name))
         await asyncio.sleep(every_seconds)
 
 
-async def _check(one: Destination, session: aiohttp.ClientSession, path: str, patience: float) -> None:
-    reason = await _why_unhealthy(session, URL(one.url).join(URL(path)), patience)
+async def _check(
+    one: Destination, session: aiohttp.ClientSession, path: str, patience: float, server_name: str | None
+) -> None:
+    reason = await _why_unhealthy(session, URL(one.url).join(URL(path)), patience, server_name)
     if bool(reason) != one.down:
         log.log(
             logging.WARNING if reason else logging.INFO, "destination %s: %s", one.url, reason or "it is healthy again"
@@ -132,10 +140,10 @@ async def _check(one: Destination, session: aiohttp.ClientSession, path: str, pa
     one.down = bool(reason)
 
 
-async def _why_unhealthy(session: aiohttp.ClientSession, url: URL, patience: float) -> str:
+async def _why_unhealthy(session: aiohttp.ClientSession, url: URL, patience: float, server_name: str | None) -> str:
     try:
         timeout = aiohttp.ClientTimeout(total=patience)
-        async with session.get(url, allow_redirects=False, timeout=timeout) as response:
+        async with session.get(url, allow_redirects=False, timeout=timeout, server_hostname=server_name) as response:
             return "" if response.status < 400 else f"its health check answers {response.status}"
     except (aiohttp.ClientError, OSError, ValueError) as error:
         return f"its health check failed: {type(error).__name__}"

@@ -77,11 +77,11 @@ class Exchange:
         self,
         name: str,
         session: aiohttp.ClientSession,
-        method: str,
         url: str,
         headers: Sequence[tuple[str, str]],
         clocks: Clocks,
         *,
+        method: str = "POST",
         server_name: str | None = None,
     ) -> None:
         self.name = name

@@ -20,9 +20,9 @@ import asyncio
 from collections.abc import AsyncIterable, AsyncIterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, AsyncExitStack, asynccontextmanager, nullcontext
+from dataclasses import replace
 
 import aiohttp
-from aiohttp import hdrs
 from yarl import URL
 
 from gateway.codec import Encoder
@@ -94,26 +94,24 @@ class RelaySink:
         self._stack = AsyncExitStack()
 
     async def __aenter__(self) -> RelaySink:
-        session = aiohttp.ClientSession(
-            connector=self._connecting.connector(self.name),
-            cookie_jar=aiohttp.DummyCookieJar(),
-            auto_decompress=False,
-            trust_env=False,
-            skip_auto_headers=(hdrs.USER_AGENT, hdrs.ACCEPT, hdrs.ACCEPT_ENCODING),
-            request_class=StreamingRequest,
-        )
+        session = self._connecting.session(request_class=StreamingRequest)
+        self._connecting.warn(self.name)
         self._executor = ThreadPoolExecutor(2, thread_name_prefix=f"spool-{self.name}")
         self._stack.callback(self._executor.shutdown)
         self._session = await self._stack.enter_async_context(session)
         if self._health_path:
+            # with a pool of their own, so that they never wait for uploads
+            connecting = replace(self._connecting, max_connections=0, keepalive_seconds=0)
+            asking = await self._stack.enter_async_context(connecting.session(headers=self._rules.headers))
             checks = await self._stack.enter_async_context(asyncio.TaskGroup())
             task = checks.create_task(
                 check_health(
                     self.destinations,
-                    session,
+                    asking,
                     path=self._health_path,
                     every_seconds=self._health_seconds,
                     patience=self._clocks.connect_seconds or self._health_seconds,
+                    server_name=self._connecting.server_name,
                 )
             )
             self._stack.callback(task.cancel)
@@ -162,8 +160,15 @@ class RelaySink:
         def exchange(destination: Destination) -> Exchange:
             assert self._session is not None
             url = _with_query(destination.url, upload.query)
-            server_name = self._connecting.server_name
-            return Exchange(self.name, self._session, method, url, headers, self._clocks, server_name=server_name)
+            return Exchange(
+                self.name,
+                self._session,
+                url,
+                headers,
+                self._clocks,
+                method=method,
+                server_name=self._connecting.server_name,
+            )
 
         def spool() -> Spool:
             assert self._executor is not None
