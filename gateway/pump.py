@@ -424,7 +424,7 @@ def _is_file(entry: Entry) -> bool:
 def _told_part(part: Part, told: Output, *, keeps_bytes: bool) -> Part:
     """The part as the sinks are told of it; the same one if the flows left it alone."""
     if not keeps_bytes and any(name in _OF_THE_BYTES for name, _ in part.headers):
-        part = replace(part, headers=[header for header in part.headers if header[0] not in _OF_THE_BYTES])
+        part = replace(part, own_headers=[header for header in part.headers if header[0] not in _OF_THE_BYTES])
     if (told.filename, told.content_type) == (part.filename, _shown(part.content_type)):
         return part
     renamed = part.raw_filename if told.filename == part.filename else _raw(told.filename)
