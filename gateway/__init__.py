@@ -7,6 +7,7 @@ The rooms, in the order in which bytes meet them:
     admission       may this request come in? decided on headers alone; slots, where several processes count them
     intake          the body's bytes: counted, limited, timed while we wait for the client
     reader          body -> parts: StreamingMultipartReader; raw bodies as a single part
+    forwarding      what headers go along, both ways; pure
     routes          which part takes which flows to which sinks; pure
     dispatch        the life of one upload: stalls, commits, failures; its hands are
       pump            events -> entries, digests, limits, and on to flows and lanes
@@ -17,7 +18,7 @@ The rooms, in the order in which bytes meet them:
       pipe            the bytes of one part on their way; windows in bytes
       digests         what came in, hashed; what was declared, verified
     flows/          transforms of a file on its way, a user's or ours
-    sinks/          places that parts go to: disk, relay (with writer), discard, a user's own
+    sinks/          places that parts go to: disk, relay (with writer, connect), discard, a user's own
     responses       manifest -> 201, errors -> problem+json, a destination's answer streamed through
     stored          what was kept: files, manifests, archives, with ranges and validators
     download        allow-listed remote URLs, streamed; guard decides what may be dialled

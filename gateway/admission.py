@@ -8,8 +8,9 @@ from typing import Protocol
 
 from aiohttp import HttpVersion11, hdrs, web
 
+from gateway.codec import MIXED_TYPES
 from gateway.errors import Busy, Draining, Malformed, NotMultipart, TooLarge, UnsupportedTransferCoding
-from gateway.headers import boundary_of, media_type
+from gateway.headers import boundary_of, media_type, other_parameters
 from gateway.model import Limits
 
 __all__ = ["Gate", "Slots", "accept_body", "check_headers"]
@@ -59,8 +60,13 @@ class Gate:
                 self._slots.give_back()
 
 
-def check_headers(request: web.Request, limits: Limits, *, raw: bool) -> bool:
-    """Whether the body is to be read as multipart (`raw`: never). Raises what it is refused with."""
+def check_headers(
+    request: web.Request, limits: Limits, *, raw: bool, mixed: bool = False, encoded: bool = False
+) -> bool:
+    """Whether the body is to be read as multipart (`raw`: never). Raises what it is refused with.
+
+    `mixed`: multipart/mixed and multipart/related are taken, too. `encoded`: so is what has a Content-Encoding.
+    """
     for header in (hdrs.CONTENT_TYPE, hdrs.CONTENT_ENCODING):
         if len(request.headers.getall(header, ())) > 1:
             raise Malformed(f"{header} is given twice")
@@ -71,14 +77,17 @@ def check_headers(request: web.Request, limits: Limits, *, raw: bool) -> bool:
             raise Malformed("HTTP/1.0 has no Transfer-Encoding")
         if coding.strip().lower() != "chunked":
             raise UnsupportedTransferCoding(f"Transfer-Encoding: {coding}")
-    if request.headers.get(hdrs.CONTENT_ENCODING, "identity").strip().lower() != "identity":
+    if not encoded and request.headers.get(hdrs.CONTENT_ENCODING, "identity").strip().lower() != "identity":
         raise NotMultipart("a body with a Content-Encoding is not taken")
     content_type = request.headers.get(hdrs.CONTENT_TYPE, "").encode("utf-8", "surrogateescape")
     kind = media_type(content_type)
     multipart = not raw and kind.startswith(b"multipart/")
     if multipart:
-        if kind != b"multipart/form-data":
-            raise NotMultipart("of the multipart types only multipart/form-data is taken")
+        if mixed and kind in MIXED_TYPES:
+            other_parameters(content_type)
+        elif kind != b"multipart/form-data":
+            also = ", multipart/mixed and multipart/related are" if mixed else " is"
+            raise NotMultipart(f"of the multipart types only multipart/form-data{also} taken")
         boundary_of(content_type)
     declared = request.content_length
     if declared is not None:

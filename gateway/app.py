@@ -15,7 +15,8 @@ from gateway.admission import Gate, Slots
 from gateway.config import ConfigError
 from gateway.download import Downloader
 from gateway.flows import Flow
-from gateway.handlers import HOUSE, House, add_routes, problems
+from gateway.forwarding import HeaderRules, TrustedNetworks
+from gateway.handlers import HOUSE, House, add_request_id, add_routes, problems
 from gateway.metrics import Metrics
 from gateway.responses import add_nothing
 from gateway.settings import (
@@ -28,6 +29,7 @@ from gateway.settings import (
     Settings,
 )
 from gateway.sinks import Sink
+from gateway.sinks.connect import Connecting, TlsFileError, tls_context
 from gateway.sinks.discard import DiscardSink
 from gateway.sinks.disk import DiskSink
 from gateway.sinks.relay import RelaySink
@@ -54,7 +56,7 @@ def build_app(settings: Settings, *, metrics: Metrics | None = None, slots: Slot
     flows: dict[str, Flow] = {}
     for name, sink in settings.sinks.items():
         with _collected(problems_found):
-            sinks[name] = _sink(name, sink)
+            sinks[name] = _sink(name, sink, settings.limits.stall_seconds)
     for name in sorted(named):
         with _collected(problems_found):
             flows[name] = _flow(name, settings.flows.get(name, FlowSettings()))
@@ -89,6 +91,7 @@ def build_app(settings: Settings, *, metrics: Metrics | None = None, slots: Slot
         executor=hashing,
         downloader=downloader,
         metrics=metrics or Metrics(),
+        trusted=TrustedNetworks(settings.server.trusted_networks),
     )
 
     async def running(app: web.Application) -> AsyncIterator[None]:
@@ -102,6 +105,7 @@ def build_app(settings: Settings, *, metrics: Metrics | None = None, slots: Slot
 
     app.cleanup_ctx.append(running)
     app.on_response_prepare.append(add_nothing)
+    app.on_response_prepare.append(add_request_id)
     add_routes(app)
     return app
 
@@ -138,16 +142,58 @@ def check_took_effect(runner: web.AppRunner, settings: Settings) -> None:
         raise RuntimeError(f"the server's settings did not take effect: {found}, wanted {wanted}")
 
 
-def _sink(name: str, settings: DiskSettings | RelaySettings | DiscardSettings | OwnSinkSettings) -> Sink:
+def _sink(
+    name: str, settings: DiskSettings | RelaySettings | DiscardSettings | OwnSinkSettings, stall_seconds: float
+) -> Sink:
     match settings:
         case DiskSettings():
             return DiskSink(name=name, root=settings.root, fsync=settings.fsync, keep_seconds=settings.keep_seconds)
         case RelaySettings():
-            return RelaySink(name=name, url=settings.url, connect_seconds=settings.connect_seconds)
+            return _relay(name, settings, stall_seconds)
         case DiscardSettings():
             return DiscardSink(name=name)
         case OwnSinkSettings():
             return _own_sink(name, settings)
+
+
+def _relay(name: str, settings: RelaySettings, stall_seconds: float) -> RelaySink:
+    """Clocks that are not set are what any sink has."""
+    options = settings.model_dump(exclude={"type", "url", "urls", *_CONNECTING, *_RULES})
+    if not settings.all_urls:
+        raise ConfigError([f"sinks.{name}.url: needed, or urls"])
+    for clock in ("write_seconds", "first_byte_seconds", "read_seconds"):
+        if options[clock] is None:
+            options[clock] = stall_seconds
+    return RelaySink(
+        name=name, urls=settings.all_urls, connecting=_connecting(name, settings), rules=_rules(settings), **options
+    )
+
+
+_CONNECTING = ("max_connections", "keepalive_seconds", "tls")
+_RULES = ("forward_cookies", "forward_authorization", "headers")
+
+
+def _connecting(name: str, settings: RelaySettings) -> Connecting:
+    tls, context = settings.tls, None
+    if tls is not None:
+        try:
+            context = tls_context(ca=tls.ca, cert=tls.cert, key=tls.key, verify=tls.verify)
+        except TlsFileError as error:
+            raise ConfigError([f"sinks.{name}.tls.{error.key}: {error}"]) from error
+    return Connecting(
+        max_connections=settings.max_connections,
+        keepalive_seconds=settings.keepalive_seconds,
+        tls=context,
+        server_name=tls.server_name if tls else None,
+    )
+
+
+def _rules(settings: RelaySettings) -> HeaderRules:
+    return HeaderRules(
+        forward_cookies=settings.forward_cookies,
+        forward_authorization=settings.forward_authorization,
+        headers=list(settings.headers.items()),
+    )
 
 
 def _flow(name: str, settings: FlowSettings) -> Flow:

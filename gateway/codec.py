@@ -36,14 +36,29 @@ from __future__ import annotations
 
 import secrets
 import sys
+from collections.abc import Sequence
 from enum import Enum, auto
 from typing import NamedTuple
 
 from gateway.errors import GatewayError, Malformed, TooLarge, TooManyParts, Truncated
-from gateway.headers import USUAL_HEAD, form_fields, only, parse_header_block, render_head
+from gateway.headers import (
+    USUAL_HEAD,
+    filename_of,
+    form_fields,
+    media_type,
+    only,
+    other_parameters,
+    parse_header_block,
+    render_head,
+    render_headers,
+    render_parameter,
+)
 from gateway.model import Part
 
-__all__ = ["Decoder", "Encoder", "Event", "Kind"]
+__all__ = ["MIXED_TYPES", "Decoder", "Encoder", "Event", "Kind"]
+
+MIXED_TYPES = frozenset([b"multipart/mixed", b"multipart/related"])
+"""What is relayed part by part beside forms: all headers of a part belong to it, and it has no name."""
 
 _CR, _LF, _SPACE, _TAB = b"\r\n \t"
 _new_tuple = tuple.__new__  # what a NamedTuple's own constructor comes down to, at a third of its price
@@ -243,7 +258,12 @@ class Decoder:
             except Malformed as error:
                 raise Malformed(error.detail, part=index) from None
             return Part(index, name, filename, content_type, headers, filename is not None)
-        return Part(index, b"", None, only(headers, b"content-type"), headers, True)
+        try:
+            disposition, content_type = only(headers, b"content-disposition"), only(headers, b"content-type")
+            filename = None if disposition is None else filename_of(disposition)
+        except Malformed as error:
+            raise Malformed(error.detail, part=index) from None
+        return Part(index, b"", filename, content_type, headers, True)
 
     def _receive_data(
         self, buffer: bytes, start: int, part: Part | None, raw: bytes, events: list[Event]
@@ -330,9 +350,30 @@ class Encoder:
     receivers insist on.
     """
 
-    def __init__(self, boundary: bytes | None = None) -> None:
+    def __init__(
+        self,
+        boundary: bytes | None = None,
+        *,
+        subtype: bytes = b"form-data",
+        parameters: Sequence[tuple[bytes, bytes]] = (),
+    ) -> None:
         self.boundary = secrets.token_hex(16).encode() if boundary is None else boundary
         self._separator = b"--" + self.boundary + b"\r\n"
+        self._subtype = subtype
+        self._parameters = parameters
+
+    @classmethod
+    def like(cls, content_type: bytes) -> Encoder:
+        """For a body of the same subtype: multipart/mixed or /related with its parameters, else a form."""
+        kind = media_type(content_type)
+        if kind not in MIXED_TYPES:
+            return cls()
+        return cls(subtype=kind.partition(b"/")[2], parameters=other_parameters(content_type))
+
+    @property
+    def content_type(self) -> str:
+        parameters = [render_parameter(name, value) for name, value in self._parameters]
+        return b"".join([b"multipart/", self._subtype, *parameters, b"; boundary=", self.boundary]).decode()
 
     def begin(self, head: bytes) -> bytes:
         """The delimiter and header block that begin a part; `head` ends in its blank line."""
@@ -343,6 +384,10 @@ class Encoder:
         """The same for a part of a form. A file without a name of its own is called `file`."""
         filename = b"file" if part.is_file and part.raw_filename is None else part.raw_filename
         return self.begin(render_head(part.raw_name, filename, part.content_type))
+
+    def begin_part(self, part: Part) -> bytes:
+        """The same for a part of whatever this body is."""
+        return self.begin_form_part(part) if self._subtype == b"form-data" else self.begin(render_headers(part))
 
     def close(self) -> bytes:
         """The closing delimiter."""

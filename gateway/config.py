@@ -23,11 +23,13 @@ from gateway.settings import (
     BUILT_IN_SINKS,
     DOTTED_PATH,
     RESERVED_PATHS,
+    RelaySettings,
     Settings,
     sink_tag,
     with_defaults,
 )
 from gateway.sinks.disk import BATCH_BYTES
+from gateway.sinks.spool import BATCH_BYTES as SPOOL_BATCH_BYTES
 
 _LAG = BestEffort()
 
@@ -117,6 +119,9 @@ def _contradictions(document: Mapping[str, Any]) -> list[str]:
     for name, flow in flows.items():
         if isinstance(flow, Mapping) and flow.get("use") is None and name not in BUILT_IN_FLOWS:
             problems.append(f"flows.{name}.use: needed, since {name} is not one of {', '.join(BUILT_IN_FLOWS)}")
+    for name, sink in sinks.items():
+        if sink_tag(sink) == "relay" and isinstance(sink, Mapping):
+            problems += _relay_contradictions(f"sinks.{name}", sink)
     routes = [route if isinstance(route, Mapping) else {} for route in routes]
     paths = [route.get("path") for route in routes]
     for number, route in enumerate(routes):
@@ -144,8 +149,13 @@ def _contradictions(document: Mapping[str, Any]) -> list[str]:
             problems.append(
                 f"{where}: its disk sinks have different keep_seconds, so that an upload would expire in part"
             )
+        problems += _length_contradictions(where, rules, sinks)
         if route.get("kind") == "relay" and not any(sink_tag(sinks.get(name)) == "relay" for name in named):
             problems.append(f"{where}.kind: a route of kind relay needs a sink of type relay")
+        if route.get("kind") == "opaque" and not _is_one_way(rules, sinks):
+            problems.append(
+                f"{where}.kind: a route of kind opaque has one rule without match or flows, to one required relay"
+            )
         problems += _fan_out_contradictions(where, route, uses, sinks)
     return problems
 
@@ -185,7 +195,7 @@ def _fan_out_contradictions(
     elif kind == "relay" and relays and relays[0] not in required:
         problems.append(f"{where}: {relays[0]} answers the client, being its first relay, so it has to be required")
     if route.get("keep") == "each":
-        if kind == "relay" or answer is not None:
+        if kind in ("relay", "opaque") or answer is not None:
             problems.append(f'{where}.keep: "each" is told in a manifest, and this route answers what a relay answers')
         problems += [
             f'{where}.keep: "each" needs sinks that can drop one part, and {name} is a relay without per = "part"'
@@ -193,6 +203,66 @@ def _fan_out_contradictions(
             if not isinstance(sinks[name], Mapping) or sinks[name].get("per") != "part"
         ]
     return problems
+
+
+def _relay_contradictions(where: str, sink: Mapping[str, Any]) -> list[str]:
+    problems: list[str] = []
+    if sink.get("url") is None and not sink.get("urls"):
+        problems.append(f"{where}.url: needed, or urls")
+    if sink.get("url") is not None and sink.get("urls"):
+        problems.append(f"{where}.urls: there is a url, too; one of them says where to send")
+    lengths = _lengths(sink)
+    for place, way in enumerate(lengths):
+        before = lengths[:place]
+        if always := next((one for one in before if one in ("chunked", "spool")), None):
+            problems.append(f"{where}.length: {way} comes after {always}, which takes every body")
+        elif way in before:
+            problems.append(f"{where}.length: {way} is given twice")
+        elif {way, *before} >= {"passthrough", "known"}:
+            problems.append(f"{where}.length: passthrough and known exclude each other")
+    return problems
+
+
+def _length_contradictions(where: str, rules: Any, sinks: Mapping[str, Any]) -> list[str]:
+    """What the ways of relays to tell lengths ask of the routes that name them."""
+    problems: list[str] = []
+    rules = [rule if isinstance(rule, Mapping) else {} for rule in (rules if isinstance(rules, list | tuple) else ())]
+    for place, rule in enumerate(rules):
+        uses = _uses(rule)
+        for use in uses:
+            name = use["sink"]
+            lengths = _lengths(sinks.get(name))
+            match = rule.get("match") or {}
+            matches_all = isinstance(match, Mapping) and all(glob is None for glob in match.values())
+            required = use.get("mode", "required") == "required"
+            alone = len(rules) == 1 and len(uses) == 1 and matches_all and required and not rule.get("flows")
+            if "passthrough" in lengths and not alone:
+                problems.append(
+                    f"{where}.parts.{place}.sinks: {name} passes the bytes of the wire through (sinks.{name}.length), "
+                    "so a route gives it everything: one rule, an empty match, no flows, and this sink alone, required"
+                )
+            if "known" in lengths and rule.get("flows"):
+                problems.append(
+                    f"{where}.parts.{place}.flows: {name} tells lengths before flows have changed them "
+                    f"(sinks.{name}.length)"
+                )
+    return problems
+
+
+def _lengths(sink: Any) -> tuple[Any, ...]:
+    length = sink.get("length", "chunked") if isinstance(sink, Mapping) and sink_tag(sink) == "relay" else ()
+    return (length,) if isinstance(length, str) else tuple(length) if isinstance(length, list | tuple) else ()
+
+
+def _is_one_way(rules: Any, sinks: Mapping[str, Any]) -> bool:
+    """Whether these are the rules of a route that passes bodies on as they are."""
+    if not isinstance(rules, list | tuple) or len(rules) != 1 or not isinstance(rules[0], Mapping):
+        return False
+    uses, match = _uses(rules[0]), rules[0].get("match") or {}
+    if rules[0].get("flows") or (isinstance(match, Mapping) and any(glob is not None for glob in match.values())):
+        return False
+    required = [use for use in uses if use.get("mode", "required") == "required"]
+    return len(uses) == len(required) == 1 and sink_tag(sinks.get(uses[0]["sink"])) == "relay"
 
 
 def _keep_seconds(sink: Any) -> Any:
@@ -220,6 +290,10 @@ def memory_bound_bytes(settings: Settings) -> tuple[int, dict[str, int]]:
         "flows": flowing * limits.parallel_parts * (window + 6 * FLOW_BATCH_BYTES),
         "batches being written to disk": disks * limits.parallel_parts * 2 * (BATCH_BYTES + received),
         "buffers towards destinations": relays * 2 * received,
+        "prefixes kept for another destination": max(
+            (sum(_kept_bytes(settings.sinks[name]) for name in route.sinks) for route in routes), default=0
+        ),
+        "batches being spooled": relays * (SPOOL_BATCH_BYTES + received),
         "batches being hashed": 2 * ((1 << 20) + received),
         "field values": 2 * limits.max_fields_bytes,
         "headers of a part": 2 * limits.max_header_bytes,
@@ -227,6 +301,10 @@ def memory_bound_bytes(settings: Settings) -> tuple[int, dict[str, int]]:
     if lag:
         bounds["waiting for best-effort sinks"] = lag
     return sum(bounds.values()), bounds
+
+
+def _kept_bytes(sink: object) -> int:
+    return sink.replay_bytes if isinstance(sink, RelaySettings) else 0
 
 
 def unlimited_keys(settings: Settings) -> list[str]:

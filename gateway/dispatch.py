@@ -46,9 +46,9 @@ from gateway.model import Limits, Manifest, Receipt, Upload
 from gateway.pump import AnyLane, Pump
 from gateway.responses import manifest_json
 from gateway.routes import Route
-from gateway.sinks import Answered, Delivery, Sink, refused
+from gateway.sinks import Admitting, Answered, Delivery, Sink, offers, refused
 
-__all__ = ["Outcome", "dispatch"]
+__all__ = ["Outcome", "dispatch", "refuse_on_headers", "takes_wire"]
 
 log = logging.getLogger("gateway.dispatch")
 
@@ -62,6 +62,8 @@ class Outcome:
     """The manifest as it was stored; None where the route has no disk sink."""
     answer: ClientResponse | None = None
     """The response of the destination that answers the client, to be streamed before the stack is left."""
+    read_seconds: float | None = None
+    """How long its bytes may be waited for; None is as long as a sink may stall."""
     sink_bytes: dict[str, int] = field(default_factory=dict)
 
     @property
@@ -97,6 +99,7 @@ async def dispatch(
     ways: dict[str, AnyLane] = {lane.name: lane for lane in lanes} | {spare.name: spare for spare in spares}
     place = {name: number for number, name in enumerate(route.sinks)}
     answer: ClientResponse | None = None
+    read_seconds: float | None = None
     try:
         async with asyncio.TaskGroup() as outer:
             watching = [outer.create_task(lane.watch()) for lane in lanes if lane.is_watched]
@@ -124,17 +127,32 @@ async def dispatch(
             raise _incomplete(error, kept.receipts) from error
         if not isinstance(error, Answered):
             raise error from None
-        if route.answer not in (None, error.sink) or (route.kind != "relay" and route.answer is None):
+        if route.answer not in (None, error.sink) or not route.passes_answers:
             raise refused(error) from None
         answer = error.response
+        read_seconds = next((lane.read_seconds for lane in lanes if lane.name == error.sink), None)
     else:
-        if route.kind == "relay" or route.answer is not None:
-            answers = (lane.answer() for lane in lanes if route.answer in (None, lane.name))
-            answer = next(filter(None, answers), None)
+        if route.passes_answers:
+            for lane in lanes:
+                if answer is None and route.answer in (None, lane.name):
+                    answer, read_seconds = lane.answer(), lane.read_seconds
     finally:
         if dropped is not None:
             dropped.update({spare.name: spare.dropped for spare in spares if spare.dropped is not None})
-    return Outcome(manifest, kept.manifest, answer, {name: lane.progress.total for name, lane in ways.items()})
+    sink_bytes = {name: lane.progress.total for name, lane in ways.items()}
+    return Outcome(manifest, kept.manifest, answer, read_seconds, sink_bytes)
+
+
+def refuse_on_headers(upload: Upload, route: Route, sinks: Mapping[str, Sink]) -> None:
+    """Raise what a sink of the route refuses this upload with before its body is asked for."""
+    for name in route.sinks:
+        if offers(sink := sinks[name], Admitting) and name not in route.best_effort:
+            sink.admit(upload)
+
+
+def takes_wire(route: Route, sinks: Mapping[str, Sink]) -> bool:
+    """Whether the route's sink gets the bytes as they came, so that they have to be kept."""
+    return route.kind == "opaque" or any(getattr(sinks[name], "takes_wire", False) for name in route.sinks)
 
 
 @dataclass(slots=True)
@@ -263,8 +281,11 @@ def _watch_for_stalls(lanes: Sequence[Lane], pump: Pump, limit: float, tasks: as
 
 def _stalled(who: Lane | FlowChain, limit: float) -> GatewayError:
     if isinstance(who, Lane):
-        what = "did not confirm the whole upload" if who.committing else "took nothing"
-        return SinkTimeout(f"sink {who.name} {what} for {limit:g} seconds", sink=who.name, limit=limit)
+        what, clock = (
+            ("did not confirm the whole upload", "first_byte") if who.committing else ("took nothing", "write")
+        )
+        of_relays = {"clock": clock} if who.is_relay else {}
+        return SinkTimeout(f"sink {who.name} {what} for {limit:g} seconds", sink=who.name, limit=limit, **of_relays)
     name, part = who.running, who.file.index
     return FlowStalled(f"flow {name} took nothing for {limit:g} seconds", flow=name, part=part, limit=limit)
 

@@ -33,9 +33,9 @@ from yarl import URL
 
 from gateway import __version__
 from gateway.errors import ClientGone, Forbidden, GatewayError, SinkRefused, SinkTimeout, SinkUnavailable
+from gateway.forwarding import end_to_end
 from gateway.guard import AddressGuard, UrlRules, redirect_target, target_of
 from gateway.responses import reset
-from gateway.sinks.relay import end_to_end
 
 __all__ = ["Downloader"]
 

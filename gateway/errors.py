@@ -26,6 +26,7 @@ __all__ = [
     "GatewayError",
     "Incomplete",
     "InternalError",
+    "LengthRequired",
     "Malformed",
     "MethodNotAllowed",
     "NoRoute",
@@ -87,6 +88,10 @@ class MethodNotAllowed(Refused):
 
 class Conflict(Refused):
     status, title = 409, "It is in use"
+
+
+class LengthRequired(Refused):
+    status, title = 411, "The body has to declare its length"
 
 
 class PreconditionFailed(Refused):

@@ -19,10 +19,20 @@ from aiohttp.typedefs import Handler
 from gateway.admission import Gate, accept_body, check_headers
 from gateway.codec import Event
 from gateway.digests import declared_digests
-from gateway.dispatch import Outcome, dispatch
+from gateway.dispatch import Outcome, dispatch, refuse_on_headers, takes_wire
 from gateway.download import Downloader
-from gateway.errors import ClientGone, Draining, GatewayError, InternalError, Malformed, MethodNotAllowed, NotFound
+from gateway.errors import (
+    ClientGone,
+    Draining,
+    GatewayError,
+    InternalError,
+    Malformed,
+    MethodNotAllowed,
+    NotFound,
+    SinkFault,
+)
 from gateway.flows import Flow
+from gateway.forwarding import REQUEST_ID, TrustedNetworks, believed, proxy_status, request_id
 from gateway.headers import filename_of, reject_controls
 from gateway.intake import Intake
 from gateway.metrics import Metrics
@@ -32,10 +42,10 @@ from gateway.responses import converted, created, delivered, passed_through, pro
 from gateway.routes import Route
 from gateway.sinks import Sink
 from gateway.sinks.disk import DiskSink
-from gateway.sinks.relay import to_destination
+from gateway.sinks.relay import RelaySink
 from gateway.stored import DISKS, delete_upload, get_archive, get_file, get_upload
 
-__all__ = ["HOUSE", "House", "add_routes", "problems"]
+__all__ = ["HOUSE", "House", "add_request_id", "add_routes", "problems"]
 
 log = logging.getLogger("gateway.uploads")
 
@@ -57,6 +67,8 @@ class House:
     """For hashing."""
     downloader: Downloader
     metrics: Metrics
+    trusted: TrustedNetworks = field(default_factory=TrustedNetworks)
+    """Who may say where a request came from."""
     requests: set[asyncio.Task[object]] = field(default_factory=set)
     """What is in progress, for the drain."""
 
@@ -67,6 +79,7 @@ class House:
 
 HOUSE: web.AppKey[House] = web.AppKey("house", House)
 UPLOAD_ID = web.RequestKey("upload_id", str)
+SENT_REQUEST_ID = web.RequestKey("request_id", str)
 BODY_READ = web.RequestKey("body_read", bool)
 
 
@@ -74,7 +87,7 @@ BODY_READ = web.RequestKey("body_read", bool)
 
 
 class UploadHandler:
-    """POST and PUT on one route, whatever its kind."""
+    """POST, PUT and PATCH on one route, whatever its kind."""
 
     def __init__(self, route: Route) -> None:
         self._route = route
@@ -88,24 +101,24 @@ class UploadHandler:
     async def _upload(self, request: web.Request, *, raw: bool) -> web.StreamResponse:
         house, route = request.app[HOUSE], self._route
         upload_id = request[UPLOAD_ID] = new_ulid()
+        identity = request[SENT_REQUEST_ID] = request_id(request.headers.items(), upload_id)
         request[BODY_READ] = False
         try:
-            multipart = check_headers(request, house.limits, raw=raw)
+            mixed, opaque = route.kind == "relay", route.kind == "opaque"
+            multipart = check_headers(request, house.limits, raw=raw, mixed=mixed, encoded=opaque)
             slot = house.gate.slot()
         except GatewayError as error:
             house.metrics.upload_refused(route=route.path, outcome=error.slug())
-            _log_upload(upload_id, route.path, error.slug(), error=error)
+            _log_upload(upload_id, identity, route.path, error.slug(), error=error)
             raise
-        upload = Upload(
-            upload_id,
-            route.path,
-            route.kind,
-            query=request.raw_path.partition("?")[2],
-            headers=to_destination(request.headers.items()),
-        )
+        upload = self._described(request, house, multipart=multipart)
         with slot, Intake(request, house.limits) as intake, _Record(house, upload, intake) as record:
             try:
-                events = self._events(request, intake, house.limits, multipart=multipart)
+                keep_raw = takes_wire(route, house.sinks)
+                events = self._events(
+                    request, intake, house.limits, multipart=multipart, keep_raw=keep_raw, opaque=opaque
+                )
+                refuse_on_headers(upload, route, house.sinks)
                 await accept_body(request)
                 async with AsyncExitStack() as stack:
                     outcome = record.outcome = await dispatch(
@@ -128,8 +141,31 @@ class UploadHandler:
             finally:
                 request[BODY_READ] = intake.ended
 
+    def _described(self, request: web.Request, house: House, *, multipart: bool) -> Upload:
+        peer, length = request.remote or "", request.content_length
+        if length is None and hdrs.TRANSFER_ENCODING not in request.headers:
+            length = 0  # RFC 9112 6.3
+        return Upload(
+            request[UPLOAD_ID],
+            self._route.path,
+            self._route.kind,
+            request.method,
+            query=request.raw_path.partition("?")[2],
+            headers=believed(request.headers.items(), trusted=peer in house.trusted),
+            content_type=request.headers.get(hdrs.CONTENT_TYPE, ""),
+            content_length=length,
+            multipart=multipart,
+            request_id=request[SENT_REQUEST_ID],
+            peer=peer,
+            scheme=request.scheme,
+            host=request.headers.get(hdrs.HOST, ""),
+            protocol=f"{request.version.major}.{request.version.minor}",
+        )
+
     @staticmethod
-    def _events(request: web.Request, intake: Intake, limits: Limits, *, multipart: bool) -> AsyncIterator[list[Event]]:
+    def _events(
+        request: web.Request, intake: Intake, limits: Limits, *, multipart: bool, keep_raw: bool, opaque: bool
+    ) -> AsyncIterator[list[Event]]:
         if multipart:
             return StreamingMultipartReader(
                 request.headers,
@@ -137,15 +173,19 @@ class UploadHandler:
                 max_parts=limits.max_parts,
                 max_headers=limits.max_headers,
                 max_header_bytes=limits.max_header_bytes,
+                keep_raw=keep_raw,
             ).events()
         content_type = request.headers.get(hdrs.CONTENT_TYPE)
         headers = [(name.lower(), value) for name, value in request.raw_headers]
+        if opaque:  # with Content-Range or PATCH that is not about these bytes
+            headers = [(name, value) for name, value in headers if name != b"repr-digest"]
         declared_digests(headers)  # one that cannot be read is refused before the body is asked for
         return raw_body_events(
             intake,
-            filename=_raw_filename(request),
+            filename=None if opaque else _raw_filename(request),
             content_type=content_type.encode("utf-8", "surrogateescape") if content_type else None,
             headers=headers,
+            keep_raw=keep_raw,
         )
 
     @staticmethod
@@ -155,7 +195,7 @@ class UploadHandler:
         return await passed_through(
             request,
             answer,
-            stall_seconds=limits.stall_seconds,
+            stall_seconds=limits.stall_seconds if outcome.read_seconds is None else outcome.read_seconds,
             idle_seconds=limits.idle_seconds,
             close=close,
             location=outcome.location,
@@ -222,6 +262,7 @@ class _Record:
         )
         _log_upload(
             self._upload.id,
+            self._upload.request_id,
             self._upload.route,
             outcome,
             error=error,
@@ -232,15 +273,19 @@ class _Record:
         )
 
 
-def _log_upload(upload_id: str, route: str, outcome: str, *, error: BaseException | None, **more: object) -> None:
+def _log_upload(
+    upload_id: str, request_id: str, route: str, outcome: str, *, error: BaseException | None, **more: object
+) -> None:
     """The one line that each upload gets, refused ones among them."""
     ours = error if isinstance(error, GatewayError) else None
     extra = {
         "upload": upload_id,
+        "request_id": request_id,
         "route": route,
         "outcome": outcome,
         "detail": ours.detail if ours else None,
         "sink": ours.members.get("sink") if ours else None,
+        **{name: ours.members[name] for name in ("sent_bytes", "replay_bytes") if ours and name in ours.members},
         **more,
     }
     log.info("upload %s", outcome, extra=extra)
@@ -311,11 +356,13 @@ def add_routes(app: web.Application) -> None:
     app[DISKS] = house.disks
     for route in house.routes:
         uploads = UploadHandler(route)
-        if route.kind != "relay":
-            _add(app, route.path, POST=uploads.post, PUT=uploads.put)
-            _add(app, route.path + "/{filename:[^/]*}", PUT=uploads.put)
+        if route.kind == "opaque":
+            _add(app, route.path, identified=True, POST=uploads.put, PUT=uploads.put, PATCH=uploads.put)
+        elif route.kind != "relay":
+            _add(app, route.path, identified=True, POST=uploads.post, PUT=uploads.put)
+            _add(app, route.path + "/{filename:[^/]*}", identified=True, PUT=uploads.put)
         else:
-            _add(app, route.path, POST=uploads.post)
+            _add(app, route.path, identified=True, POST=uploads.post)
     _add(app, "/uploads/{id}", GET=get_upload, DELETE=delete_upload)
     _add(app, "/uploads/{id}/archive.zip", GET=get_archive)
     _add(app, "/files/{id}/{index}/{filename}", GET=get_file)
@@ -326,8 +373,11 @@ def add_routes(app: web.Application) -> None:
     app.router.add_resource("/{anything:(?s:.*)}").add_route("*", _not_found, expect_handler=_expect)
 
 
-def _add(app: web.Application, path: str, **handlers: Handler) -> None:
-    """A resource. Our own 404 and 405, because aiohttp's come after it has told the client to go on."""
+def _add(app: web.Application, path: str, *, identified: bool = False, **handlers: Handler) -> None:
+    """A resource. Our own 404 and 405, because aiohttp's come after it has told the client to go on.
+
+    `identified`: its requests have an identity, those that nobody takes among them.
+    """
     if "GET" in handlers:
         handlers["HEAD"] = handlers["GET"]
     resource = app.router.add_resource(path)
@@ -336,6 +386,8 @@ def _add(app: web.Application, path: str, **handlers: Handler) -> None:
     allow = ", ".join(sorted(handlers))
 
     async def not_allowed(request: web.Request) -> web.StreamResponse:
+        if identified:
+            request[SENT_REQUEST_ID] = request_id(request.headers.items(), new_ulid())
         response = _problem(request, MethodNotAllowed(f"{request.method} is not one of {allow}"))
         response.headers[hdrs.ALLOW] = allow
         return response
@@ -382,6 +434,17 @@ async def problems(request: web.Request, handler: Handler) -> web.StreamResponse
 
 def _problem(request: web.Request, error: GatewayError) -> web.Response:
     upload_id = request.get(UPLOAD_ID)
-    instance = f"/uploads/{upload_id}" if upload_id else None
-    # Even a body that was small enough to have arrived whole was not read: who is refused must not go on.
-    return problem(error, instance=instance, close=request.can_read_body and not request.get(BODY_READ, False))
+    sink = request.app[HOUSE].sinks.get(str(error.members.get("sink")))
+    return problem(
+        error,
+        instance=f"/uploads/{upload_id}" if upload_id else None,
+        # Even a body that was small enough to have arrived whole was not read: who is refused must not go on.
+        close=request.can_read_body and not request.get(BODY_READ, False),
+        proxy_status=proxy_status(error) if isinstance(error, SinkFault) and isinstance(sink, RelaySink) else None,
+    )
+
+
+async def add_request_id(request: web.Request, response: web.StreamResponse) -> None:
+    """A signal handler: whoever asked can tell which line of the log is theirs. It replaces a destination's own."""
+    if identity := request.get(SENT_REQUEST_ID):
+        response.headers[REQUEST_ID] = identity

@@ -32,6 +32,7 @@ from urllib.parse import quote as urlquote
 from urllib.parse import unquote_to_bytes
 
 from gateway.errors import Malformed, TooLarge
+from gateway.model import Part
 
 __all__ = [
     "USUAL_HEAD",
@@ -41,10 +42,13 @@ __all__ = [
     "has_controls",
     "media_type",
     "only",
+    "other_parameters",
     "parse_header_block",
     "quote",
     "reject_controls",
     "render_head",
+    "render_headers",
+    "render_parameter",
     "safe_name",
     "safe_segment",
 ]
@@ -248,6 +252,62 @@ def boundary_of(content_type: bytes) -> bytes:
     if not re.fullmatch(rb"[\x20-\x7e]{0,69}[\x21-\x7e]", boundary):
         raise Malformed("the boundary is not 1 to 70 printable ASCII characters")
     return boundary
+
+
+_QUOTED_PARAMETER = re.compile(
+    rb";[ \t]*(?:(" + _TOKEN + rb")[ \t]*=[ \t]*(?:\"((?:[^\"\\]|\\.)*)\"|([^;\"\s]*)))?[ \t]*"
+)
+
+
+def other_parameters(content_type: bytes) -> list[tuple[bytes, bytes]]:
+    """All parameters of a multipart type but its boundary, in order: `type`, `start`, `start-info` (RFC 2387 3).
+
+    Only RFC quoting is undone: a `start` has to go on meaning the same Content-ID. Raises Malformed.
+    """
+    match = _MEDIA_TYPE.match(content_type)
+    assert match is not None  # both ends of the pattern may be empty
+    found: list[tuple[bytes, bytes]] = []
+    position = match.end()
+    while position < len(content_type):
+        parameter = _QUOTED_PARAMETER.match(content_type, position)
+        if parameter is None:
+            raise Malformed("the parameters of the Content-Type are malformed")
+        position = parameter.end()
+        name, quoted, plain = parameter.groups()
+        if name is not None and name.lower() != b"boundary":
+            value = plain if quoted is None else re.sub(rb"\\(.)", rb"\1", quoted)
+            if not re.fullmatch(rb"[\x20-\x7e]*", value):
+                raise Malformed("a parameter of the Content-Type is not printable ASCII")
+            found.append((name.lower(), value))
+    return found
+
+
+def render_parameter(name: bytes, value: bytes) -> bytes:
+    """`; name=value`, as a quoted-string where it is no token (RFC 2045 5.1)."""
+    if not re.fullmatch(_TOKEN, value):
+        value = b'"' + value.replace(b"\\", b"\\\\").replace(b'"', b'\\"') + b'"'
+    return b"; " + name + b"=" + value
+
+
+def render_headers(part: Part) -> bytes:
+    """The header block of a part that is none of a form: its headers as they came, in order, blank line included.
+
+    What flows made of its type and file name goes in their places.
+    """
+    head, names = b"", {name for name, _ in part.headers}
+    headers = list(part.headers)
+    if part.raw_filename is not None and b"content-disposition" not in names:
+        headers.append((b"content-disposition", b"attachment"))
+    if part.content_type is not None and b"content-type" not in names:
+        headers.append((b"content-type", part.content_type))
+    for name, value in headers:
+        if name == b"content-type" and part.content_type is not None:
+            value = part.content_type
+        elif name == b"content-disposition" and filename_of(value) != part.raw_filename:
+            kind = _parameters(value)[0]
+            value = kind + (b'; filename="' + quote(part.raw_filename) + b'"' if part.raw_filename is not None else b"")
+        head += name.title() + b": " + value + b"\r\n"
+    return head + b"\r\n"
 
 
 def quote(value: bytes) -> bytes:

@@ -21,7 +21,19 @@ from aiohttp import ClientResponse
 from gateway.errors import GatewayError, SinkUnavailable
 from gateway.model import Part, Receipt
 from gateway.pipe import Pipe, Progress, Window
-from gateway.sinks import Answered, Answering, Bulk, Delivery, Dropping, Keeper, Watched, offers, sink_fault
+from gateway.sinks import (
+    Answered,
+    Answering,
+    Bulk,
+    Delivery,
+    Dropping,
+    Keeper,
+    TimeKeeping,
+    Watched,
+    Wired,
+    offers,
+    sink_fault,
+)
 
 __all__ = ["BULK_BYTES", "Lane", "Slots", "completed", "first_error", "translated"]
 
@@ -103,6 +115,8 @@ class Lane:
         self._delivering = 0
         self._taken: asyncio.Future[None] | None = None
         self._turn: asyncio.Future[None] | None = None
+        if offers(delivery, TimeKeeping):
+            delivery.keep_time(self.progress)
 
     @property
     def is_relay(self) -> bool:
@@ -115,6 +129,11 @@ class Lane:
     @property
     def is_watched(self) -> bool:
         return offers(self._delivery, Watched)
+
+    @property
+    def is_wired(self) -> bool:
+        """Whether it is to get the bytes of the wire, in place of parts."""
+        return offers(self._delivery, Wired) and self._delivery.takes_wire()
 
     # -- turns
 
@@ -240,6 +259,28 @@ class Lane:
         finally:
             self.progress.end_finishing()
 
+    # -- the wire, in place of parts
+
+    def open_wire(self, tasks: asyncio.TaskGroup) -> Pipe:
+        """A pipe for the body as it came."""
+        self.given = True
+        pipe = Pipe(Window(self._window_bytes, self.progress))
+        tasks.create_task(self._accept_wire(pipe))
+        return pipe
+
+    async def _accept_wire(self, pipe: Pipe) -> None:
+        assert offers(self._delivery, Wired)
+        try:
+            with translated(self.name):
+                await self._delivery.accept_wire(pipe)
+        finally:
+            pipe.close()
+
+    def hold_wire(self, tail: bytes) -> None:
+        """What is left of the body, for the commit."""
+        assert offers(self._delivery, Wired)
+        self._delivery.hold_wire(self.files, tail)
+
     # -- the upload as a whole
 
     async def watch(self) -> None:
@@ -277,6 +318,12 @@ class Lane:
     def answer(self) -> ClientResponse | None:
         """The response of a destination, after its commit."""
         return self._delivery.answer() if offers(self._delivery, Answering) else None
+
+    @property
+    def read_seconds(self) -> float | None:
+        """How long the bytes of that response may be waited for; None is as long as any sink."""
+        seconds: float | None = getattr(self._delivery, "read_seconds", None)
+        return seconds
 
     def _complete(self, receipts: Sequence[Receipt]) -> list[Receipt]:
         files = [index for index in self.files if index not in self.forgotten] if self.forgotten else self.files

@@ -125,11 +125,29 @@ class Upload:
     route: str
     """The path of the route that took it."""
     kind: str = "upload"
-    """The kind of that route: `upload`, `relay` or `convert`."""
+    """The kind of that route: `upload`, `relay`, `convert` or `opaque`."""
+    method: str = "POST"
     query: str = ""
     """The client's query string, as it came."""
     headers: Sequence[tuple[str, str]] = ()
-    """The client's end-to-end headers that may go to a destination."""
+    """All end-to-end headers of the client, credentials among them: each relay selects. What it says about where it
+    comes from (Forwarded, X-Forwarded-*) is here only if it is believed.
+    """
+    content_type: str = ""
+    """Of the body as it came in, as its other two framing headers here are."""
+    content_length: int | None = None
+    """None where it is chunked; 0 where there is no body."""
+    multipart: bool = True
+    """Whether the body is read as multipart; else it is one file."""
+    request_id: str = ""
+    """The client's X-Request-ID, or `id`."""
+    peer: str = ""
+    """The address of who connected; empty where there is none."""
+    scheme: str = "http"
+    host: str = ""
+    """The client's Host."""
+    protocol: str = "1.1"
+    """The version of HTTP that the client spoke."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -26,12 +26,17 @@ __all__ = ["AnyLane", "Pump"]
 
 AnyLane = Lane | BestEffortLane
 
+_OF_THE_BYTES = frozenset([b"content-length", b"content-md5", b"content-digest", b"repr-digest", b"digest"])
+"""Headers of a part that are no longer true when a flow has changed it."""
+
 
 _HOLD_SECONDS = 0.05
 """How long the beginning of a file may wait for the rest of it, to go the short way: not for a slow client."""
 
 _Plan = tuple[Sequence[AnyLane], Sequence[Flow], bool]
 """Where the files of a rule go, through what, and whether all of that can take small ones the short way."""
+
+_NOWHERE: _Plan = ((), (), False)
 
 
 class Pump:
@@ -53,8 +58,10 @@ class Pump:
         self.flowing: dict[FlowChain, Progress] = {}
         self._route = route
         self._lanes = lanes
-        self._relays = [lane for lane in lanes.values() if lane.is_relay]
-        self._plans = {id(rule): _plan(rule, lanes, flows) for rule in route.rules}
+        self._wired = next((lane for lane in lanes.values() if isinstance(lane, Lane) and lane.is_wired), None)
+        """Gets the bytes as they came: the parts are looked at, counted and checked, and go nowhere."""
+        self._relays = [lane for lane in lanes.values() if lane.is_relay and self._wired is None]
+        self._plans = {id(rule): _plan(rule, lanes, flows) if self._wired is None else _NOWHERE for rule in route.rules}
         first = route.rules[0] if route.rules else None
         self._only_plan = self._plans[id(first)] if first is not None and first.match == Match() else None
         self._limits = limits
@@ -87,6 +94,9 @@ class Pump:
 
     async def run(self, events: AsyncIterator[list[Event]]) -> None:
         """Until the end of the body. What was handed out may still be on its way when this returns."""
+        if self._wired is not None:
+            await self._run_wire(events, self._wired)
+            return
         try:
             async for batch in events:
                 self._batches += 1
@@ -104,6 +114,29 @@ class Pump:
                 self._timer.cancel()
         await self._small.finish()
         await self._hand_over_batches()
+
+    async def _run_wire(self, events: AsyncIterator[list[Event]], lane: Lane) -> None:
+        """The same for a sink that takes the wire: a buffer goes on when all that is in it was checked.
+
+        What began with the closing delimiter is kept for the commit.
+        """
+        pipe = lane.open_wire(self._tasks)
+        tail: list[bytes] = []
+        closed = False
+        async for batch in events:
+            await self._take(batch)
+            if self._small.full:
+                await self._small.submit()
+            checked: list[bytes] = []
+            for event in batch:
+                closed = closed or event.kind is Kind.CLOSE
+                (tail if closed else checked).append(event.raw)
+            if wire := b"".join(checked):
+                await pipe.send(wire)
+        await self._small.finish()
+        lane.files += [entry.part.index for entry in self.entries if _is_file(entry)]
+        lane.hold_wire(b"".join(tail))
+        pipe.finish()
 
     # -- events
 
@@ -297,6 +330,8 @@ class Pump:
 
     async def _open(self, entry: Entry, lanes: Sequence[AnyLane], flows: Sequence[Flow]) -> list[Pipe]:
         """The long way: a slot, and where to send the bytes."""
+        if not lanes:
+            return []
         await self._hand_over_batches()  # what came before must get there before
         if flows:
             await self._slots.take()
@@ -342,8 +377,8 @@ class Pump:
             stack.callback(inlet.close)
             output = await chain.start(inlet, stack)
             told = entry.output = Output(chain.file.filename, chain.file.content_type)
-            part = _told_part(entry.part, told)
             keeps_bytes = all(flow.keeps_bytes for flow in flows)
+            part = _told_part(entry.part, told, keeps_bytes=keeps_bytes)
             hashing = "sha256" in self._route.digests and not keeps_bytes
             digest = PartDigest(("sha256",), self._executor) if hashing else None
             with progress.excused():
@@ -381,8 +416,15 @@ def _plan(rule: Rule, lanes: Mapping[str, AnyLane], flows: Mapping[str, Flow]) -
     return mine, through, not through and all(lane.takes_batches for lane in mine)
 
 
-def _told_part(part: Part, told: Output) -> Part:
-    """The part as the sinks are told of it; the same one if the flows left its name and type alone."""
+def _is_file(entry: Entry) -> bool:
+    """An empty file input is none."""
+    return entry.part.is_file and (entry.size > 0 or entry.part.raw_filename != b"")
+
+
+def _told_part(part: Part, told: Output, *, keeps_bytes: bool) -> Part:
+    """The part as the sinks are told of it; the same one if the flows left it alone."""
+    if not keeps_bytes and any(name in _OF_THE_BYTES for name, _ in part.headers):
+        part = replace(part, own_headers=[header for header in part.headers if header[0] not in _OF_THE_BYTES])
     if (told.filename, told.content_type) == (part.filename, _shown(part.content_type)):
         return part
     renamed = part.raw_filename if told.filename == part.filename else _raw(told.filename)

@@ -220,9 +220,10 @@ async def raw_body_events(
     filename: bytes | None,
     content_type: bytes | None,
     headers: Sequence[tuple[bytes, bytes]] = (),
+    keep_raw: bool = False,
 ) -> AsyncIterator[list[Event]]:
     """A body that is not multipart, as the events of a form with one file part, named `file`."""
     yield [Event(Kind.BEGIN, Part(0, b"file", filename, content_type, headers, is_file=True))]
     while data := await source.readany():
-        yield [Event(Kind.DATA, None, data)]
+        yield [Event(Kind.DATA, None, data, data if keep_raw else b"")]
     yield [Event(Kind.END), Event(Kind.CLOSE)]

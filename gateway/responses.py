@@ -12,8 +12,8 @@ import struct
 from aiohttp import ClientError, ClientResponse, hdrs, web
 
 from gateway.errors import GatewayError
+from gateway.forwarding import answer_headers
 from gateway.model import Entry, Manifest, Output, Receipt, text
-from gateway.sinks.relay import end_to_end
 
 __all__ = [
     "add_nothing",
@@ -181,12 +181,16 @@ def problem_document(error: GatewayError, *, instance: str | None = None) -> dic
     return document | error.members
 
 
-def problem(error: GatewayError, *, instance: str | None = None, close: bool = False) -> web.Response:
+def problem(
+    error: GatewayError, *, instance: str | None = None, close: bool = False, proxy_status: str | None = None
+) -> web.Response:
     """An error as problem+json (RFC 9457). `close` ends the connection with it: its body was not read."""
     document = problem_document(error, instance=instance)
     response = web.Response(status=error.status, body=json.dumps(document).encode(), content_type=_PROBLEM)
     if error.retry_after_seconds is not None:
         response.headers[hdrs.RETRY_AFTER] = str(error.retry_after_seconds)
+    if proxy_status is not None:
+        response.headers["Proxy-Status"] = proxy_status
     if close:
         response.force_close()
     return response
@@ -208,7 +212,9 @@ async def passed_through(
     never a clean end. So does a client that takes nothing for `idle_seconds`.
     """
     response = web.StreamResponse(status=answer.status, reason=answer.reason)
-    for name, value in end_to_end(answer.headers.items()):
+    version = answer.version
+    protocol = "1.1" if version is None else f"{version.major}.{version.minor}"
+    for name, value in answer_headers(answer.headers.items(), status=answer.status, protocol=protocol):
         if name.lower() == "content-length":
             response.content_length = int(value)
         else:

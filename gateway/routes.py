@@ -75,15 +75,22 @@ class Route:
 
     path: str
     kind: str
-    """`upload` answers the manifest; `relay` what the destination answered; `convert` the list of results."""
+    """`upload` answers the manifest; `relay` what the destination answered; `convert` the list of results.
+    `opaque`, too, answers what the destination did: it passes bodies on as they are, of whatever type.
+    """
     rules: Sequence[Rule] = ()
     digests: tuple[str, ...] = field(default=("sha256",))
     best_effort: Mapping[str, BestEffort] = field(default_factory=dict)
     """The sinks that an upload does not depend on; all others are required."""
     answer: str | None = None
-    """The relay whose answer is the client's; None: the first one on a route of kind relay, none on others."""
+    """The relay whose answer is the client's; None: the first one on a route that passes answers on, none on others."""
     keep_each: bool = False
     """Whether a part that fails is reported, and the others are kept; else it is all or nothing."""
+
+    @property
+    def passes_answers(self) -> bool:
+        """Whether a destination's answer is the client's."""
+        return self.kind in ("relay", "opaque") or self.answer is not None
 
     def rule_for(self, part: Part) -> Rule | None:
         for rule in self.rules:

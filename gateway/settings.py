@@ -11,10 +11,22 @@ import re
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Discriminator, Field, Tag, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Discriminator,
+    Field,
+    Tag,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
 from gateway.digests import ALGORITHMS
+from gateway.forwarding import TOKEN, TrustedNetworks, check_static_header
 from gateway.guard import AddressGuard, UrlRules
 from gateway.model import Limits
 from gateway.routes import BestEffort, Match, Route, Rule
@@ -31,6 +43,7 @@ __all__ = [
     "RelaySettings",
     "Settings",
     "SinkUseSettings",
+    "TlsSettings",
     "sink_tag",
     "with_defaults",
 ]
@@ -48,6 +61,9 @@ DOTTED_PATH = r"^[A-Za-z_][\w.]*:[A-Za-z_]\w*$"
 
 Count = Annotated[int, Field(ge=0)]
 Seconds = Annotated[float, Field(ge=0)]
+Url = Annotated[str, Field(pattern=r"^https?://[^/\s?#]+[^\s#]*$")]
+LENGTHS = ("chunked", "passthrough", "spool", "known")
+FileName = Annotated[str, Field(min_length=1)]
 
 
 def _installed(event_loop: str) -> str:
@@ -58,6 +74,11 @@ def _installed(event_loop: str) -> str:
 
 class _Table(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, hide_input_in_errors=True)
+
+
+def _networks(networks: tuple[str, ...]) -> tuple[str, ...]:
+    TrustedNetworks(networks)  # its ValueError names the range
+    return networks
 
 
 class ServerSettings(_Table):
@@ -74,6 +95,8 @@ class ServerSettings(_Table):
     """What orchestrators commonly wait for, or can be told to."""
     read_buffer_bytes: Annotated[int, Field(ge=4096, le=16 << 20)] = 256 << 10
     """One receive call's worth; smaller ones cost a wake-up each."""
+    trusted_networks: Annotated[tuple[str, ...], AfterValidator(_networks)] = ()
+    """None: anybody can write into a header where they come from."""
 
 
 class LimitSettings(_Table):
@@ -100,10 +123,92 @@ class DiskSettings(_Table):
     """0: for ever. What is kept for a while only has to be asked for."""
 
 
+def _ways(length: Any) -> str | tuple[str, ...]:
+    """A way to tell a destination the length of a body, or a list of ways."""
+    ways = (length,) if isinstance(length, str) else length
+    if not isinstance(ways, list | tuple) or not ways or any(way not in LENGTHS for way in ways):
+        raise ValueError(f"not one of {', '.join(LENGTHS)}, nor a list of them")
+    return length if isinstance(length, str) else tuple(ways)
+
+
+def _all_none_or_some(value: Any) -> Any:
+    """One message for a union, which would give one for each of its arms."""
+    if isinstance(value, bool):
+        return value
+    if isinstance(value, list | tuple) and all(isinstance(one, str) and TOKEN.fullmatch(one) for one in value):
+        return tuple(value)
+    raise ValueError("neither true nor false, nor a list of names")
+
+
+Allowed = Annotated[bool | tuple[str, ...], BeforeValidator(_all_none_or_some)]
+
+
+class TlsSettings(_Table):
+    ca: FileName | None = None
+    cert: FileName | None = None
+    key: FileName | None = None
+    server_name: Annotated[str, Field(pattern=r"^[A-Za-z0-9.:_-]+$")] | None = None
+    verify: bool = True
+    """Off only for somebody who says so, and is told at each start."""
+
+    @model_validator(mode="after")
+    def _paired(self) -> TlsSettings:
+        if self.key is not None and self.cert is None:
+            raise ValueError("a key without cert")
+        return self
+
+
+def _header_names(headers: dict[str, str]) -> dict[str, str]:
+    for name, value in headers.items():
+        check_static_header(name, value)
+    if len({name.lower() for name in headers}) < len(headers):
+        raise ValueError("a name is given twice")
+    return headers
+
+
 class RelaySettings(_Table):
     type: Literal["relay"]
-    url: Annotated[str, Field(pattern=r"^https?://[^/\s?#]+[^\s#]*$")]
+    url: Url | None = None
+    urls: tuple[Url, ...] = ()
+    length: Annotated[str | tuple[str, ...], BeforeValidator(_ways)] = "chunked"
+    """Any body can be sent so, and nearly every server takes it."""
+    spool_dir: str = ""
+    replay_bytes: Count = 1 << 20
+    """What a small form has; memory per upload."""
+    failures_to_open: Count = 3
+    open_seconds: Annotated[float, Field(gt=0)] = 10
+    health_path: Annotated[str, Field(pattern=r"^(/[^\s#]*)?$")] = ""
+    health_seconds: Annotated[float, Field(gt=0)] = 10
+    expect_continue: bool = False
+    """A round trip per upload, and a second at a server that ignores it."""
+    expect_seconds: Annotated[float, Field(gt=0)] = 1
     connect_seconds: Annotated[float, Field(gt=0)] = 10
+    write_seconds: Seconds | None = None
+    first_byte_seconds: Seconds | None = None
+    read_seconds: Seconds | None = None
+    total_seconds: Seconds = 0
+    max_connections: Count = 0
+    """`max_uploads` bounds them already."""
+    keepalive_seconds: Seconds = 0
+    """A body cannot be sent twice, so a pooled connection that went stale would cost an upload."""
+    tls: TlsSettings | None = None
+    forward_cookies: Allowed = False
+    """They are credentials for the gateway's origin; so is what follows."""
+    forward_authorization: Allowed = False
+    headers: Annotated[dict[str, str], AfterValidator(_header_names), Field(repr=False)] = {}
+
+    @field_validator("tls")
+    @classmethod
+    def _over_tls(cls, tls: TlsSettings | None, info: ValidationInfo) -> TlsSettings | None:
+        if tls is not None and any(
+            url.startswith("http:") for url in [info.data.get("url") or "", *info.data.get("urls", ())]
+        ):
+            raise ValueError("a url is not https")
+        return tls
+
+    @property
+    def all_urls(self) -> tuple[str, ...]:
+        return self.urls if self.url is None else (self.url,)
 
 
 class DiscardSettings(_Table):
@@ -187,7 +292,7 @@ def _known(algorithms: tuple[str, ...]) -> tuple[str, ...]:
 
 class RouteSettings(_Table):
     path: Annotated[str, Field(pattern=r"^(/[A-Za-z0-9._~-]+)+$")]
-    kind: Literal["upload", "relay", "convert"] = "upload"
+    kind: Literal["upload", "relay", "convert", "opaque"] = "upload"
     digests: Annotated[tuple[str, ...], AfterValidator(_known)] | None = None
     answer: str | None = None
     keep: Literal["all", "each"] = "all"
@@ -207,7 +312,7 @@ class RouteSettings(_Table):
     def effective_digests(self) -> tuple[str, ...]:
         if self.digests is not None:
             return self.digests
-        return () if self.kind == "relay" else ("sha256",)
+        return () if self.kind in ("relay", "opaque") else ("sha256",)
 
 
 _DEFAULT_SINKS: dict[str, dict[str, Any]] = {
@@ -233,6 +338,8 @@ def with_defaults(document: Mapping[str, Any]) -> dict[str, Any]:
         default, given = _DEFAULT_SINKS.get(name, {}), sinks.get(name, {})
         # an override of a default sink need not repeat its type, but one of another type starts anew
         same = isinstance(given, Mapping) and given.get("type", default.get("type")) == default.get("type")
+        if same and "urls" in given:
+            default = {key: value for key, value in default.items() if key != "url"}
         merged[name] = {**default, **given} if same else given
     taken = {route.get("path") for route in routes if isinstance(route, Mapping)}
     return {

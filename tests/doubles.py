@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import asyncio
 import math
+import random
 import re
 import socket
 import struct
@@ -380,6 +381,10 @@ class Upstream:
         await asyncio.sleep(0)  # connection_lost
 
     @property
+    def whole_bodies(self) -> list[bytes]:
+        return [bytes(exchange.body) for exchange in self.exchanges if exchange.complete]
+
+    @property
     def saw_a_whole_body(self) -> bool:
         return any(exchange.complete or exchange.closing_delimiter_seen for exchange in self.exchanges)
 
@@ -508,6 +513,75 @@ class DyingUpstream(Upstream):
             exchange.reset()
 
 
+class LengthDemandingUpstream(HonestUpstream):
+    """Answers a chunked request with 411, at its head or at its end, and any other when it is whole."""
+
+    def __init__(self, refusal: int = 411, *, at_the_end: bool = False) -> None:
+        super().__init__(200, b"{}")
+        self._refusal = refusal
+        self._at_the_end = at_the_end
+
+    def received(self, exchange: Exchange) -> None:
+        if exchange.length is not None:
+            super().received(exchange)
+        elif not exchange.answered and (exchange.complete or not self._at_the_end):
+            exchange.answer(self._refusal, b'"a length, please"')
+
+
+class ContinuingUpstream(HonestUpstream):
+    """Says `100 Continue` some seconds after the head, twice if need be, and answers when it has the whole request."""
+
+    def __init__(self, *, after_seconds: float = 0, times: int = 1) -> None:
+        super().__init__(200, b"{}")
+        self._after_seconds = after_seconds
+        self._times = times
+        self.body_bytes_before: list[int] = []
+        """What had come of each body when it was told to go on."""
+
+    def received(self, exchange: Exchange) -> None:
+        if len(self.body_bytes_before) < len(self.exchanges) and ("expect", "100-continue") in exchange.headers:
+            self.body_bytes_before.append(len(exchange.body))
+            words = b"HTTP/1.1 100 Continue\r\n\r\n" * self._times
+            asyncio.get_running_loop().call_later(self._after_seconds, exchange.transport.write, words)
+        super().received(exchange)
+
+
+class MoodyUpstream(Upstream):
+    """Each connection finds it in another mood: well, dying somewhere, refusing, lying or wanting a length."""
+
+    MOODS = ("well", "well", "well", "dying", "closing", "dying at the end", "refusing", "lying", "wanting a length")
+
+    def __init__(self, chance: random.Random) -> None:
+        super().__init__()
+        self._chance = chance
+        self._moods: dict[Exchange, tuple[str, int]] = {}
+
+    def connected(self, exchange: Exchange) -> None:
+        place = self._chance.choice([0, 1, 1000, 70_000, 300_000, 900_000, 2_000_000])
+        self._moods[exchange] = (self._chance.choice(self.MOODS), place)
+
+    def refused_unread(self, exchange: Exchange) -> bool:
+        return exchange.answered and exchange.length is None and self._moods[exchange][0] == "wanting a length"
+
+    def received(self, exchange: Exchange) -> None:
+        if exchange.answered or exchange.transport.is_closing():
+            return
+        mood, place = self._moods[exchange]
+        reached = len(exchange.body) >= place
+        if ("expect", "100-continue") in exchange.headers and not exchange.body and self._chance.random() < 0.5:
+            exchange.transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+        if (mood == "dying" and reached) or (mood == "dying at the end" and exchange.complete):
+            exchange.reset()
+        elif mood == "closing" and reached:
+            exchange.transport.close()
+        elif mood == "refusing" and reached:
+            exchange.answer(413, b"{}")
+        elif mood == "wanting a length" and exchange.length is None:
+            exchange.answer(411, b"{}")
+        elif exchange.complete or (mood == "lying" and reached):
+            exchange.answer(200, b"{}")
+
+
 class HalfAnswerUpstream(Upstream):
     """Answers a whole request with these bytes, and resets the connection, or ends it as if all were well."""
 
@@ -627,3 +701,9 @@ class UnendingUpstream(Upstream):
         if due and not exchange.answered:
             exchange.answered = True
             exchange.transport.write(b"HTTP/1.1 %d Answered\r\n\r\n%b" % (self._status, self._body))
+
+
+def closed_port() -> str:
+    """The url of a destination that refuses connections."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        return f"http://127.0.0.1:{listener.getsockname()[1]}/"

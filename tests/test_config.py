@@ -15,7 +15,7 @@ from gateway.cli import main
 from gateway.config import ConfigError, load, memory_bound_bytes
 from gateway.model import Limits
 from gateway.routes import BestEffort
-from gateway.settings import LimitSettings, Settings
+from gateway.settings import LimitSettings, RelaySettings, Settings
 
 SECRET = "hunter2"
 
@@ -98,6 +98,50 @@ def _sinks(*rules: str, **members: str) -> str:
         ('[sinks.api]\nurl = "host/upload"', "sinks.api.url"),
         ("[sinks.api]\nconnect_seconds = 0", "sinks.api.connect_seconds"),
         ('[sinks.new]\ntype = "relay"', "sinks.new.url"),
+        ('[sinks.new]\ntype = "relay"\nurl = "http://a/"\nurls = ["http://b/"]', "sinks.new.urls"),
+        ('[sinks.api]\nurls = ["http://b/", "b"]', "sinks.api.urls.1"),
+        ('[sinks.api]\nlength = "guess"', "sinks.api.length"),
+        ("[sinks.api]\nlength = []", "sinks.api.length"),
+        ('[sinks.api]\nlength = ["spool", "known"]', "sinks.api.length"),
+        ('[sinks.api]\nlength = ["known", "known"]', "sinks.api.length"),
+        ('[sinks.api]\nlength = ["known", "passthrough"]', "sinks.api.length"),
+        ('[sinks.api]\nhealth_path = "healthz"', "sinks.api.health_path"),
+        (
+            '[sinks.api]\nlength = "passthrough"\n[[routes]]\npath = "/x"\nparts = [{sinks = ["disk", "api"]}]',
+            "routes.0.parts.0.sinks",
+        ),
+        (
+            '[sinks.api]\nlength = "passthrough"\n[[routes]]\npath = "/x"\n'
+            'parts = [{match = {name = "a"}, sinks = ["api"]}]',
+            "routes.0.parts.0.sinks",
+        ),
+        (
+            '[sinks.api]\nlength = "passthrough"\n[[routes]]\npath = "/x"\n'
+            'parts = [{flows = ["sniff"], sinks = ["api"]}]',
+            "routes.0.parts.0.sinks",
+        ),
+        (
+            '[sinks.api]\nlength = "passthrough"\n[[routes]]\npath = "/x"\n'
+            'parts = [{match = {name = "a"}, sinks = ["disk"]}, {sinks = ["api"]}]',
+            "routes.0.parts.1.sinks",
+        ),
+        (
+            '[sinks.api]\nlength = ["known", "spool"]\n[[routes]]\npath = "/x"\n'
+            'parts = [{flows = ["gzip"], sinks = ["api"]}]',
+            "routes.0.parts.0.flows",
+        ),
+        ('[server]\ntrusted_networks = ["10.0.0.1/8"]', "server.trusted_networks"),
+        ('[sinks.api]\nheaders = {"Content-Length" = "1"}', "sinks.api.headers"),
+        ('[sinks.api]\nheaders = {"te" = "1"}', "sinks.api.headers"),
+        ('[sinks.api]\nheaders = {"a b" = "1"}', "sinks.api.headers"),
+        ('[sinks.api]\nheaders = {"A" = "1", "a" = "2"}', "sinks.api.headers"),
+        ('[sinks.api]\nheaders = {"A" = 1}', "sinks.api.headers.A"),
+        ('[sinks.api]\nforward_cookies = ["a b"]', "sinks.api.forward_cookies"),
+        ("[sinks.api]\nforward_authorization = 2", "sinks.api.forward_authorization"),
+        ("[sinks.api]\nmax_connections = -1", "sinks.api.max_connections"),
+        ('[sinks.api]\nurl = "https://a/"\n[sinks.api.tls]\nkey = "k"', "sinks.api.tls"),
+        ('[sinks.api]\nurl = "https://a/"\n[sinks.api.tls]\nca = ""', "sinks.api.tls.ca"),
+        ('[sinks.api]\nurl = "http://a/"\n[sinks.api.tls]\nserver_name = "a"', "sinks.api.tls"),
         ("[sinks.none]\nroot = 1", "sinks.none.root"),
         ("routes = 1", "routes"),
         ("routes = [1]", "routes.0"),
@@ -182,6 +226,9 @@ def test_all_mistakes_come_at_once_a_line_each(config: Load) -> None:
         f'[server]\nport = "{SECRET}"',
         f'sinks = "{SECRET}"',
         f'[sinks.api]\npassword = "{SECRET}" and more',
+        f'[sinks.api]\nheaders = {{"X-Api-Key" = "{SECRET}\\n"}}',
+        f'[sinks.api]\nheaders = {{"X-Api-Key" = ["{SECRET}"]}}',
+        f'[sinks.api]\nheaders = "{SECRET}"',
     ],
 )
 def test_a_value_is_never_echoed_for_it_may_be_a_secret(
@@ -191,6 +238,15 @@ def test_a_value_is_never_echoed_for_it_may_be_a_secret(
     output = capsys.readouterr()
     assert output.err
     assert SECRET not in output.out + output.err
+
+
+def test_static_headers_may_come_from_the_environment_and_are_not_shown(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("GATEWAY_SINKS__API__HEADERS", '{"X-Api-Key": "' + SECRET + '"}')
+    settings = load()
+    api = settings.sinks["api"]
+    assert isinstance(api, RelaySettings)
+    assert api.headers == {"X-Api-Key": SECRET}
+    assert SECRET not in repr(settings)
 
 
 def test_a_secret_in_the_environment_is_never_echoed(

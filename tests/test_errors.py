@@ -19,6 +19,7 @@ STATUSES = {
     "NotFound": 404,
     "MethodNotAllowed": 405,
     "Conflict": 409,
+    "LengthRequired": 411,
     "PreconditionFailed": 412,
     "NotMultipart": 415,
     "RangeNotSatisfiable": 416,

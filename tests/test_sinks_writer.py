@@ -11,7 +11,8 @@ import pytest
 from aiohttp import BodyPartReader, ClientError, ClientSession, TraceConfig, hdrs, web
 
 from gateway.reader import StreamingMultipartReader
-from gateway.sinks.writer import ConnectionLost, StreamingMultipartWriter
+from gateway.sinks.lent import ConnectionLost
+from gateway.sinks.writer import StreamingMultipartWriter
 from tests.conftest import StartDestination
 from tests.contract import eventually, nothing_left_running
 from tests.doubles import DyingUpstream, HonestUpstream, MuteUpstream, Upstream

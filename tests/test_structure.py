@@ -25,6 +25,7 @@ from gateway.settings import (
     RelaySettings,
     RouteSettings,
     ServerSettings,
+    TlsSettings,
 )
 
 HERE = Path(__file__).resolve().parent
@@ -34,7 +35,7 @@ DEFAULTS = ROOT / "config" / "gateway.toml"
 README = ROOT / "README.md"
 
 WORDS = {"errors", "model"}
-PURE = {"errors", "model", "codec", "routes", "headers", "conditions", "guard"}
+PURE = {"errors", "model", "codec", "routes", "headers", "conditions", "guard", "forwarding"}
 HOUSE = {
     "handlers",
     "settings",
@@ -57,6 +58,7 @@ TESTED_ELSEWHERE = {
     "flows.__init__": ("test_flows", "the contract, through the gateway"),
     "settings": ("test_config", "what is loaded is what can be configured"),
     "sinks.shelf": ("test_stored_expiry", "locks, sweeps and removals"),
+    "sinks.lent": ("test_sinks_writer", "the writer that it was made for"),
     "sinks.threads": ("test_sinks_disk", "an abort waits for its jobs"),
     "model": ("test_routes", "nouns without behaviour"),
     "slots": ("test_workers", "between processes"),
@@ -263,6 +265,9 @@ def _documented() -> list[tuple[str, str, Any]]:
             parent, _, key = name.rpartition(".")
             if parent == "routes":
                 found.append((parent, key, []))
+            if parent.startswith("sinks."):
+                found.append(("relay", key, {}))
+                name = key
         elif re.match(r"[a-z_]+ *= *\S", line):
             try:
                 ((key, value),) = tomllib.loads(line).items()
@@ -282,6 +287,7 @@ TABLES: dict[str, type[BaseModel]] = {
     "limits": LimitSettings,
     "disk": DiskSettings,
     "relay": RelaySettings,
+    "tls": TlsSettings,
     "discard": DiscardSettings,
     "routes": RouteSettings,
     "routes.parts": PartsSettings,

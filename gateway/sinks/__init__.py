@@ -34,14 +34,24 @@ Deliveries may have more verbs; the dispatcher uses them where they are there:
   part's `accept` has returned, raised or was cancelled, or never began; other accepts may be running. A
   sink says at start-up that its deliveries have this verb: `drops_parts = True`. Where it has `accept_all`
   as well, an error of that is one of all the parts in it.
-- `answer()`: an HTTP destination's response, for routes that pass it through.
+- `answer()`: an HTTP destination's response, for routes that pass it through. `read_seconds`, an attribute, is
+  how long its bytes may be waited for (None: as long as any sink).
+- `keep_time(progress)`: called once, before all else, on a delivery that has clocks of its own; within
+  `progress.excused()` it is not watched for stalls.
+- `accept_wire(chunks)` in place of all `accept`s, where `takes_wire()` and the delivery is the only one of its
+  upload: the bytes of the body as they came, each only after it was parsed and checked, up to the closing
+  delimiter. That and what came after it are given by `hold_wire(files, tail)` right before `commit`, with the
+  indices of the files; of a body that is not multipart there is no tail.
+
+A sink may have `admit(upload)`, too: it raises what the upload is refused with on its headers alone, before its
+body is asked for.
 """
 
 from __future__ import annotations
 
 import errno
 import os
-from collections.abc import AsyncIterable
+from collections.abc import AsyncIterable, Sequence
 from contextlib import AbstractAsyncContextManager
 from functools import cache
 from typing import Protocol, TypeGuard, TypeVar, runtime_checkable
@@ -50,8 +60,10 @@ from aiohttp import ClientResponse
 
 from gateway.errors import SinkFault, SinkFull, SinkRefused, SinkUnavailable
 from gateway.model import Part, Receipt, Upload
+from gateway.pipe import Progress
 
 __all__ = [
+    "Admitting",
     "Answered",
     "Answering",
     "Bulk",
@@ -59,7 +71,9 @@ __all__ = [
     "Dropping",
     "Keeper",
     "Sink",
+    "TimeKeeping",
     "Watched",
+    "Wired",
     "offers",
     "refused",
     "sink_fault",
@@ -114,6 +128,25 @@ class Answering(Protocol):
     def answer(self) -> ClientResponse | None: ...
 
 
+@runtime_checkable
+class TimeKeeping(Protocol):
+    def keep_time(self, progress: Progress) -> None: ...
+
+
+@runtime_checkable
+class Wired(Protocol):
+    def takes_wire(self) -> bool: ...
+
+    async def accept_wire(self, chunks: AsyncIterable[bytes]) -> None: ...
+
+    def hold_wire(self, files: Sequence[int], tail: bytes) -> None: ...
+
+
+@runtime_checkable
+class Admitting(Protocol):
+    def admit(self, upload: Upload) -> None: ...
+
+
 @cache
 def _has(delivery: type, contract: type) -> bool:
     return issubclass(delivery, contract)
@@ -127,7 +160,7 @@ def offers(delivery: object, contract: type[T]) -> TypeGuard[T]:
 class Answered(Exception):
     """A destination gave an answer that ends the upload and is the client's to read, whatever its status.
 
-    Not an error of the table: only a route of kind relay lets it through; elsewhere it is a SinkRefused.
+    Not an error of the table: only a route of kind relay or opaque lets it through; elsewhere it is a SinkRefused.
     """
 
     def __init__(self, sink: str, response: ClientResponse) -> None:

@@ -3,249 +3,305 @@
 1. The request begins with the first part (a route of kind relay makes one even for no parts at all). It
    stays open, one part after the other in the order of the wire, until commit: only then the closing
    delimiter and the last chunk are sent. Whatever goes wrong before closes the connection instead.
-2. The answer is awaited beside the upload (`watch`). One that comes before the closing delimiter:
-   - 400 and above ends the upload at once, and is the client's to read on a route of kind relay;
-   - 2xx and 3xx, complete or breaking our body off, is a lie about a body that was not seen: refused;
-   - 2xx and 3xx whose own body is still open is held until commit.
-3. What aiohttp raises is told apart by what had happened: no connection is SinkUnavailable, a connection
-   that broke is SinkRefused without a status, a clock is SinkTimeout. A failure met while feeding is not
-   reported there: the response, if one came, says more, and `watch` has it.
+2. `length` says how the destination learns how long the body is; of several ways the first that can be used:
+   - `chunked`: it does not, and anything can be sent so;
+   - `passthrough`: the client's own bytes under the client's own framing, after each was parsed and checked;
+   - `known`: of a raw body with a Content-Length it can be computed, since the form around it is ours;
+   - `spool`: the body waits in a temporary file until it is whole.
+   A body of an opaque route goes as by `passthrough`, whatever it is.
+   An upload that no way is left for is LengthRequired, before its body is asked for.
+3. Attempts at one of several destinations, what ends them and what is told of that: outbound.py, exchange.py.
 4. Redirects are passed back, never followed; cookies, proxies and credentials of ours do not exist.
 """
 
 from __future__ import annotations
 
 import asyncio
-import socket
-from collections.abc import AsyncIterable, AsyncIterator, Iterable
-from contextlib import asynccontextmanager, suppress
-from typing import NoReturn
+from collections.abc import AsyncIterable, AsyncIterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager, AsyncExitStack, asynccontextmanager, nullcontext
+from dataclasses import replace
 
 import aiohttp
-from aiohttp import AddrInfoType, hdrs
 from yarl import URL
 
-from gateway.errors import SinkRefused, SinkTimeout, SinkUnavailable
+from gateway.codec import Encoder
+from gateway.errors import LengthRequired
+from gateway.forwarding import HeaderRules, outbound_headers
 from gateway.model import Part, Receipt, Upload
+from gateway.pipe import Progress
 from gateway.sinks import Answered
-from gateway.sinks.writer import ConnectionLost, StreamingMultipartWriter
+from gateway.sinks.connect import Connecting
+from gateway.sinks.destinations import Destination, Destinations, check_health
+from gateway.sinks.exchange import Clocks, Exchange, StreamingRequest
+from gateway.sinks.outbound import Outbound
+from gateway.sinks.spool import Spool
 
-__all__ = ["RelaySink", "end_to_end", "to_destination"]
-
-_HOP_BY_HOP = frozenset(
-    # RFC 9110 7.6.1, and what HTTP/1.1 grew before it
-    [
-        "connection",
-        "keep-alive",
-        "proxy-connection",
-        "proxy-authenticate",
-        "proxy-authorization",
-        "te",
-        "trailer",
-        "transfer-encoding",
-        "upgrade",
-        "http2-settings",
-    ]
-)
-_NOT_FORWARDED = frozenset(
-    ["host", "expect", "cookie", "authorization", "accept-encoding", "forwarded", "digest", "repr-digest"]
-)
-
-
-_UNSENT_BYTES = 128 << 10
+__all__ = ["RelaySink"]
 
 
 class RelaySink:
-    """`url` gets the POST. `connect_seconds` limits the TCP connect."""
+    """One of the `urls` gets the POST. Times are in seconds, 0 = none; the README has the meaning of each key."""
 
     commit_stage = 0  # first: its yes cannot be taken back, so its no must come while all else still can
 
-    def __init__(self, *, name: str, url: str, connect_seconds: float = 10) -> None:
+    def __init__(
+        self,
+        *,
+        name: str,
+        url: str = "",
+        urls: Sequence[str] = (),
+        length: str | Sequence[str] = "chunked",
+        spool_dir: str = "",
+        replay_bytes: int = 1 << 20,
+        failures_to_open: int = 3,
+        open_seconds: float = 10,
+        health_path: str = "",
+        health_seconds: float = 10,
+        expect_continue: bool = False,
+        expect_seconds: float = 1,
+        connect_seconds: float = 10,
+        write_seconds: float = 0,
+        first_byte_seconds: float = 0,
+        read_seconds: float | None = None,
+        total_seconds: float = 0,
+        connecting: Connecting = Connecting(),  # noqa: B008 - frozen
+        rules: HeaderRules = HeaderRules(),  # noqa: B008 - frozen
+    ) -> None:
         self.name = name
-        self.url = url
-        self._connect_seconds = connect_seconds
+        self.lengths = (length,) if isinstance(length, str) else tuple(length)
+        self.takes_wire = "passthrough" in self.lengths
+        self.read_seconds = read_seconds
+        """Between bytes of the answer; None is for whoever reads it to decide."""
+        self.replay_bytes = replay_bytes
+        self.destinations = Destinations(
+            [url] if url else list(urls), failures_to_open=failures_to_open, open_seconds=open_seconds
+        )
+        self._spool_dir = spool_dir
+        self._health_path = health_path
+        self._health_seconds = health_seconds
+        self._clocks = Clocks(
+            connect_seconds=connect_seconds,
+            write_seconds=write_seconds,
+            first_byte_seconds=first_byte_seconds,
+            total_seconds=total_seconds,
+            expect_seconds=expect_seconds if expect_continue else 0,
+        )
+        self._connecting = connecting
+        self._rules = rules
         self._session: aiohttp.ClientSession | None = None
+        self._executor: ThreadPoolExecutor | None = None
+        self._stack = AsyncExitStack()
 
     async def __aenter__(self) -> RelaySink:
-        self._session = aiohttp.ClientSession(
-            # A body cannot be sent twice, so a pooled connection that went stale would cost an upload.
-            connector=aiohttp.TCPConnector(limit=0, force_close=True, socket_factory=_socket),
-            timeout=aiohttp.ClientTimeout(total=None, connect=None, sock_connect=self._connect_seconds),
-            cookie_jar=aiohttp.DummyCookieJar(),
-            auto_decompress=False,
-            trust_env=False,
-            skip_auto_headers=(hdrs.USER_AGENT, hdrs.ACCEPT, hdrs.ACCEPT_ENCODING),
-        )
+        session = self._connecting.session(request_class=StreamingRequest)
+        self._connecting.warn(self.name)
+        self._executor = ThreadPoolExecutor(2, thread_name_prefix=f"spool-{self.name}")
+        self._stack.callback(self._executor.shutdown)
+        self._session = await self._stack.enter_async_context(session)
+        if self._health_path:
+            # with a pool of their own, so that they never wait for uploads
+            connecting = replace(self._connecting, max_connections=0, keepalive_seconds=0)
+            asking = await self._stack.enter_async_context(connecting.session(headers=self._rules.headers))
+            checks = await self._stack.enter_async_context(asyncio.TaskGroup())
+            task = checks.create_task(
+                check_health(
+                    self.destinations,
+                    asking,
+                    path=self._health_path,
+                    every_seconds=self._health_seconds,
+                    patience=self._clocks.connect_seconds or self._health_seconds,
+                    server_name=self._connecting.server_name,
+                )
+            )
+            self._stack.callback(task.cancel)
         return self
 
     async def __aexit__(self, *exc_info: object) -> None:
-        assert self._session is not None
-        await self._session.close()
+        await self._stack.aclose()
+
+    def admit(self, upload: Upload) -> None:
+        """Refuse what there is no way to send, on its headers alone. Raises LengthRequired."""
+        self._way(upload)
 
     @asynccontextmanager
     async def open(self, upload: Upload) -> AsyncIterator[RelayDelivery]:
-        assert self._session is not None
-        delivery = RelayDelivery(self.name, self.url, self._session, upload)
+        delivery = RelayDelivery(self, upload, self._way(upload))
         try:
             yield delivery
         finally:
-            delivery.end()
+            await delivery.end()
+
+    # -- for deliveries
+
+    def _way(self, upload: Upload) -> str:
+        """Rule 2: the first of the ways that this upload can go."""
+        for way in self.lengths:
+            declared = upload.content_length is not None
+            if way in ("chunked", "spool") or (declared and (way == "passthrough" or not upload.multipart)):
+                return way
+        if self.takes_wire:
+            return "chunked"
+        raise LengthRequired(f"sink {self.name} needs to know the length of what it is sent", sink=self.name)
+
+    def outbound(
+        self,
+        upload: Upload,
+        *,
+        content_type: str,
+        length: int | None,
+        spooled: bool,
+        unchanged: bool,
+        progress: Progress | None,
+    ) -> Outbound:
+        headers = outbound_headers(upload, self._rules, unchanged=unchanged)
+        method = upload.method if upload.kind == "opaque" else "POST"
+
+        def exchange(destination: Destination) -> Exchange:
+            assert self._session is not None
+            url = _with_query(destination.url, upload.query)
+            return Exchange(
+                self.name,
+                self._session,
+                url,
+                headers,
+                self._clocks,
+                method=method,
+                server_name=self._connecting.server_name,
+            )
+
+        def spool() -> Spool:
+            assert self._executor is not None
+            return Spool(self._spool_dir, self._executor)
+
+        def excused() -> AbstractContextManager[None]:
+            return nullcontext() if progress is None else progress.excused()
+
+        return Outbound(
+            self.name,
+            self.destinations,
+            exchange,
+            content_type=content_type.encode("utf-8", "replace").decode(),
+            length=length,
+            replay_bytes=self.replay_bytes,
+            spool=spool,
+            spooled=spooled,
+            excused=excused,
+        )
 
 
 class RelayDelivery:
     """One upload on its way to a destination."""
 
-    def __init__(self, name: str, url: str, session: aiohttp.ClientSession, upload: Upload) -> None:
-        self._name = name
-        self._url = url
-        self._session = session
+    def __init__(self, sink: RelaySink, upload: Upload, way: str) -> None:
+        self._sink = sink
         self._upload = upload
-        self._writer = StreamingMultipartWriter("form-data")
-        self._begun = asyncio.Event()
-        self._answered = asyncio.Event()
+        self._way = way
+        self.read_seconds = sink.read_seconds
+        # a raw body is wrapped as a form with one file
+        content_type = upload.content_type.encode("utf-8", "surrogateescape")
+        self._encoder = Encoder.like(content_type) if upload.multipart else Encoder()
+        self._progress: Progress | None = None
+        self._outbound: Outbound | None = None
+        self._made = asyncio.Event()
         self._response: aiohttp.ClientResponse | None = None
         self._turn = asyncio.Lock()  # first come, first served: the order of the wire
         self._files: list[int] = []
+        self._tail = b""
+
+    def takes_wire(self) -> bool:
+        return self._sink.takes_wire or self._upload.kind == "opaque"
+
+    def keep_time(self, progress: Progress) -> None:
+        self._progress = progress
 
     async def accept(self, part: Part, chunks: AsyncIterable[bytes]) -> None:
         async with self._turn:
-            try:
-                await self._begin(part)
-                if part.is_file:
-                    self._files.append(part.index)
-                async for chunk in chunks:
-                    await self._writer.feed(chunk)
-                await self._writer.flush()
-            except ConnectionLost:
-                await self._verdict()
+            outbound = await self._begin(part)
+            if part.is_file:
+                self._files.append(part.index)
+            async for chunk in chunks:
+                await outbound.put(chunk)
+            await outbound.flush()
 
     async def accept_all(self, parts: list[tuple[Part, bytes]]) -> None:
         async with self._turn:
-            try:
-                for part, data in parts:
-                    await self._begin(part)
-                    if part.is_file and (data or part.raw_filename != b""):  # an empty file input is no file
-                        self._files.append(part.index)
-                    await self._writer.feed(data)
-                await self._writer.flush()
-            except ConnectionLost:
-                await self._verdict()
+            for part, data in parts:
+                outbound = await self._begin(part)
+                if part.is_file and (data or part.raw_filename != b""):  # an empty file input is no file
+                    self._files.append(part.index)
+                await outbound.put(data)
+            await outbound.flush()
 
-    async def _begin(self, part: Part) -> None:
-        self._begun.set()
-        await self._writer.begin_relayed_part(part)
+    async def accept_wire(self, chunks: AsyncIterable[bytes]) -> None:
+        upload = self._upload
+        async for chunk in chunks:
+            await self._made_for(upload.content_type, upload.content_length).put(chunk)
+        if self._outbound is not None:
+            await self._outbound.flush()
+
+    def hold_wire(self, files: Sequence[int], tail: bytes) -> None:
+        self._files = list(files)
+        self._tail = tail
+
+    async def _begin(self, part: Part) -> Outbound:
+        head = self._encoder.begin_part(part)
+        outbound = self._form(head)
+        await outbound.put(head)
+        return outbound
+
+    def _form(self, head: bytes = b"") -> Outbound:
+        length = None
+        if self._way == "known" and self._outbound is None:
+            assert self._upload.content_length is not None
+            length = len(head) + self._upload.content_length + len(self._encoder.close())
+        return self._made_for(self._encoder.content_type, length)
+
+    def _made_for(self, content_type: str, length: int | None) -> Outbound:
+        if self._outbound is None:
+            self._outbound = self._sink.outbound(
+                self._upload,
+                content_type=content_type,
+                length=length,
+                spooled=self._way == "spool",
+                unchanged=self.takes_wire(),
+                progress=self._progress,
+            )
+            self._made.set()
+        return self._outbound
 
     async def watch(self) -> None:
-        """Make the request, and see to the answer, whenever it comes (rule 2)."""
-        await self._begun.wait()
-        response = self._response = await self._request()
-        if response.status < 200:
-            raise SinkRefused(f"sink {self._name} switched protocols", sink=self._name, sink_status=response.status)
-        writer = self._writer
-        response.content.on_eof(writer.changed.set)
-        while not writer.closed:
-            if response.status >= 400:
-                raise Answered(self._name, response)
-            if response.content.is_eof() or writer.lost:
-                raise SinkRefused(
-                    f"sink {self._name} answered {response.status} before it had the whole body",
-                    sink=self._name,
-                    sink_status=response.status,
-                )
-            writer.changed.clear()
-            await writer.changed.wait()
-        self._answered.set()
+        """Make the request, and see to the answer, whenever it comes."""
+        await self._made.wait()
+        assert self._outbound is not None
+        await self._outbound.run()
 
     async def commit(self) -> list[Receipt]:
-        if self._upload.kind != "relay" and not self._begun.is_set():
+        if self._upload.kind not in ("relay", "opaque") and self._outbound is None and not self._files:
             return []
-        self._begun.set()
         for _ in range(2):
             await asyncio.sleep(0)  # an answer that is already here came before the closing delimiter
-        with suppress(ConnectionLost):  # the destination may have answered all the same; if not, `watch` raises
-            await self._writer.finish()
-        await self._answered.wait()
-        assert self._response is not None
-        if not 200 <= self._response.status < 300:
-            raise Answered(self._name, self._response)
-        return [Receipt(index, self._name, status=self._response.status) for index in self._files]
+        if self.takes_wire():
+            outbound, tail = self._made_for(self._upload.content_type, self._upload.content_length), self._tail
+        else:
+            outbound, tail = self._form(), self._encoder.close()
+        response = self._response = await outbound.finish(tail)
+        if not 200 <= response.status < 300:
+            raise Answered(self._sink.name, response)
+        return [Receipt(index, self._sink.name, status=response.status) for index in self._files]
 
     def answer(self) -> aiohttp.ClientResponse | None:
         """The destination's response, after a commit; its body has not been read."""
         return self._response
 
-    def end(self) -> None:
+    async def end(self) -> None:
         """Let go of the connection; without a commit, break the request off."""
-        if self._response is not None:
-            self._response.close()
-        self._writer.abort()
-
-    async def _request(self) -> aiohttp.ClientResponse:
-        url = URL(self._url, encoded=True)
-        if self._upload.query:
-            joint = "&" if url.raw_query_string else "?"
-            url = URL(f"{self._url}{joint}{self._upload.query}", encoded=True)
-        try:
-            return await self._session.post(
-                url, data=self._writer, headers=list(self._upload.headers), allow_redirects=False
-            )
-        except TimeoutError as error:
-            raise SinkTimeout(f"sink {self._name} took too long to connect", sink=self._name) from error
-        except aiohttp.ClientConnectorError as error:
-            raise SinkUnavailable(f"sink {self._name} cannot be reached", sink=self._name) from error
-        except aiohttp.ClientError as error:
-            raise SinkRefused(
-                f"sink {self._name} closed the connection after {self._writer.sent_bytes} bytes"
-                if isinstance(error, (aiohttp.ClientConnectionError, OSError))
-                else f"sink {self._name} gave no valid answer",
-                sink=self._name,
-            ) from error
-
-    async def _verdict(self) -> NoReturn:
-        """Wait for `watch` to say what happened (rule 3); its error cancels this."""
-        await asyncio.get_running_loop().create_future()
-        raise AssertionError
+        if self._outbound is not None:
+            await self._outbound.end()
 
 
-def _socket(address: AddrInfoType) -> socket.socket:
-    """A socket that says it is writable only when little is unsent.
-
-    Else megabytes lie in the kernel after our last write, and a destination that reads slowly but steadily
-    looks like one that does not answer.
-    """
-    family, kind, protocol, _, _ = address
-    made = socket.socket(family, kind, protocol)
-    made.setblocking(False)
-    if hasattr(socket, "TCP_NOTSENT_LOWAT"):
-        made.setsockopt(socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT, _UNSENT_BYTES)
-    return made
-
-
-def end_to_end(headers: Iterable[tuple[str, str]]) -> list[tuple[str, str]]:
-    """Headers without the hop-by-hop ones, those that Connection names among them (RFC 9110 7.6.1).
-
-    One that is not valid UTF-8 is dropped: aiohttp cannot send it as it came.
-    """
-    headers = list(headers)
-    named = {
-        token.strip().lower() for name, value in headers if name.lower() == "connection" for token in value.split(",")
-    }
-    drop = _HOP_BY_HOP | named
-    return [(name, value) for name, value in headers if name.lower() not in drop and _is_text(value)]
-
-
-def to_destination(headers: Iterable[tuple[str, str]]) -> list[tuple[str, str]]:
-    """The client's headers that a destination gets: no framing, no credentials, no trust (design section 5)."""
-    return [
-        (name, value)
-        for name, value in end_to_end(headers)
-        if (lower := name.lower()) not in _NOT_FORWARDED and not lower.startswith(("content-", "x-forwarded-"))
-    ]
-
-
-def _is_text(value: str) -> bool:
-    try:
-        value.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
+def _with_query(url: str, query: str) -> str:
+    if not query:
+        return url
+    joint = "&" if URL(url, encoded=True).raw_query_string else "?"
+    return f"{url}{joint}{query}"

@@ -13,16 +13,11 @@ What differs from the stock writer: it can wait for parts, its back-pressure rea
 part costs one write and not four, and names go as browsers send them (raw bytes, `%22`), where the stock
 one percent-encodes whole file names, which most servers store as they come.
 
-How: aiohttp calls `write` in a task of its own when the connection is there; that only lends us the
-connection's writer, and parks. Whoever feeds writes to the connection directly, at its pace. The parked
-call returns after `finish` (and aiohttp ends the request), and raises after `abort` (and aiohttp closes
-the connection without the last chunk, so that the destination sees a broken request). It is never left
-to end by itself: a request whose body ends early would be a complete one.
+How: see lent.py. Whoever feeds writes to the connection directly, at its pace.
 """
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Mapping
 
 from aiohttp import MultipartWriter
@@ -31,19 +26,12 @@ from aiohttp.abc import AbstractStreamWriter
 from gateway.codec import Encoder
 from gateway.headers import render_head
 from gateway.model import Part
+from gateway.sinks.lent import ConnectionLost, LentConnection
 
-__all__ = ["BodyAborted", "ConnectionLost", "StreamingMultipartWriter"]
+__all__ = ["StreamingMultipartWriter"]
 
 _COALESCE_BYTES = 64 << 10
 """Smaller pieces are joined up to this size: a write costs about as much as copying so many bytes."""
-
-
-class BodyAborted(Exception):
-    """Raised within aiohttp to break a request off; never seen outside of it."""
-
-
-class ConnectionLost(Exception):
-    """The body cannot be sent any more. Why is known to whoever made the request."""
 
 
 class StreamingMultipartWriter(MultipartWriter):
@@ -52,19 +40,21 @@ class StreamingMultipartWriter(MultipartWriter):
     def __init__(self, subtype: str = "form-data", boundary: str | None = None) -> None:
         self._encoder = Encoder(None if boundary is None else boundary.encode("ascii"))
         super().__init__(subtype, self._encoder.boundary.decode())
-        self._connection: AbstractStreamWriter | None = None
-        self._connected = asyncio.Event()
-        self._end = asyncio.Event()
-        self._aborted = False
+        self._lent = LentConnection()
         self._pending: list[bytes] = []
         self._pending_bytes = 0
-        self.lost = False
-        """Whether the connection is gone, or aiohttp stopped sending because the response is complete."""
         self.closed = False
         """Whether the closing delimiter was handed to the connection: from here on an answer is about all of it."""
-        self.changed = asyncio.Event()
-        """Set when either of the two has become true; whoever waits clears it."""
-        self.sent_bytes = 0
+
+    @property
+    def lost(self) -> bool:
+        """Whether the connection is gone, or aiohttp stopped sending because the response is complete."""
+        return self._lent.lost
+
+    @property
+    def sent_bytes(self) -> int:
+        """Handed to the transport."""
+        return self._lent.sent_bytes
 
     # -- feeding
 
@@ -90,13 +80,13 @@ class StreamingMultipartWriter(MultipartWriter):
             await self._put(chunk)
         else:
             await self.flush()
-            await self._write(chunk)
+            await self._lent.write(chunk)
 
     async def flush(self) -> None:
         """Send what was held back to be joined with more."""
         if self._pending:
             data, self._pending, self._pending_bytes = b"".join(self._pending), [], 0
-            await self._write(data)
+            await self._lent.write(data)
 
     async def finish(self) -> None:
         """Send the closing delimiter, and let the request be complete. Raises ConnectionLost."""
@@ -104,19 +94,15 @@ class StreamingMultipartWriter(MultipartWriter):
         self._pending.clear()
         self.closed = True  # before the write: the destination may answer while that waits
         try:
-            await self._write(data)
+            await self._lent.write(data)
         except ConnectionLost:
             self.closed = False
-            self.changed.set()
             raise
-        self._end.set()
-        self.changed.set()
+        self._lent.complete()
 
     def abort(self) -> None:
         """Break the request off. Without effect after `finish`."""
-        if not self._end.is_set():
-            self._aborted = True
-            self._end.set()
+        self._lent.abort()
 
     async def _put(self, data: bytes) -> None:
         self._pending.append(data)
@@ -124,39 +110,13 @@ class StreamingMultipartWriter(MultipartWriter):
         if self._pending_bytes >= _COALESCE_BYTES:
             await self.flush()
 
-    async def _write(self, data: bytes) -> None:
-        if self._connection is None and not self.lost:
-            await self._connected.wait()
-        if self._connection is None:
-            raise ConnectionLost
-        try:
-            await self._connection.write(data)
-        except (OSError, RuntimeError) as error:  # RuntimeError: the transport was closed meanwhile
-            self._lose()
-            raise ConnectionLost from error
-        self.sent_bytes += len(data)
-
-    def _lose(self) -> None:
-        self.lost = True
-        self.changed.set()
-
     # -- what aiohttp calls
 
     async def write(self, writer: AbstractStreamWriter, close_boundary: bool = True) -> None:
         if self._consumed:
             raise RuntimeError("this body was sent already")
         self._consumed = True  # before the first await: it stops aiohttp from sending it a second time, empty
-        self._connection = writer
-        self._connected.set()
-        try:
-            await self._end.wait()
-        except asyncio.CancelledError:
-            self._lose()
-            raise
-        finally:
-            self._connection = None
-        if self._aborted:
-            raise BodyAborted
+        await self._lent.lend(writer)
 
     async def write_with_length(self, writer: AbstractStreamWriter, content_length: int | None) -> None:
         await self.write(writer)

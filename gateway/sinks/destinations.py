@@ -1,0 +1,149 @@
+"""The choice among the urls of a relay, and what is known of their health. Pure but for the checks at the end.
+
+1. Who has the fewest uploads under way is chosen, in turn among equals.
+2. *Passive health.* `failures_to_open` failures in a row (no connection, one that broke before an answer, a clock)
+   open the circuit of a destination for `open_seconds`. After that it is half open: one upload may probe it, and
+   an answer, whatever its status, closes the circuit, another failure opens it again.
+3. *Active checks* only say yes or no: a destination that failed its last one is not chosen while others will do.
+4. Health is a guess, a refusal would be certain: where none that is left is healthy, they are tried all the same,
+   first the one whose circuit is due first. So nothing is refused unseen, a single url in particular, and an outage
+   of all of them is over as soon as one is back. It costs a connection attempt each.
+5. An upload tries no destination twice.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable, Collection, Sequence
+
+import aiohttp
+from yarl import URL
+
+__all__ = ["Destination", "Destinations", "Visit", "check_health"]
+
+log = logging.getLogger("gateway.destinations")
+
+
+class Destination:
+    """One url; what is known of it."""
+
+    def __init__(self, url: str) -> None:
+        self.url = url
+        self.busy = 0
+        """Uploads under way."""
+        self.failures = 0
+        """In a row."""
+        self.open_until = 0.0
+        """When its circuit is half open again; 0 while it is closed."""
+        self.probe: Visit | None = None
+        self.down = False
+        """Whether the last active check failed."""
+        self.wants_length = False
+        """Whether it answered 411 or 501 to a chunked body: it gets no other one."""
+
+
+class Visit:
+    """An upload's time at a destination; to be left, once."""
+
+    def __init__(self, destination: Destination, of: Destinations) -> None:
+        self.destination = destination
+        self._of = of
+        self._left = False
+        destination.busy += 1
+        if destination.open_until:
+            destination.probe = self
+
+    def answered(self) -> None:
+        self._of.answered(self.destination)
+
+    def failed(self) -> None:
+        self._of.failed(self.destination)
+
+    def leave(self) -> None:
+        if self._left:
+            return
+        self._left = True
+        self.destination.busy -= 1
+        if self.destination.probe is self:
+            self.destination.probe = None
+
+
+class Destinations:
+    """`failures_to_open` = 0 opens no circuit. `clock` gives seconds, from anywhere on."""
+
+    def __init__(
+        self,
+        urls: Sequence[str],
+        *,
+        failures_to_open: int = 3,
+        open_seconds: float = 10,
+        clock: Callable[[], float] | None = None,
+    ) -> None:
+        self.all = [Destination(url) for url in urls]
+        self._failures_to_open = failures_to_open
+        self._open_seconds = open_seconds
+        self._clock = clock or (lambda: asyncio.get_running_loop().time())
+        self._turn = -1
+
+    def choose(self, tried: Collection[Destination] = ()) -> Visit | None:
+        """Where to go with an upload that has `tried` those; None if there is nowhere left."""
+        now = self._clock()
+        if not tried:  # the turns are those of uploads, not of their attempts
+            self._turn = (self._turn + 1) % len(self.all)
+        in_turn = [one for one in (*self.all[self._turn :], *self.all[: self._turn]) if one not in tried]
+        healthy = [one for one in in_turn if one.open_until <= now and one.probe is None and not one.down]
+        if healthy:
+            return Visit(min(healthy, key=lambda one: one.busy), self)
+        if in_turn:
+            return Visit(min(in_turn, key=lambda one: (one.open_until, one.busy)), self)
+        return None
+
+    def answered(self, one: Destination) -> None:
+        if one.open_until:
+            log.info("destination %s answers again", one.url)
+        one.failures, one.open_until, one.probe = 0, 0.0, None
+
+    def failed(self, one: Destination) -> None:
+        one.failures += 1
+        if self._failures_to_open and one.failures >= self._failures_to_open:
+            if not one.open_until:
+                log.warning("destination %s failed %d times in a row", one.url, one.failures)
+            one.open_until = self._clock() + self._open_seconds
+
+
+async def check_health(
+    destinations: Destinations,
+    session: aiohttp.ClientSession,
+    *,
+    path: str,
+    every_seconds: float,
+    patience: float,
+    server_name: str | None = None,
+) -> None:
+    """For ever: GET `path` of each destination every so often; 2xx and 3xx within `patience` seconds is healthy."""
+    while True:
+        async with asyncio.TaskGroup() as checks:
+            for one in destinations.all:
+                checks.create_task(_check(one, session, path, patience, server_name))
+        await asyncio.sleep(every_seconds)
+
+
+async def _check(
+    one: Destination, session: aiohttp.ClientSession, path: str, patience: float, server_name: str | None
+) -> None:
+    reason = await _why_unhealthy(session, URL(one.url).join(URL(path)), patience, server_name)
+    if bool(reason) != one.down:
+        log.log(
+            logging.WARNING if reason else logging.INFO, "destination %s: %s", one.url, reason or "it is healthy again"
+        )
+    one.down = bool(reason)
+
+
+async def _why_unhealthy(session: aiohttp.ClientSession, url: URL, patience: float, server_name: str | None) -> str:
+    try:
+        timeout = aiohttp.ClientTimeout(total=patience)
+        async with session.get(url, allow_redirects=False, timeout=timeout, server_hostname=server_name) as response:
+            return "" if response.status < 400 else f"its health check answers {response.status}"
+    except (aiohttp.ClientError, OSError, ValueError) as error:
+        return f"its health check failed: {type(error).__name__}"
