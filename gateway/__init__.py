@@ -18,7 +18,11 @@ The rooms, in the order in which bytes meet them:
       pipe            the bytes of one part on their way; windows in bytes
       digests         what came in, hashed; what was declared, verified
     flows/          transforms of a file on its way, a user's or ours
-    sinks/          places that parts go to: disk, relay (with writer, connect), discard, a user's own
+    sinks/          places that parts go to: disk, discard, a user's own, and relay; its hands are
+      outbound, exchange    one body, over one attempt or more; one request with its clocks
+      destinations, spool   the choice among urls and their health; a body in a file without a name
+      connect               connections: TLS, pools, sockets
+      lent, writer          the connection that aiohttp lends; StreamingMultipartWriter, for anybody
     responses       manifest -> 201, errors -> problem+json, a destination's answer streamed through
     stored          what was kept: files, manifests, archives, with ranges and validators
     download        allow-listed remote URLs, streamed; guard decides what may be dialled
