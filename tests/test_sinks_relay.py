@@ -377,6 +377,15 @@ async def test_a_compressed_answer_goes_back_as_it_is(start_gateway: StartGatewa
             assert await response.read() == b"not really gzip"
 
 
+async def test_a_batch_of_nothing_makes_no_request() -> None:
+    async with HonestUpstream() as upstream, RelaySink(name="api", url=upstream.url) as sink:
+        async with delivering(sink, upload()) as delivery:
+            assert isinstance(delivery, RelayDelivery)
+            await delivery.accept_all([])
+            assert await delivery.commit() == []
+        assert upstream.exchanges == []
+
+
 async def test_two_parts_cannot_be_mixed_up_on_the_wire(start_destination: StartDestination) -> None:
     """Sources that come in fits and starts, the second faster than the first."""
     destination = await start_destination()

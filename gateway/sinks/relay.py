@@ -231,7 +231,8 @@ class RelayDelivery:
                 if part.is_file and (data or part.raw_filename != b""):  # an empty file input is no file
                     self._files.append(part.index)
                 await outbound.put(data)
-            await outbound.flush()
+            if self._outbound is not None:  # a batch may be empty, and the first
+                await self._outbound.flush()
 
     async def accept_wire(self, chunks: AsyncIterable[bytes]) -> None:
         upload = self._upload
