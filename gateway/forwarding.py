@@ -188,7 +188,7 @@ def _origin(upload: Upload) -> list[tuple[str, str]]:
     scheme, host = _joined(upload.headers, "x-forwarded-proto"), _joined(upload.headers, "x-forwarded-host")
     if chain and not addresses:
         pairs = [(name.lower(), _unquoted(value)) for name, value in _PAIR.findall(chain)]
-        addresses = ", ".join(value.strip("[]") for name, value in pairs if name == "for")
+        addresses = ", ".join(_bare(value) for name, value in pairs if name == "for")
         scheme = scheme or next((value for name, value in pairs if name == "proto"), "")
         host = host or next((value for name, value in pairs if name == "host"), "")
     elif addresses and not chain:
@@ -227,6 +227,12 @@ def _node(text: str) -> str:
             continue
         return f"[{ip}]{suffix}" if isinstance(ip, IPv6Address) else f"{ip}{suffix}"
     return text if re.fullmatch(r"_[A-Za-z0-9._-]+", text) else "unknown"
+
+
+def _bare(node: str) -> str:
+    """The address in a node, as X-Forwarded-For has it: no brackets, no port."""
+    match = re.fullmatch(r"\[([0-9A-Fa-f.:]+)\](?::.*)?|([0-9.]+):.*", node)
+    return node if match is None else match[1] or match[2]
 
 
 def _quoted(value: str) -> str:

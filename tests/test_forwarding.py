@@ -151,9 +151,9 @@ class TestOrigin:
         ]
 
     def test_of_the_newer_form_the_older_one_is_made(self) -> None:
-        newer = 'For="[2001:db8::9]";Proto=https;by=10.0.0.9;host="a\\"b,for=6.6.6.6", for=10.0.0.1'
-        headers = sent(upload(("Forwarded", newer)))
-        assert headers["x-forwarded-for"] == "2001:db8::9, 10.0.0.1, 192.0.2.7"
+        first = 'For="[2001:db8::9]";Proto=https;by=10.0.0.9;host="a\\"b,for=6.6.6.6"'
+        headers = sent(upload(("Forwarded", f'{first}, for="10.0.0.1:80", for="[::1]:_p", for=_x')))
+        assert headers["x-forwarded-for"] == "2001:db8::9, 10.0.0.1, ::1, _x, 192.0.2.7"
         assert headers["x-forwarded-proto"] == "https"
         assert headers["x-forwarded-host"] == 'a"b,for=6.6.6.6'
 

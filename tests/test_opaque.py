@@ -241,6 +241,7 @@ async def test_a_client_of_the_library_sees_what_the_destination_said(start_gate
         [{"sinks": ["api", "disk"]}],
         [{"sinks": ["api"]}, {"sinks": ["api"]}],
         [{"sinks": ["api"], "flows": ["gzip"]}],
+        [{"sinks": [{"sink": "api", "mode": "best_effort"}]}],
         [{"sinks": ["api"], "match": {"content_type": "a/*"}}],
     ],
 )
