@@ -73,14 +73,14 @@ class Slots:
             nonlocal left
             left -= 1
             if left == 0:
-                self._give_back()
+                self.give_back()
 
         if not tasks:
-            self._give_back()
+            self.give_back()
         for task in tasks:
             task.add_done_callback(ended)
 
-    def _give_back(self) -> None:
+    def give_back(self) -> None:
         self._free += 1
         if self._given_back is not None and not self._given_back.done():
             self._given_back.set_result(None)
@@ -170,6 +170,9 @@ class Lane:
             return
         await self.wait_for_turn()
         await slots.take()  # before the bytes are given: while others hold all slots, nothing is owed here
+        if not self._batch:  # who delivers took it meanwhile
+            slots.give_back()
+            return
         batch, size = self._take_batch()
         await self._batch_window.reserve(size)
         self._delivering += 1

@@ -114,3 +114,30 @@ async def test_a_sinks_errors_are_told_as_ours(raised: Exception, told: type[Exc
             pipe, _ = lane.open(part(0), tasks)
             await pipe.send(b"x")
             pipe.finish()
+
+
+async def test_a_batch_that_was_taken_while_a_slot_was_waited_for_is_not_delivered_twice() -> None:
+    class Counting(BulkRecorder):
+        def __init__(self) -> None:
+            super().__init__()
+            self.batches: list[int] = []
+            self.gate = asyncio.Event()
+
+        async def accept_all(self, parts: list[tuple[Part, bytes]]) -> None:
+            self.batches.append(len(parts))
+            await self.gate.wait()
+            await super().accept_all(parts)
+
+    delivery = Counting()
+    lane, slots = Lane("a", 1, delivery, 1 << 20), Slots(1)
+    async with asyncio.TaskGroup() as tasks:
+        lane.add(part(0), b"0")
+        await lane.hand_over(tasks, slots)
+        lane.add(part(1), b"1")
+        waiting = tasks.create_task(lane.hand_over(tasks, slots, at_once=True))
+        await asyncio.sleep(0)
+        delivery.gate.set()
+        await waiting
+        assert slots.take_now()
+    assert delivery.batches == [1, 1]
+    assert delivery.seen == [(0, b"0"), (1, b"1")]
