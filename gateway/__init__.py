@@ -26,6 +26,7 @@ The rooms, in the order in which bytes meet them:
     responses       manifest -> 201, errors -> problem+json, a destination's answer streamed through
     stored          what was kept: files, manifests, archives, with ranges and validators
     download        allow-listed remote URLs, streamed; guard decides what may be dialled
+    selftest        does a proxy in front of us hold bodies back?
     handlers        the stories: short, calling the rooms in order
     settings, config, metrics, app, server, workers, worker, cli, receiver     the house
 

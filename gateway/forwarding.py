@@ -7,7 +7,8 @@
    Destinations get both forms, and they tell the same: where a trusted proxy sent one of them, the other is made of it.
 3. Cookie and Authorization are credentials for the gateway's origin: a destination gets those that its rules allow.
 4. What a destination is to get in any case (`headers`) goes before what the client sent under the same name.
-5. Via, X-Request-ID and Proxy-Status (RFC 9209) say that this gateway was there, and what it met.
+5. `Incremental: ?1` (draft-ietf-httpbis-incremental) asks proxies on the way not to hold the body back.
+6. Via, X-Request-ID and Proxy-Status (RFC 9209) say that this gateway was there, and what it met.
 """
 
 from __future__ import annotations
@@ -165,6 +166,8 @@ def outbound_headers(upload: Upload, rules: HeaderRules, *, unchanged: bool = Fa
     made = [*_origin(upload), ("Via", _via(upload.headers, upload.protocol))]
     if upload.request_id:
         made.append((REQUEST_ID, upload.request_id))
+    if not any(name.lower() == "incremental" for name, _ in kept):
+        made.append(("Incremental", "?1"))
     return [(name, value) for name, value in [*kept, *made] if name.lower() not in always] + list(rules.headers)
 
 

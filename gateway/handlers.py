@@ -40,6 +40,7 @@ from gateway.model import Limits, Upload
 from gateway.reader import StreamingMultipartReader, raw_body_events
 from gateway.responses import converted, created, delivered, passed_through, problem
 from gateway.routes import Route
+from gateway.selftest import answer_buffering
 from gateway.sinks import Sink
 from gateway.sinks.disk import DiskSink
 from gateway.sinks.relay import RelaySink
@@ -313,6 +314,13 @@ async def get_download(request: web.Request) -> web.StreamResponse:
 # -- the house itself
 
 
+async def selftest_buffering(request: web.Request) -> web.StreamResponse:
+    house = request.app[HOUSE]
+    check_headers(request, house.limits, raw=True)
+    with house.gate.slot():
+        return await answer_buffering(request, house.limits)
+
+
 async def healthz(request: web.Request) -> web.Response:
     return web.Response(text="ok\n")
 
@@ -367,6 +375,7 @@ def add_routes(app: web.Application) -> None:
     _add(app, "/uploads/{id}/archive.zip", GET=get_archive)
     _add(app, "/files/{id}/{index}/{filename}", GET=get_file)
     _add(app, "/download/{url:(?s:.*)}", GET=get_download)  # (?s: so that %0a is refused there and not lost here
+    _add(app, "/selftest/buffering", POST=selftest_buffering, PUT=selftest_buffering)
     _add(app, "/healthz", GET=healthz)
     _add(app, "/readyz", GET=readyz)
     _add(app, "/metrics", GET=metrics)

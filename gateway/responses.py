@@ -221,6 +221,7 @@ async def passed_through(
             response.headers.add(name, value)
     if location is not None and 200 <= answer.status < 300:
         response.headers.setdefault(hdrs.LOCATION, location)
+    response.headers.setdefault("X-Accel-Buffering", "no")  # nginx in front of us is to stream it as we do
     response[PASSED_THROUGH] = [name for name in ("Content-Type", "Server") if name not in answer.headers]
     if close:
         response.force_close()

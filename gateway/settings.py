@@ -325,7 +325,7 @@ _DEFAULT_ROUTES: tuple[dict[str, Any], ...] = (
     {"path": "/proxy", "kind": "relay", "parts": [{"sinks": ["api"]}]},
     {"path": "/convert", "kind": "convert", "parts": [{"flows": ["sniff", "gzip"], "sinks": ["disk"]}]},
 )
-RESERVED_PATHS = re.compile(r"/(uploads|files|healthz|readyz|metrics|problems|download)(/.*)?")
+RESERVED_PATHS = re.compile(r"/(uploads|files|healthz|readyz|metrics|problems|download|selftest)(/.*)?")
 
 
 def with_defaults(document: Mapping[str, Any]) -> dict[str, Any]:

@@ -226,7 +226,15 @@ def head(*lines: str) -> bytes:
     return "\r\n".join(["POST /proxy?z=1 HTTP/1.1", *head, *lines, "", ""]).encode("latin-1") + body
 
 
-OF_THE_WAY = {"forwarded", "x-forwarded-for", "x-forwarded-proto", "x-forwarded-host", "via", "x-request-id"}
+OF_THE_WAY = {
+    "incremental",
+    "forwarded",
+    "x-forwarded-for",
+    "x-forwarded-proto",
+    "x-forwarded-host",
+    "via",
+    "x-request-id",
+}
 """What test_forwarding is about."""
 
 
