@@ -37,7 +37,7 @@ from tests.doubles import (
 )
 from tests.processes import gateway_process
 
-LENGTHS = ["chunked"]
+LENGTHS = ["chunked", "spool", "passthrough"]
 """The length strategies that every destination here is met with."""
 STALL_SECONDS = 0.6
 PATIENCE_SECONDS = 20  # for what should take a second or two: a hang takes for ever
@@ -398,6 +398,22 @@ async def test_a_destination_that_ignores_expect_never_sees_one(
             await client.send(BODY)
             assert (await client.answer()).status == succeeded(path)
         assert "expect" not in dict(upstream.exchanges[0].headers)
+
+
+@both_kinds
+async def test_a_destination_that_ignores_our_own_expect_gets_the_body_all_the_same(
+    start_gateway: StartGateway, length: str, path: str
+) -> None:
+    waiting = {"expect_continue": True, "expect_seconds": 0.3}
+    async with relaying(start_gateway, HonestUpstream(200, b"{}"), length, stall_seconds=30, **waiting) as (
+        gateway,
+        upstream,
+    ):
+        began = time.monotonic()
+        assert (await post(gateway, path)).status == succeeded(path)
+        assert 0.2 < time.monotonic() - began < 15
+        assert dict(upstream.exchanges[0].headers)["expect"] == "100-continue"
+        assert upstream.exchanges[0].complete
 
 
 # -- all of them, and memory
