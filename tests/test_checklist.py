@@ -293,6 +293,13 @@ async def test_upstream_dies_midway(start_gateway: StartGateway) -> None:
         assert not upstream.saw_a_whole_body
 
 
+async def test_upstream_dies_midway_and_proxy_status_says_so(start_gateway: StartGateway) -> None:
+    async with relay(start_gateway, DyingUpstream(after=1)) as (gateway, _):
+        answer = await post(gateway, form(file(b"x" * 1000)))
+        assert answer.status == 502
+        assert re.match(r'gateway; error=\w+; next-hop="api"', answer.headers["proxy-status"])
+
+
 async def test_upstream_dies_midway_and_another_one_takes_over(start_gateway: StartGateway) -> None:
     """As long as all that was sent is still kept; after that it is a 502, and no second copy begins."""
     body = form(file(b"x" * 4 * MIB))
@@ -403,12 +410,32 @@ async def test_connection_named_headers(start_gateway: StartGateway) -> None:
         assert answer.headers["x-stays"] == "1"
 
 
+async def test_connection_named_headers_and_lists_of_what_may_go_on(start_gateway: StartGateway) -> None:
+    allowed = {"sinks": {"api": {"forward_cookies": ["session"], "forward_authorization": ["Bearer"]}}}
+    async with relay(start_gateway, HonestUpstream(200, b"{}"), **allowed) as (gateway, upstream):
+        for scheme in ("Bearer", "Basic"):
+            credentials = {"cookie": "session=1; other=2", "authorization": f"{scheme} secret"}
+            answer = await post(gateway, form(file(b"data")), **credentials)
+            assert (answer.status, answer.headers["via"]) == (200, "1.1 gateway")
+        bearer, basic = (dict(exchange.headers) for exchange in upstream.exchanges)
+        assert (bearer["cookie"], bearer["authorization"]) == ("session=1", "Bearer secret")
+        assert "authorization" not in basic
+        assert basic["via"] == "1.1 gateway"
+
+
 async def test_client_trust_headers(start_gateway: StartGateway) -> None:
     """Nobody is trusted by default: what a client says of where it comes from goes nowhere."""
     async with relay(start_gateway, HonestUpstream(200, b"{}")) as (gateway, upstream):
         lies = dict.fromkeys(("x_forwarded_for", "x_forwarded_host", "x_forwarded_proto"), "6.6.6.6")
         assert (await post(gateway, form(file(b"data")), forwarded="for=6.6.6.6", **lies)).status == 200
         assert b"6.6.6.6" not in upstream.exchanges[0].head
+
+
+async def test_client_trust_headers_of_a_trusted_network(start_gateway: StartGateway) -> None:
+    trusting = {"server": {"trusted_networks": ["127.0.0.0/8"]}}
+    async with relay(start_gateway, HonestUpstream(200, b"{}"), **trusting) as (gateway, upstream):
+        assert (await post(gateway, form(file(b"data")), x_forwarded_for="6.6.6.6")).status == 200
+        assert dict(upstream.exchanges[0].headers)["x-forwarded-for"] == "6.6.6.6, 127.0.0.1"
 
 
 async def test_http_1_0_clients(start_gateway: StartGateway) -> None:
