@@ -8,6 +8,7 @@ of destinations otherwise is in test_sinks_relay_failures.
 from __future__ import annotations
 
 import asyncio
+import gc
 import math
 import os
 import time
@@ -255,6 +256,18 @@ async def test_an_end_after_the_whole_body_and_before_the_answer_is_a_refused_si
     async with relaying(start_gateway, dying, length, stall_seconds=30) as (gateway, upstream):
         assert_problem(await post(gateway, path, SMALL), 502, "sink-refused")
         assert len(upstream.exchanges) == 1  # it may have acted on the first one
+
+
+# FAILS, needs a line in gateway/responses.py: `passed_through` asks for `connection.protocol.closed`, and where the
+# read fails first, nobody retrieves that future's exception, which asyncio then logs with its traceback.
+async def test_half_an_answer_is_no_traceback_in_the_log(
+    start_gateway: StartGateway, length: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    half = HalfAnswerUpstream(b"HTTP/1.1 200 OK\r\nContent-Length: 1000\r\n\r\nhalf")
+    async with relaying(start_gateway, half, length, stall_seconds=30) as (gateway, _):
+        assert (await broken_answer(gateway, SMALL)).startswith(b"HTTP/1.1 200 ")
+    gc.collect()
+    assert [record.getMessage() for record in caplog.records if record.exc_info] == []
 
 
 # -- silence
