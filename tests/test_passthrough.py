@@ -40,6 +40,9 @@ async def sent(port: int, content_type: str, body: bytes, *, in_chunks: bool) ->
         return (await client.answer()).status
 
 
+TAKEN_BY_RELAYS = {"sfd-incorrect-content-type-1": "multipart/mixed, which is no form: a route of kind relay takes it"}
+
+
 @pytest.mark.parametrize("in_chunks", [False, True], ids=["declared", "chunked"])
 async def test_what_is_accepted_arrives_as_it_was_and_what_is_rejected_breaks_off(
     start_gateway: StartGateway, in_chunks: bool
@@ -49,7 +52,7 @@ async def test_what_is_accepted_arrives_as_it_was_and_what_is_rejected_breaks_of
     async with HonestUpstream(200, b"{}") as upstream, nothing_left_running():
         gateway = await start_gateway(api=upstream.url, limits=LIMITS, sinks={"api": {"length": "passthrough"}})
         for name, case in CASES.items():
-            if name in HTTP_POLICY_DECISIONS:
+            if name in HTTP_POLICY_DECISIONS or name in TAKEN_BY_RELAYS:
                 continue
             body = (DIRECTORY / "cases" / case["body_file"]).read_bytes()
             verdict = run(case, [body], keep_raw=True)
