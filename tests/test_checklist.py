@@ -38,6 +38,7 @@ from tests.doubles import (
     DyingUpstream,
     HalfAnswerUpstream,
     HonestUpstream,
+    LengthDemandingUpstream,
     RefusingUpstream,
     Upstream,
 )
@@ -111,25 +112,44 @@ async def sent_until(client: Client, seconds: float, data: bytes) -> None:
 # -- one after the other, as in the table
 
 
-async def test_destination_refuses_chunked(start_gateway: StartGateway) -> None:
-    """Without a strategy that sends a length, its refusal is what the client reads."""
-    async with relay(start_gateway, RefusingUpstream(411, b"a length, please")) as (gateway, upstream):
-        answer = await post(gateway, form(file(b"x" * MIB)))
-        assert (answer.status, answer.body) == (411, b"a length, please")
-        assert not upstream.saw_a_whole_body
+TO_TWO = [{"path": "/two", "kind": "relay", "parts": [{"sinks": ["two"]}]}]
+
+
+def with_length(length: str) -> dict[str, object]:
+    return {"sinks": {"api": {"length": length}}}
+
+
+@pytest.mark.parametrize("length", ["spool", "passthrough"])
+async def test_destination_refuses_chunked(start_gateway: StartGateway, length: str) -> None:
+    async with relay(start_gateway, LengthDemandingUpstream(411), **with_length(length)) as (gateway, upstream):
+        body = form(file(b"x" * MIB))
+        assert (await post(gateway, body)).status == 200
+        (exchange,) = upstream.exchanges
+        assert exchange.length == len(exchange.body)
+        assert length != "passthrough" or exchange.body == body
+
+
+@pytest.mark.parametrize("refusal", [411, 501])
+async def test_destination_refuses_chunked_is_learned(start_gateway: StartGateway, refusal: int) -> None:
+    async with relay(start_gateway, LengthDemandingUpstream(refusal)) as (gateway, upstream):
+        first = await post(gateway, form(file(b"x" * 8 * MIB)))
+        assert first.status in (200, refusal)  # 200 where the beginning of the body was still there
+        assert (await post(gateway, form(file(b"x" * 8 * MIB)))).status == 200
+        assert [exchange.length is None for exchange in upstream.exchanges].count(True) == 1
 
 
 async def test_s3_like_sink_unknown_length(start_gateway: StartGateway) -> None:
-    """There is no sink for object stores. As a relay's destination one refuses chunks with a 501, and keeps nothing."""
-    words = b"<Error><Code>NotImplemented</Code></Error>"
-    async with relay(start_gateway, RefusingUpstream(501, words)) as (gateway, upstream):
-        async with Client(gateway.port) as client:
-            await client.send(head("/proxy", transfer_encoding="chunked"))
-            with suppress(ConnectionError):
-                await client.send(chunked(form(file(b"x" * MIB))))
-            answer = await client.answer()
-        assert (answer.status, answer.body) == (501, words)
-        assert not upstream.saw_a_whole_body
+    """There is no sink for object stores. One that speaks HTTP gets an exact length by `spool`, or nothing at all."""
+    async with relay(start_gateway, LengthDemandingUpstream(501), **with_length("spool")) as (gateway, upstream):
+        body = form(file(random_bytes(6 * MIB)))  # more than S3's least part
+        for whole in (True, False):
+            async with Client(gateway.port) as client:
+                await client.send(head("/proxy", transfer_encoding="chunked"))
+                await client.send(chunked(body if whole else body[: 5 * MIB]))
+                assert (await client.answer()).status == (200 if whole else 400)
+        (exchange,) = upstream.exchanges  # of the broken one it never heard
+        assert exchange.complete
+        assert exchange.length == len(exchange.body)
 
 
 async def test_raw_body_nested_as_a_file(start_gateway: StartGateway) -> None:
@@ -273,6 +293,31 @@ async def test_upstream_dies_midway(start_gateway: StartGateway) -> None:
         assert not upstream.saw_a_whole_body
 
 
+async def test_upstream_dies_midway_and_proxy_status_says_so(start_gateway: StartGateway) -> None:
+    async with relay(start_gateway, DyingUpstream(after=1)) as (gateway, _):
+        answer = await post(gateway, form(file(b"x" * 1000)))
+        assert answer.status == 502
+        assert re.match(r'gateway; error=\w+; next-hop="api"', answer.headers["proxy-status"])
+
+
+async def test_upstream_dies_midway_and_another_one_takes_over(start_gateway: StartGateway) -> None:
+    """As long as all that was sent is still kept; after that it is a 502, and no second copy begins."""
+    body = form(file(b"x" * 4 * MIB))
+    for replay_bytes, status in ((8 * MIB, 200), (0, 502)):
+        async with DyingUpstream(after=MIB) as dying, HonestUpstream(200, b"{}") as honest:
+            for _ in range(2):  # whichever is asked first
+                sink = {"type": "relay", "urls": [dying.url, honest.url], "replay_bytes": replay_bytes}
+                gateway = await start_gateway(sinks={"two": sink}, routes=TO_TWO)
+                async with Client(gateway.port) as client:
+                    with suppress(ConnectionError):
+                        await client.send(head("/two", content_length=len(body)) + body)
+                    answer = await client.answer()
+                assert answer.status in (200, status)
+            assert not dying.saw_a_whole_body
+            assert all(exchange.complete for exchange in honest.exchanges)
+            assert replay_bytes == 0 or len(honest.exchanges) == 2
+
+
 async def test_upstream_fails_after_our_response_began(start_gateway: StartGateway) -> None:
     half = HalfAnswerUpstream(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n4\r\nhalf\r\n")
     async with relay(start_gateway, half) as (gateway, _), Client(gateway.port) as client:
@@ -365,12 +410,32 @@ async def test_connection_named_headers(start_gateway: StartGateway) -> None:
         assert answer.headers["x-stays"] == "1"
 
 
+async def test_connection_named_headers_and_lists_of_what_may_go_on(start_gateway: StartGateway) -> None:
+    allowed = {"sinks": {"api": {"forward_cookies": ["session"], "forward_authorization": ["Bearer"]}}}
+    async with relay(start_gateway, HonestUpstream(200, b"{}"), **allowed) as (gateway, upstream):
+        for scheme in ("Bearer", "Basic"):
+            credentials = {"cookie": "session=1; other=2", "authorization": f"{scheme} secret"}
+            answer = await post(gateway, form(file(b"data")), **credentials)
+            assert (answer.status, answer.headers["via"]) == (200, "1.1 gateway")
+        bearer, basic = (dict(exchange.headers) for exchange in upstream.exchanges)
+        assert (bearer["cookie"], bearer["authorization"]) == ("session=1", "Bearer secret")
+        assert "authorization" not in basic
+        assert basic["via"] == "1.1 gateway"
+
+
 async def test_client_trust_headers(start_gateway: StartGateway) -> None:
     """Nobody is trusted by default: what a client says of where it comes from goes nowhere."""
     async with relay(start_gateway, HonestUpstream(200, b"{}")) as (gateway, upstream):
         lies = dict.fromkeys(("x_forwarded_for", "x_forwarded_host", "x_forwarded_proto"), "6.6.6.6")
         assert (await post(gateway, form(file(b"data")), forwarded="for=6.6.6.6", **lies)).status == 200
         assert b"6.6.6.6" not in upstream.exchanges[0].head
+
+
+async def test_client_trust_headers_of_a_trusted_network(start_gateway: StartGateway) -> None:
+    trusting = {"server": {"trusted_networks": ["127.0.0.0/8"]}}
+    async with relay(start_gateway, HonestUpstream(200, b"{}"), **trusting) as (gateway, upstream):
+        assert (await post(gateway, form(file(b"data")), x_forwarded_for="6.6.6.6")).status == 200
+        assert dict(upstream.exchanges[0].headers)["x-forwarded-for"] == "6.6.6.6, 127.0.0.1"
 
 
 async def test_http_1_0_clients(start_gateway: StartGateway) -> None:

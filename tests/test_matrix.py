@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 
-from tests.destinations import DESTINATIONS, Destination
+from tests.destinations import DESTINATIONS, LENGTH_ONLY, Destination
 from tests.processes import Process, gateway_process
 from tests.senders import SENDERS, File, Large, Sender, field
 
@@ -84,15 +84,16 @@ def directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
 Row = tuple[str, str | None, int, str]
 
 
-def expected(parts: Sequence[File], sender: Sender, destination: Destination) -> list[Row]:
+def expected(parts: Sequence[File], sender: Sender, destination: Destination, length: str = "") -> list[Row]:
     """What this destination has to say about what this client sends."""
+    means = sender.writes if length == "passthrough" else sender.means
 
     rows: list[Row] = []
     for name, filename, data in parts:
-        told = None if filename is None else destination.reads(sender.means(filename))
+        told = None if filename is None else destination.reads(means(filename))
         if told == "" and not (sender.knows_empty_inputs and destination.knows_empty_inputs):
             told = None
-        rows.append((destination.reads(sender.means(name)), told, len(data), hashlib.sha256(data).hexdigest()))
+        rows.append((destination.reads(means(name)), told, len(data), hashlib.sha256(data).hexdigest()))
     return rows
 
 
@@ -124,4 +125,50 @@ def test_256_mib_arrive_and_are_never_held(sender: Sender, behind: Behind, direc
     destination = behind.destination
     ((status, answer),) = sender.send(behind.url, [LARGE], directory)
     assert (status, told(answer, destination)) == (200, [(LARGE.name, LARGE.filename, LARGE.size, LARGE.sha256)])
+    assert behind.gateway.peak_rss_bytes() < LARGE.size / 2
+
+
+# -- a destination that takes no chunks
+
+
+@pytest.fixture(scope="module", params=["spool", "passthrough"])
+def with_a_length(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[tuple[str, Behind]]:
+    """A destination that wants a Content-Length, and a gateway that is told how to have one."""
+    length: str = request.param
+    directory = tmp_path_factory.mktemp(f"wsgiref-{length}")
+    config = f'[sinks.api]\nlength = "{length}"\n'
+    with (
+        LENGTH_ONLY.start(directory) as url,
+        gateway_process(directory, config, GATEWAY_SINKS__API__URL=f"{url}/upload") as gateway,
+    ):
+        yield length, Behind(LENGTH_ONLY, gateway)
+
+
+@pytest.mark.parametrize("sender", SENDERS, ids=str)
+def test_every_upload_arrives_where_a_length_is_wanted(
+    sender: Sender, with_a_length: tuple[str, Behind], directory: Path
+) -> None:
+    """Go sends chunks, so that a passthrough has no length to pass on: there the gateway learns, and spools.
+
+    It learns from something small: who refuses a large body unread resets the connection, and a 411 may get lost.
+    """
+    length, behind = with_a_length
+    sender.send(behind.url, [UPLOADS["nothing in it"]], directory)
+    answers = sender.send(behind.url, list(UPLOADS.values()), directory)
+    differences = {}
+    for (title, parts), (status, answer) in zip(UPLOADS.items(), answers, strict=True):
+        meant = in_order(expected(parts, sender, LENGTH_ONLY, length), LENGTH_ONLY)
+        got = told(answer, LENGTH_ONLY) if status == 200 else []
+        if got != meant:
+            differences[title] = next((pair for pair in zip(got, meant, strict=False) if pair[0] != pair[1]), answer)
+    assert differences == {}
+
+
+def test_256_mib_arrive_where_a_length_is_wanted(with_a_length: tuple[str, Behind], directory: Path) -> None:
+    _, behind = with_a_length
+    curl = SENDERS[0]  # it declares a length
+    ((status, answer),) = curl.send(behind.url, [LARGE], directory)
+    assert (status, told(answer, LENGTH_ONLY)) == (200, [(LARGE.name, LARGE.filename, LARGE.size, LARGE.sha256)])
     assert behind.gateway.peak_rss_bytes() < LARGE.size / 2

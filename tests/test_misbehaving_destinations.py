@@ -8,6 +8,7 @@ of destinations otherwise is in test_sinks_relay_failures.
 from __future__ import annotations
 
 import asyncio
+import gc
 import math
 import os
 import time
@@ -37,7 +38,7 @@ from tests.doubles import (
 )
 from tests.processes import gateway_process
 
-LENGTHS = ["chunked"]
+LENGTHS = ["chunked", "spool", "passthrough"]
 """The length strategies that every destination here is met with."""
 STALL_SECONDS = 0.6
 PATIENCE_SECONDS = 20  # for what should take a second or two: a hang takes for ever
@@ -257,6 +258,18 @@ async def test_an_end_after_the_whole_body_and_before_the_answer_is_a_refused_si
         assert len(upstream.exchanges) == 1  # it may have acted on the first one
 
 
+# FAILS, needs a line in gateway/responses.py: `passed_through` asks for `connection.protocol.closed`, and where the
+# read fails first, nobody retrieves that future's exception, which asyncio then logs with its traceback.
+async def test_half_an_answer_is_no_traceback_in_the_log(
+    start_gateway: StartGateway, length: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    half = HalfAnswerUpstream(b"HTTP/1.1 200 OK\r\nContent-Length: 1000\r\n\r\nhalf")
+    async with relaying(start_gateway, half, length, stall_seconds=30) as (gateway, _):
+        assert (await broken_answer(gateway, SMALL)).startswith(b"HTTP/1.1 200 ")
+    gc.collect()
+    assert [record.getMessage() for record in caplog.records if record.exc_info] == []
+
+
 # -- silence
 
 
@@ -398,6 +411,22 @@ async def test_a_destination_that_ignores_expect_never_sees_one(
             await client.send(BODY)
             assert (await client.answer()).status == succeeded(path)
         assert "expect" not in dict(upstream.exchanges[0].headers)
+
+
+@both_kinds
+async def test_a_destination_that_ignores_our_own_expect_gets_the_body_all_the_same(
+    start_gateway: StartGateway, length: str, path: str
+) -> None:
+    waiting = {"expect_continue": True, "expect_seconds": 0.3}
+    async with relaying(start_gateway, HonestUpstream(200, b"{}"), length, stall_seconds=30, **waiting) as (
+        gateway,
+        upstream,
+    ):
+        began = time.monotonic()
+        assert (await post(gateway, path)).status == succeeded(path)
+        assert 0.2 < time.monotonic() - began < 15
+        assert dict(upstream.exchanges[0].headers)["expect"] == "100-continue"
+        assert upstream.exchanges[0].complete
 
 
 # -- all of them, and memory

@@ -243,6 +243,8 @@ class Sender:
     name: str
     send: Callable[[str, Sequence[Upload], Path], Answered]
     means: Callable[[str], str] = _as_it_is
+    writes: Callable[[str], str] = _as_it_is
+    """What it makes of backslashes on the wire, for who gets that as it is."""
     knows_empty_inputs: bool = True
     """Whether it can send a file name of ""."""
 
@@ -253,7 +255,7 @@ class Sender:
 SENDERS = [
     Sender("curl", _curl),
     Sender("requests", _requests),
-    Sender("httpx", _httpx, _doubled, knows_empty_inputs=False),
+    Sender("httpx", _httpx, _doubled, _doubled, knows_empty_inputs=False),
     Sender("node", _node, knows_empty_inputs=False),
-    Sender("go", _go, _doubled_without_quotes),
+    Sender("go", _go, _doubled_without_quotes, _doubled),
 ]
