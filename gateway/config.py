@@ -288,7 +288,7 @@ def memory_bound_bytes(settings: Settings) -> tuple[int, dict[str, int]]:
         "received, not yet parsed": received,
         "windows towards sinks": lanes * (limits.parallel_parts + 1) * window,
         "flows": flowing * limits.parallel_parts * (window + 6 * FLOW_BATCH_BYTES),
-        "batches being written to disk": disks * limits.parallel_parts * 2 * (BATCH_BYTES + received),
+        "batches being written to disk": disks * limits.parallel_parts * (BATCH_BYTES + received),
         "buffers towards destinations": relays * 2 * received,
         "prefixes kept for another destination": max(
             (sum(_kept_bytes(settings.sinks[name]) for name in route.sinks) for route in routes), default=0

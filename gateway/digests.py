@@ -14,18 +14,28 @@ import re
 import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Executor
+from dataclasses import dataclass
 from typing import Protocol
 
-from gateway.errors import DigestMismatch, Malformed
+from gateway.errors import DigestMismatch, InternalError, Malformed
 from gateway.model import Entry
 from gateway.pipe import add_chunk
 
-__all__ = ["ALGORITHMS", "PartDigest", "SmallDigests", "declared_digests", "digest_of", "verify"]
+__all__ = [
+    "ALGORITHMS",
+    "TINY_BYTES",
+    "DigestsBeside",
+    "PartDigest",
+    "SmallDigests",
+    "declared_digests",
+    "digest_of",
+    "verify",
+]
 
 _BATCH_BYTES = 1 << 20
 _INLINE_BYTES = 1 << 16
 """Up to here a hop to a thread costs more than the hashing."""
-_TINY_BYTES = 2048
+TINY_BYTES = 2048
 """Up to here hashlib keeps the interpreter's lock: a thread would only be in the way."""
 
 
@@ -155,7 +165,7 @@ class SmallDigests:
 
     def add(self, entry: Entry, data: bytes) -> None:
         """The entry has its digests when `finish` has returned."""
-        if len(data) <= _TINY_BYTES:
+        if len(data) <= TINY_BYTES:
             entry.digests = digest_of(data, self._algorithms)
         else:
             self._batch.append((entry, data))
@@ -178,6 +188,54 @@ class SmallDigests:
     def _hash(self, batch: Sequence[tuple[Entry, bytes]]) -> None:
         for entry, data in batch:
             entry.digests = digest_of(data, self._algorithms)
+
+
+class DigestsBeside:
+    """The digests of parts whose bytes a sink has in a thread anyway, because it writes them there.
+
+    Taking them to another thread as well costs half as much as hashing them.
+    """
+
+    def __init__(self, algorithms: Sequence[str]) -> None:
+        self._algorithms = algorithms
+        self._whole: dict[int, Entry] = {}
+        self._growing: dict[int, _Growing] = {}
+
+    def expect_whole(self, entry: Entry) -> None:
+        """A part that is seen in one piece."""
+        self._whole[entry.part.index] = entry
+
+    def expect(self, entry: Entry) -> None:
+        """A part that is seen piece by piece."""
+        hashers = {algorithm: ALGORITHMS[algorithm]() for algorithm in self._algorithms}
+        self._growing[entry.part.index] = _Growing(entry, hashers)
+
+    def see(self, index: int, data: bytes) -> None:
+        """The next bytes of a part, or all of them. From any thread, of each part from one at a time."""
+        if (growing := self._growing.get(index)) is not None:
+            growing.size += len(data)
+            for hasher in growing.hashers.values():
+                hasher.update(data)
+        elif (entry := self._whole.pop(index, None)) is not None:
+            if len(data) != entry.size:
+                raise InternalError(f"part {index} was not shown whole")
+            entry.digests = digest_of(data, self._algorithms)
+
+    def settle(self) -> None:
+        """Nobody shows any more. Raises InternalError if somebody did not show all: its digest would be a lie."""
+        for index, growing in self._growing.items():
+            if growing.size != growing.entry.size:
+                raise InternalError(f"of part {index} {growing.size} bytes were shown")
+            growing.entry.digests = {algorithm: hasher.hexdigest() for algorithm, hasher in growing.hashers.items()}
+        if self._whole:
+            raise InternalError(f"parts were not shown: {sorted(self._whole)[:10]}")
+
+
+@dataclass(slots=True)
+class _Growing:
+    entry: Entry
+    hashers: dict[str, _Hash]
+    size: int = 0
 
 
 _DECLARING = frozenset((b"content-digest", b"repr-digest", b"content-md5"))

@@ -13,7 +13,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 
 from gateway.codec import Event
 from gateway.errors import DigestMismatch, GatewayError, InternalError, NoRoute, TooLarge
@@ -46,6 +46,9 @@ class EachPump(Pump):
         for lane in self._lanes.values():
             if isinstance(lane, Lane):
                 lane.spare = self._batch_failed
+
+    def _seeing(self, lanes: Iterable[AnyLane]) -> None:
+        """Nobody: a sink that fails on a part does not show all of it, and its digest is told all the same."""
 
     async def settle(self) -> None:
         for entry in self._given:

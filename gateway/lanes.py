@@ -28,6 +28,7 @@ from gateway.sinks import (
     Delivery,
     Dropping,
     Keeper,
+    Seen,
     TimeKeeping,
     Watched,
     Wired,
@@ -134,6 +135,13 @@ class Lane:
     def is_wired(self) -> bool:
         """Whether it is to get the bytes of the wire, in place of parts."""
         return offers(self._delivery, Wired) and self._delivery.takes_wire()
+
+    def let_see(self, see: Callable[[int, bytes], None]) -> bool:
+        """Have `see` called with all bytes of all parts, in a thread of the sink's. False if it has none."""
+        if not offers(self._delivery, Seen):
+            return False
+        self._delivery.let_see(see)
+        return True
 
     # -- turns
 

@@ -23,7 +23,7 @@ from collections import deque
 from collections.abc import AsyncIterable, AsyncIterator, Iterator, MutableSequence
 from contextlib import contextmanager
 
-__all__ = ["Pipe", "Progress", "Window", "add_chunk", "batches"]
+__all__ = ["Pipe", "Progress", "Window", "add_chunk", "batches", "gathered"]
 
 
 _TINY_BYTES = 4096
@@ -181,6 +181,16 @@ class Pipe(AsyncIterator[bytes]):
         self._window.release(len(chunk))
         return chunk
 
+    def take_ready(self, size: int) -> tuple[list[bytes], int]:
+        """(chunks, their bytes): what is there without waiting, until it is `size` bytes or more."""
+        chunks: list[bytes] = []
+        taken = 0
+        while self._chunks and taken < size:
+            chunks.append(self._chunks.popleft())
+            taken += len(chunks[-1])
+        self._window.release(taken)
+        return chunks, taken
+
     def close(self) -> None:
         """The sink is done with this part, whether it took all of it or not."""
         if self._closed:
@@ -213,3 +223,14 @@ async def batches(chunks: AsyncIterable[bytes], size: int) -> AsyncIterator[tupl
             batch, batch_bytes = [], 0
     if batch:
         yield batch, batch_bytes
+
+
+async def gathered(chunks: AsyncIterable[bytes], size: int) -> AsyncIterator[tuple[list[bytes], int]]:
+    """(chunks, their bytes): as many as are there, up to about `size` bytes; waits only for the first of them."""
+    async for chunk in chunks:
+        batch, taken = [chunk], len(chunk)
+        if isinstance(chunks, Pipe) and taken < size:
+            more, more_bytes = chunks.take_ready(size - taken)
+            batch += more
+            taken += more_bytes
+        yield batch, taken

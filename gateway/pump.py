@@ -7,14 +7,22 @@ part k+1 begins as soon as part k's bytes are in its pipes.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
 from concurrent.futures import Executor
 from contextlib import AsyncExitStack
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 from gateway.besteffort import BestEffortLane
 from gateway.codec import Event, Kind
-from gateway.digests import PartDigest, SmallDigests, declared_digests, digest_of, verify
+from gateway.digests import (
+    TINY_BYTES,
+    DigestsBeside,
+    PartDigest,
+    SmallDigests,
+    declared_digests,
+    digest_of,
+    verify,
+)
 from gateway.errors import GatewayError, NoRoute, TooLarge
 from gateway.flows import Flow, FlowChain, FlowFile, working
 from gateway.lanes import BULK_BYTES, Lane, Slots
@@ -33,10 +41,17 @@ _OF_THE_BYTES = frozenset([b"content-length", b"content-md5", b"content-digest",
 _HOLD_SECONDS = 0.05
 """How long the beginning of a file may wait for the rest of it, to go the short way: not for a slow client."""
 
-_Plan = tuple[Sequence[AnyLane], Sequence[Flow], bool]
-"""Where the files of a rule go, through what, and whether all of that can take small ones the short way."""
 
-_NOWHERE: _Plan = ((), (), False)
+@dataclass(frozen=True, slots=True)
+class _Plan:
+    """Where the files of a rule go, and through what."""
+
+    lanes: Sequence[AnyLane] = ()
+    flows: Sequence[Flow] = ()
+    is_short: bool = False
+    """Whether small ones can go the short way to all of them."""
+    is_seen: bool = False
+    """Whether one of them has the bytes in a thread anyway, and shows them to who computes the digests."""
 
 
 class Pump:
@@ -61,7 +76,11 @@ class Pump:
         self._wired = next((lane for lane in lanes.values() if isinstance(lane, Lane) and lane.is_wired), None)
         """Gets the bytes as they came: the parts are looked at, counted and checked, and go nowhere."""
         self._relays = [lane for lane in lanes.values() if lane.is_relay and self._wired is None]
-        self._plans = {id(rule): _plan(rule, lanes, flows) if self._wired is None else _NOWHERE for rule in route.rules}
+        self._digests = DigestsBeside(route.digests)
+        seeing = self._seeing(lanes.values())
+        self._plans = {
+            id(rule): _plan(rule, lanes, flows, seeing) if self._wired is None else _Plan() for rule in route.rules
+        }
         first = route.rules[0] if route.rules else None
         self._only_plan = self._plans[id(first)] if first is not None and first.match == Match() else None
         self._limits = limits
@@ -85,8 +104,15 @@ class Pump:
     def begin(self) -> None:
         """A hook for what else there is to keep."""
 
+    def _seeing(self, lanes: Iterable[AnyLane]) -> AnyLane | None:
+        """Who shows its bytes to us, once for all, so that they need not be taken to a thread twice."""
+        if not self._route.digests:
+            return None
+        return next((lane for lane in lanes if isinstance(lane, Lane) and lane.let_see(self._digests.see)), None)
+
     async def settle(self) -> None:
-        """All accepts have returned: what the sinks have to do before they may commit."""
+        """All accepts have returned: what there is to do before the sinks may commit."""
+        self._digests.settle()
 
     def forgo(self, chain: FlowChain, error: GatewayError) -> bool:
         """Whether the upload goes on without a part that its flows have stalled on."""
@@ -165,23 +191,30 @@ class Pump:
         part = entry.part
         if part.is_file and self._limits.max_file_bytes:
             self._check_file(entry)
-        if self._declared:
-            entry.digests = digest_of(data, self._algorithms(self._declared))
-            entry.verified = verify(self._declared, entry.digests, part=part.index)
-            self._declared = []
-        elif self._route.digests:
-            self._small.add(entry, data)
         if not part.is_file or (not data and part.raw_filename == b""):
+            self._digest_whole(entry, data)
             self._take_field(entry, data)
             return None
-        lanes, flows, is_short = self._plan_for(part)
-        if flows or len(data) > BULK_BYTES:
-            return lanes, flows
-        for lane in lanes:
+        plan = self._plan_for(part)
+        self._digest_whole(entry, data, is_seen=plan.is_seen)
+        if plan.flows or len(data) > BULK_BYTES:
+            return plan.lanes, plan.flows
+        for lane in plan.lanes:
             if lane.takes_batches:
                 lane.files.append(part.index)
                 lane.add(part, data)
-        return None if is_short else ([lane for lane in lanes if not lane.takes_batches], flows)
+        return None if plan.is_short else ([lane for lane in plan.lanes if not lane.takes_batches], plan.flows)
+
+    def _digest_whole(self, entry: Entry, data: bytes, *, is_seen: bool = False) -> None:
+        if self._declared:  # before anybody is given what it may refute
+            entry.digests = digest_of(data, self._algorithms(self._declared))
+            entry.verified = verify(self._declared, entry.digests, part=entry.part.index)
+            self._declared = []
+        elif self._route.digests:
+            if is_seen and len(data) > TINY_BYTES:
+                self._digests.expect_whole(entry)
+            else:
+                self._small.add(entry, data)
 
     async def _send_whole(self, entry: Entry, lanes: Sequence[AnyLane], flows: Sequence[Flow], data: bytes) -> None:
         for pipe in await self._open(entry, lanes, flows):
@@ -195,7 +228,7 @@ class Pump:
         self.entries.append(entry)
         self._held = []
         self._declared = declared_digests(entry.part.own_headers or ())
-        if entry.part.is_file and entry.part.raw_filename != b"" and not self._plan_for(entry.part)[2]:
+        if entry.part.is_file and entry.part.raw_filename != b"" and not self._plan_for(entry.part).is_short:
             await self._begin_long_way(entry)
 
     async def _take_data(self, data: bytes) -> None:
@@ -209,7 +242,7 @@ class Pump:
         self._check_file(entry)
         if self._pipes is None:
             # It may soon be whole, and then goes the short way; or seem to be an empty file input, with bytes in it.
-            if entry.size <= BULK_BYTES and self._plan_for(entry.part)[2]:
+            if entry.size <= BULK_BYTES and self._plan_for(entry.part).is_short:
                 add_chunk(self._held, data)
                 return
             await self._begin_long_way(entry)
@@ -238,9 +271,9 @@ class Pump:
 
     async def _begin_long_way(self, entry: Entry) -> None:
         """Its first bytes, if any were held, go ahead."""
-        lanes, flows, _ = self._plan_for(entry.part)
-        self._begin_digest()
-        self._pipes = await self._open(entry, lanes, flows)
+        plan = self._plan_for(entry.part)
+        self._begin_digest(is_seen=plan.is_seen)
+        self._pipes = await self._open(entry, plan.lanes, plan.flows)
         held, self._held = self._held, []
         for chunk in held:
             if self._digest is not None:
@@ -248,9 +281,14 @@ class Pump:
             for pipe in self._pipes:
                 await pipe.send(chunk)
 
-    def _begin_digest(self) -> None:
+    def _begin_digest(self, *, is_seen: bool = False) -> None:
         algorithms = self._algorithms(self._declared)
-        self._digest = PartDigest(algorithms, self._executor) if algorithms else None
+        self._digest = None
+        if is_seen and not self._declared:
+            assert self._entry is not None
+            self._digests.expect(self._entry)
+        elif algorithms:
+            self._digest = PartDigest(algorithms, self._executor)
 
     # -- slow clients
 
@@ -266,17 +304,17 @@ class Pump:
         if not self._waiting or batches != self._batches:
             self._let_go_later()
             return
-        lanes, _, _ = self._plan_for(entry.part)
+        plan = self._plan_for(entry.part)
         left = [lane for lane in self._lanes.values() if not lane.hand_over_now(self._tasks, self._slots)]
-        if left or any(lane.turn_is_pending for lane in lanes) or not self._slots.take_now():
+        if left or any(lane.turn_is_pending for lane in plan.lanes) or not self._slots.take_now():
             self._let_go_later()
             return
         held, self._held = b"".join(self._held), []
-        self._begin_digest()
+        self._begin_digest(is_seen=plan.is_seen)
         if self._digest is not None:
             self._digest.add(held)
         try:
-            self._pipes = self._open_lanes(entry, lanes)
+            self._pipes = self._open_lanes(entry, plan.lanes)
         except RuntimeError:  # the upload has failed, and its pump is about to be told
             return
         for pipe in self._pipes:
@@ -411,9 +449,10 @@ class Pump:
                 entry.output = None
 
 
-def _plan(rule: Rule, lanes: Mapping[str, AnyLane], flows: Mapping[str, Flow]) -> _Plan:
+def _plan(rule: Rule, lanes: Mapping[str, AnyLane], flows: Mapping[str, Flow], seeing: AnyLane | None) -> _Plan:
     mine, through = [lanes[name] for name in rule.sinks], [flows[name] for name in rule.flows]
-    return mine, through, not through and all(lane.takes_batches for lane in mine)
+    is_short = not through and all(lane.takes_batches for lane in mine)
+    return _Plan(mine, through, is_short, not through and seeing in mine)
 
 
 def _is_file(entry: Entry) -> bool:

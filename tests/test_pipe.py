@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator, Sequence
+from collections.abc import AsyncIterator, Iterator, Sequence
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gateway.pipe import Pipe, Progress, Window, add_chunk
+from gateway.pipe import Pipe, Progress, Window, add_chunk, gathered
 
 LONG_AGO = -1.0
 """What no clock shows: set as `moved_at`, it says whether a step touches it."""
@@ -375,3 +375,29 @@ async def test_all_bytes_arrive_in_order_and_everything_is_given_back(
 async def _pause(turns: Sequence[int], step: int) -> None:
     for _ in range(turns[step % len(turns)]):
         await asyncio.sleep(0)
+
+
+async def test_a_batch_is_what_is_there_and_only_its_first_chunk_is_waited_for() -> None:
+    progress = Progress()
+    pipe = Pipe(Window(100_000, progress))
+    for _ in range(3):
+        await pipe.send(b"x" * 10_000)
+    batches = gathered(pipe, 20_000)
+    assert await anext(batches) == ([b"x" * 10_000] * 2, 20_000)
+    assert await anext(batches) == ([b"x" * 10_000], 10_000)
+    waiting = asyncio.ensure_future(anext(batches))  # noqa: TID251 - there is nothing else to fail
+    await asyncio.sleep(0)
+    assert not waiting.done()
+    await pipe.send(b"last")
+    assert await waiting == ([b"last"], 4)
+    assert not progress.owed
+    pipe.finish()
+    assert [batch async for batch in batches] == []
+
+
+async def test_a_batch_of_anything_else_than_a_pipe_is_a_chunk() -> None:
+    async def chunks() -> AsyncIterator[bytes]:
+        yield b"a"
+        yield b"b"
+
+    assert [batch async for batch in gathered(chunks(), 10)] == [([b"a"], 1), ([b"b"], 1)]

@@ -36,6 +36,9 @@ Deliveries may have more verbs; the dispatcher uses them where they are there:
   as well, an error of that is one of all the parts in it.
 - `answer()`: an HTTP destination's response, for routes that pass it through. `read_seconds`, an attribute, is
   how long its bytes may be waited for (None: as long as any sink).
+- `let_see(see)`: called once, before all else, on a delivery that handles bytes in threads. It calls
+  `see(index, data)` there with all bytes of each part that it is given, in their order (a part of `accept_all` in
+  one piece), before the accept of that part returns: what is to be hashed need not be taken to a thread twice.
 - `keep_time(progress)`: called once, before all else, on a delivery that has clocks of its own; within
   `progress.excused()` it is not watched for stalls.
 - `accept_wire(chunks)` in place of all `accept`s, where `takes_wire()` and the delivery is the only one of its
@@ -51,7 +54,7 @@ from __future__ import annotations
 
 import errno
 import os
-from collections.abc import AsyncIterable, Sequence
+from collections.abc import AsyncIterable, Callable, Sequence
 from contextlib import AbstractAsyncContextManager
 from functools import cache
 from typing import Protocol, TypeGuard, TypeVar, runtime_checkable
@@ -70,6 +73,7 @@ __all__ = [
     "Delivery",
     "Dropping",
     "Keeper",
+    "Seen",
     "Sink",
     "TimeKeeping",
     "Watched",
@@ -102,6 +106,11 @@ class Delivery(Protocol):
 @runtime_checkable
 class Bulk(Protocol):
     async def accept_all(self, parts: list[tuple[Part, bytes]]) -> None: ...
+
+
+@runtime_checkable
+class Seen(Protocol):
+    def let_see(self, see: Callable[[int, bytes], None]) -> None: ...
 
 
 @runtime_checkable

@@ -25,12 +25,13 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import fcntl
+import io
 import logging
 import os
 import shutil
 import threading
 import time
-from collections.abc import AsyncIterable, AsyncIterator, Callable
+from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from functools import partial
@@ -41,7 +42,7 @@ from aiofiles.threadpool import wrap
 
 from gateway.headers import safe_segment
 from gateway.model import Part, Receipt, Upload
-from gateway.pipe import batches
+from gateway.pipe import gathered
 from gateway.sinks.shelf import (
     INCOMING,
     MANIFEST,
@@ -59,8 +60,8 @@ __all__ = ["BATCH_BYTES", "DiskSink"]
 
 log = logging.getLogger("gateway.disk")
 
-BATCH_BYTES = 512 << 10
-"""Written in one job. Two batches per open part are held: one being filled, one being written."""
+BATCH_BYTES = 1 << 20
+"""The most that is written in one job, and hashed beside it; a batch is what came while the one before was written."""
 _FLUSH_BYTES = 64 << 20
 _OPEN_FILES = 64
 _CREATE = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
@@ -183,6 +184,7 @@ class DiskDelivery:
         self._making = threading.Lock()
         self._lock: int | None = None
         self._files: set[IO[bytes]] = set()  # open ones; written in threads, closed by whoever comes last
+        self._see: Callable[[int, bytes], None] | None = None
         self._receipts: dict[int, Receipt] = {}
         self._manifest: bytes | None = None
         self._published = False
@@ -197,26 +199,21 @@ class DiskDelivery:
                     return lock
             time.sleep(0.001)  # a sweep takes one empty directory away, then never comes back
 
+    def let_see(self, see: Callable[[int, bytes], None]) -> None:
+        self._see = see
+
     async def accept(self, part: Part, chunks: AsyncIterable[bytes]) -> None:
         with translated(self._sink.name):
             raw = await self._run(self._create, part.index)
-            # The group writes one batch while the next is being filled, and waits for it whatever happens.
-            try:
-                async with asyncio.TaskGroup() as group:
-                    file = wrap(raw, loop=asyncio.get_running_loop(), executor=self._executor)
+            file = wrap(raw, loop=asyncio.get_running_loop(), executor=self._executor)
+            unflushed = 0
+            # While one batch is written the next one gathers where it comes from, in the window of the part.
+            async for batch, size in gathered(chunks, BATCH_BYTES):
+                await file.writelines(batch)
+                unflushed += size
+                if unflushed >= _FLUSH_BYTES:
+                    await self._run(self._flush, raw)
                     unflushed = 0
-                    writing: asyncio.Task[None] | None = None
-                    async for batch, size in batches(chunks, BATCH_BYTES):
-                        if writing is not None:
-                            await writing
-                        unflushed += size
-                        writing = group.create_task(file.writelines(batch))
-                        if unflushed >= _FLUSH_BYTES:
-                            await writing
-                            await self._run(self._flush, raw)
-                            unflushed = 0
-            except BaseExceptionGroup as failures:
-                raise failures.exceptions[0] from None  # there is one task at a time, so one failure
             await self._run(self._close, raw)
             self._receipts[part.index] = self._receipt(part)
 
@@ -264,7 +261,7 @@ class DiskDelivery:
     # -- the jobs; each runs in a thread
 
     def _create(self, index: int) -> IO[bytes]:
-        file = open(self._incoming / str(index), "xb")  # noqa: SIM115 - closed by _close, or by _finish
+        file = _File(self._incoming / str(index), index, self._see)
         self._files.add(file)
         return file
 
@@ -283,7 +280,7 @@ class DiskDelivery:
     def _write_all(self, parts: list[tuple[Part, bytes]]) -> None:
         # Plain descriptors: a file object costs more than writing a small file. The fsyncs come after the writes of
         # a group: the first one's journal entry serves them all. Groups, because descriptors are few.
-        prefix, fsync = f"{self._incoming}/", self._sink.fsync
+        prefix, fsync, see = f"{self._incoming}/", self._sink.fsync, self._see
         for start in range(0, len(parts), _OPEN_FILES):
             written: list[int] = []
             try:
@@ -291,6 +288,8 @@ class DiskDelivery:
                     descriptor = os.open(prefix + str(part.index), _CREATE, 0o666)
                     written.append(descriptor)
                     write_all(descriptor, data)
+                    if see is not None:
+                        see(part.index, data)
                     if not fsync:
                         os.close(written.pop())
                 for descriptor in written:
@@ -367,6 +366,21 @@ class DiskDelivery:
             if self._lock is None:
                 self._lock = self._make_directory()
         return function(*args)
+
+
+class _File(io.BufferedWriter):
+    """A new file, which shows what is written to it."""
+
+    def __init__(self, path: Path, index: int, see: Callable[[int, bytes], None] | None) -> None:
+        super().__init__(io.FileIO(path, "x"))
+        self._index = index
+        self._see = see
+
+    def writelines(self, lines: Iterable[Any], /) -> None:
+        for line in lines:
+            self.write(line)
+            if self._see is not None:
+                self._see(self._index, line)
 
 
 def write_all(descriptor: int, data: bytes) -> None:
