@@ -114,6 +114,7 @@ class Lane:
         self._batch_bytes = 0
         self._gather_bytes = (window_bytes or 1 << 20) // 2
         self._delivering = 0
+        self._begun = 0  # how many times something was handed over
         self._taken: asyncio.Future[None] | None = None
         self._turn: asyncio.Future[None] | None = None
         if offers(delivery, TimeKeeping):
@@ -184,7 +185,8 @@ class Lane:
         batch, size = self._take_batch()
         await self._batch_window.reserve(size)
         self._delivering += 1
-        slots.give_back_after([tasks.create_task(self._deliver(batch, size))])
+        self._begun += 1
+        slots.give_back_after([tasks.create_task(self._deliver(batch, size, self._begun))])
 
     def hand_over_now(self, tasks: asyncio.TaskGroup, slots: Slots) -> bool:
         """The same at once or not at all; whether nothing is left to hand over."""
@@ -195,7 +197,8 @@ class Lane:
         batch, size = self._take_batch()
         self._batch_window.take(size)
         self._delivering += 1
-        slots.give_back_after([tasks.create_task(self._deliver(batch, size))])
+        self._begun += 1
+        slots.give_back_after([tasks.create_task(self._deliver(batch, size, self._begun))])
         return True
 
     def _take_batch(self) -> tuple[list[tuple[Part, bytes]], int]:
@@ -203,7 +206,7 @@ class Lane:
         self._batch, self._batch_bytes = [], 0
         return batch, size
 
-    async def _deliver(self, batch: list[tuple[Part, bytes]], size: int) -> None:
+    async def _deliver(self, batch: list[tuple[Part, bytes]], size: int, begun: int) -> None:
         """A batch, and what gathers meanwhile."""
         assert self.bulk is not None
         while True:
@@ -218,6 +221,10 @@ class Lane:
             finally:
                 self.progress.end_finishing()
                 self._batch_window.release(size)
+            while self._begun != begun:
+                # Something else was handed over since, and its task may not have begun: what gathered came after it.
+                begun = self._begun
+                await asyncio.sleep(0)
             if not self._batch or self.turn_is_pending or not self._batch_window.has_room(self._batch_bytes):
                 break
             batch, size = self._take_batch()
@@ -242,12 +249,14 @@ class Lane:
             accepting.close()
             raise
         self.given = True
+        self._begun += 1
         self.files.append(part.index)
         return pipe, task
 
     def pipe(self, part: Part) -> Pipe:
         """The pipe alone, for who sees to the accept himself."""
         self.given = True
+        self._begun += 1
         self.files.append(part.index)
         return Pipe(Window(self._window_bytes, self.progress))
 

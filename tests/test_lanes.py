@@ -141,3 +141,25 @@ async def test_a_batch_that_was_taken_while_a_slot_was_waited_for_is_not_deliver
         assert slots.take_now()
     assert delivery.batches == [1, 1]
     assert delivery.seen == [(0, b"0"), (1, b"1")]
+
+
+async def test_what_gathers_behind_a_part_of_the_long_way_is_not_taken_before_that_has_begun() -> None:
+    class Prompt(BulkRecorder):
+        """Takes a batch without waiting for anything."""
+
+        async def accept_all(self, parts: list[tuple[Part, bytes]]) -> None:
+            self.seen += [(part.index, data) for part, data in parts]
+
+        async def accept(self, part: Part, chunks: AsyncIterable[bytes]) -> None:
+            self.seen.append((part.index, b"begun"))
+
+    delivery = Prompt()
+    lane, slots = Lane("a", 0, delivery, 1 << 20), Slots(4)
+    async with asyncio.TaskGroup() as tasks:
+        lane.add(part(0), b"0")
+        await lane.hand_over(tasks, slots)
+        pipe, _ = lane.open(part(1), tasks)  # before any of the tasks has begun
+        lane.add(part(2), b"2")
+        await lane.hand_over(tasks, slots)
+        pipe.finish()
+    assert delivery.seen == [(0, b"0"), (1, b"begun"), (2, b"2")]

@@ -34,12 +34,12 @@ from gateway.sinks.exchange import Broken, Exchange, Framing
 from gateway.sinks.lent import ConnectionLost
 from gateway.sinks.spool import Spool
 
-__all__ = ["Outbound"]
+__all__ = ["COALESCE_BYTES", "Outbound"]
 
 log = logging.getLogger("gateway.outbound")
 
-_COALESCE_BYTES = 64 << 10
-"""Smaller pieces are joined up to this size: a write costs about as much as copying so many bytes."""
+COALESCE_BYTES = 256 << 10
+"""Smaller pieces are joined up to this size: to send a part's head on its own costs as much as copying its data."""
 
 
 class Outbound:
@@ -95,13 +95,12 @@ class Outbound:
     async def put(self, data: bytes) -> None:
         """The next bytes of the body. Small ones may be held back until `flush`, or more of them."""
         self._begun.set()
-        if len(data) < _COALESCE_BYTES:
+        if self._pending_bytes + len(data) > COALESCE_BYTES:
+            await self.flush()
+        if len(data) < COALESCE_BYTES:
             self._pending.append(data)
             self._pending_bytes += len(data)
-            if self._pending_bytes >= _COALESCE_BYTES:
-                await self.flush()
         else:
-            await self.flush()
             await self._pass_on(data)
 
     async def flush(self) -> None:

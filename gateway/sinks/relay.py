@@ -29,12 +29,12 @@ from gateway.codec import Encoder
 from gateway.errors import LengthRequired
 from gateway.forwarding import HeaderRules, outbound_headers
 from gateway.model import Part, Receipt, Upload
-from gateway.pipe import Progress
+from gateway.pipe import Progress, gathered
 from gateway.sinks import Answered
 from gateway.sinks.connect import Connecting
 from gateway.sinks.destinations import Destination, Destinations, check_health
 from gateway.sinks.exchange import Clocks, Exchange, StreamingRequest
-from gateway.sinks.outbound import Outbound
+from gateway.sinks.outbound import COALESCE_BYTES, Outbound
 from gateway.sinks.spool import Spool
 
 __all__ = ["RelaySink"]
@@ -220,9 +220,15 @@ class RelayDelivery:
             outbound = await self._begin(part)
             if part.is_file:
                 self._files.append(part.index)
-            async for chunk in chunks:
+            await self._pass_on(outbound, chunks)
+
+    async def _pass_on(self, outbound: Outbound, chunks: AsyncIterable[bytes]) -> None:
+        """As soon as it comes: what is there is joined, what is not there is not waited for."""
+        async for batch, _ in gathered(chunks, COALESCE_BYTES):
+            for chunk in batch:
                 await outbound.put(chunk)
             await outbound.flush()
+        await outbound.flush()  # of a part without bytes there is a head
 
     async def accept_all(self, parts: list[tuple[Part, bytes]]) -> None:
         async with self._turn:
@@ -236,10 +242,11 @@ class RelayDelivery:
 
     async def accept_wire(self, chunks: AsyncIterable[bytes]) -> None:
         upload = self._upload
-        async for chunk in chunks:
-            await self._made_for(upload.content_type, upload.content_length).put(chunk)
-        if self._outbound is not None:
-            await self._outbound.flush()
+        async for batch, _ in gathered(chunks, COALESCE_BYTES):
+            outbound = self._made_for(upload.content_type, upload.content_length)
+            for chunk in batch:
+                await outbound.put(chunk)
+            await outbound.flush()
 
     def hold_wire(self, files: Sequence[int], tail: bytes) -> None:
         self._files = list(files)
