@@ -100,6 +100,8 @@ class TrustedNetworks:
                 raise ValueError(f"{text} is not a range of addresses such as 10.1.0.0/16: {error}") from error
 
     def __contains__(self, peer: str) -> bool:
+        if not self._networks:
+            return False
         try:
             address = ip_address(peer)
         except ValueError:

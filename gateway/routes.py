@@ -98,7 +98,7 @@ class Route:
                 return rule
         return None
 
-    @property
+    @cached_property
     def sinks(self) -> tuple[str, ...]:
         """All sinks that the rules name, in the order in which they are first named."""
         return tuple(dict.fromkeys(sink for rule in self.rules for sink in rule.sinks))
