@@ -24,6 +24,7 @@ from gateway.settings import (
     DiscardSettings,
     DiskSettings,
     FlowSettings,
+    LimitSettings,
     OwnSinkSettings,
     RelaySettings,
     Settings,
@@ -56,7 +57,7 @@ def build_app(settings: Settings, *, metrics: Metrics | None = None, slots: Slot
     flows: dict[str, Flow] = {}
     for name, sink in settings.sinks.items():
         with _collected(problems_found):
-            sinks[name] = _sink(name, sink, settings.limits.stall_seconds)
+            sinks[name] = _sink(name, sink, settings.limits)
     for name in sorted(named):
         with _collected(problems_found):
             flows[name] = _flow(name, settings.flows.get(name, FlowSettings()))
@@ -143,29 +144,34 @@ def check_took_effect(runner: web.AppRunner, settings: Settings) -> None:
 
 
 def _sink(
-    name: str, settings: DiskSettings | RelaySettings | DiscardSettings | OwnSinkSettings, stall_seconds: float
+    name: str, settings: DiskSettings | RelaySettings | DiscardSettings | OwnSinkSettings, limits: LimitSettings
 ) -> Sink:
     match settings:
         case DiskSettings():
             return DiskSink(name=name, root=settings.root, fsync=settings.fsync, keep_seconds=settings.keep_seconds)
         case RelaySettings():
-            return _relay(name, settings, stall_seconds)
+            return _relay(name, settings, limits)
         case DiscardSettings():
             return DiscardSink(name=name)
         case OwnSinkSettings():
             return _own_sink(name, settings)
 
 
-def _relay(name: str, settings: RelaySettings, stall_seconds: float) -> RelaySink:
+def _relay(name: str, settings: RelaySettings, limits: LimitSettings) -> RelaySink:
     """Clocks that are not set are what any sink has."""
     options = settings.model_dump(exclude={"type", "url", "urls", *_CONNECTING, *_RULES})
     if not settings.all_urls:
         raise ConfigError([f"sinks.{name}.url: needed, or urls"])
     for clock in ("write_seconds", "first_byte_seconds", "read_seconds"):
         if options[clock] is None:
-            options[clock] = stall_seconds
+            options[clock] = limits.stall_seconds
     return RelaySink(
-        name=name, urls=settings.all_urls, connecting=_connecting(name, settings), rules=_rules(settings), **options
+        name=name,
+        urls=settings.all_urls,
+        parallel_parts=limits.parallel_parts,
+        connecting=_connecting(name, settings),
+        rules=_rules(settings),
+        **options,
     )
 
 

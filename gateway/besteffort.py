@@ -19,16 +19,16 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import deque
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import AsyncExitStack, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from gateway.lanes import Slots, completed, translated
-from gateway.model import Part, Receipt, Upload
+from gateway.model import Entry, Part, Receipt, Upload
 from gateway.pipe import Pipe, Progress, Window
 from gateway.routes import BestEffort
 from gateway.scope import Scope
-from gateway.sinks import Bulk, Delivery, Dropping, Sink, Watched, offers
+from gateway.sinks import Bulk, Delivery, Dropping, Informed, Sink, Watched, offers
 
 __all__ = ["PART_BYTES", "BestEffortLane"]
 
@@ -50,7 +50,7 @@ class BestEffortLane:
         self.progress = Progress()
         self.files: list[int] = []
         """The files that it should get, by index, whether it was dropped or not."""
-        self.is_relay = stage == 0
+        self.is_relay = self.keeps_order = stage == 0
         self.forgotten: set[int] = set()
         """Parts that are not kept, by index."""
         self.dropped: str | None = None
@@ -67,6 +67,7 @@ class BestEffortLane:
         self._changed: asyncio.Future[None] | None = None
         self._ended = False
         self._may_commit = asyncio.Event()
+        self._entries: Sequence[Entry] = ()
         self._scope = Scope()
 
     @property
@@ -151,8 +152,9 @@ class BestEffortLane:
         self._ended = True
         self._wake()
 
-    def allow_commit(self) -> None:
+    def allow_commit(self, entries: Sequence[Entry]) -> None:
         """Every required sink has committed; from now on it may be late."""
+        self._entries = entries
         self._may_commit.set()
         if self.receipts is None and self.dropped is None:
             self._scope.end(self._terms.lag_seconds)
@@ -182,7 +184,8 @@ class BestEffortLane:
         try:
             async with self._scope, AsyncExitStack() as stack:
                 with self._failing():
-                    delivery = await stack.enter_async_context(sink.open(upload))
+                    # nothing of it is visible before the required sinks have committed
+                    delivery = await stack.enter_async_context(sink.open(replace(upload, parts_alone=False)))
                 await self._serve(delivery)
         except asyncio.CancelledError:
             task = asyncio.current_task()
@@ -201,6 +204,8 @@ class BestEffortLane:
                 await self._deliver(delivery, accepting)
             await self._may_commit.wait()
             with self._failing():
+                if offers(delivery, Informed):
+                    delivery.inform(self._entries)
                 self.receipts = await delivery.commit() or []
             self._scope.stay()
             if watching is not None:

@@ -97,7 +97,7 @@ async def dispatch(
             lanes.append(Lane(name, stage, delivery, limits.window_bytes))
     manifest, kept = Manifest(upload.id, []), Kept()
     ways: dict[str, AnyLane] = {lane.name: lane for lane in lanes} | {spare.name: spare for spare in spares}
-    place = {name: number for number, name in enumerate(route.sinks)}
+    record = _Record(manifest, route, sinks)
     answer: ClientResponse | None = None
     read_seconds: float | None = None
     try:
@@ -115,11 +115,11 @@ async def dispatch(
             manifest.partial = pump.partial
             for spare in spares:
                 spare.end()
-            await _commit(lanes, spares, place, manifest, kept)
+            await _commit(lanes, spares, record, manifest, kept)
             for task in watching:
                 task.cancel()
             if spares:
-                await _end_best_effort(lanes, spares, lives, limits.stall_seconds, place, manifest, kept)
+                await _end_best_effort(lanes, spares, lives, limits.stall_seconds, record, manifest, kept)
             stop()
     except BaseExceptionGroup as group:
         error = first_error(group, route.answer)
@@ -179,24 +179,31 @@ async def _opened(name: str, sink: Sink, upload: Upload, stall_seconds: float, s
 async def _commit(
     lanes: Sequence[Lane],
     spares: Sequence[BestEffortLane],
-    place: Mapping[str, int],
+    record: _Record,
     manifest: Manifest,
     kept: Kept,
 ) -> None:
     """Rule 4. What has been committed is in `kept` even where this raises."""
     keeper = _keeper(lanes)
-    for lane in sorted(lanes, key=lambda lane: (lane.stage, lane is keeper)):
+    order = sorted(lanes, key=lambda lane: (lane.stage, lane is keeper))
+    for number, lane in enumerate(order):
         if lane is keeper:
-            _record(manifest, lane.keeper_receipts(), place)
+            record.enter(lane.keeper_receipts())
             for spare in spares:
-                _record(manifest, spare.account(), place)
+                record.enter(spare.account())
             kept.manifest = manifest_json(manifest)
             lane.keep_manifest(kept.manifest)
-        receipts = await lane.commit()
-        kept.anything = kept.anything or lane.given
-        kept.receipts += receipts
-        if lane is not keeper:
-            _record(manifest, receipts, place)
+        lane.inform(manifest.entries)
+        try:
+            receipts = await lane.commit()
+        except BaseException:
+            for other in order[number:]:
+                if partly := other.committed():
+                    kept.anything = True
+                    kept.receipts += partly
+            raise
+        kept.anything = kept.anything or lane.began
+        kept.receipts += receipts if lane is keeper else record.enter(receipts)
 
 
 async def _end_best_effort(
@@ -204,13 +211,13 @@ async def _end_best_effort(
     spares: Sequence[BestEffortLane],
     lives: Sequence[asyncio.Task[None]],
     stall_seconds: float,
-    place: Mapping[str, int],
+    record: _Record,
     manifest: Manifest,
     kept: Kept,
 ) -> None:
     """Rule 5."""
     for spare in spares:
-        spare.allow_commit()
+        spare.allow_commit(manifest.entries)
     patience = max(spare.lag_seconds for spare in spares) + stall_seconds if stall_seconds else None
     _, left = await asyncio.wait(lives, timeout=patience)
     if left:  # dropped, and not even that comes to an end
@@ -221,7 +228,7 @@ async def _end_best_effort(
         for receipt in (account := spare.account()):
             entry = manifest.entries[receipt.part]
             entry.receipts = [before for before in entry.receipts if before.sink != spare.name]
-        _record(manifest, account, place)
+        record.enter(account)
     keeper = _keeper(lanes)
     if keeper is not None and (settled := manifest_json(manifest)) != kept.manifest:
         try:
@@ -236,14 +243,33 @@ def _keeper(lanes: Sequence[Lane]) -> Lane | None:
     return next((lane for lane in lanes if lane.is_keeper), None)
 
 
-def _record(manifest: Manifest, receipts: Sequence[Receipt], place: Mapping[str, int]) -> None:
-    """In the manifest receipts stand in the order of the route's sinks, not in that of the commits."""
-    for receipt in receipts:
-        entry = manifest.entries[receipt.part]
-        if entry.receipts:
-            entry.receipts = sorted((*entry.receipts, receipt), key=lambda receipt: place[receipt.sink])
-        else:
-            entry.receipts = (receipt,)
+class _Record:
+    """Receipts in the manifest: in the order of the route's sinks, not in that of the commits."""
+
+    def __init__(self, manifest: Manifest, route: Route, sinks: Mapping[str, Sink]) -> None:
+        self._manifest = manifest
+        self._place = {name: number for number, name in enumerate(route.sinks)}
+        self._leaves_out = {
+            name: leaves_out
+            for name in route.sinks
+            if (leaves_out := getattr(sinks[name], "leaves_out", None)) is not None
+        }
+
+    def enter(self, receipts: Sequence[Receipt]) -> Sequence[Receipt]:
+        """Those that count: a sink has no receipt for what it leaves out."""
+        if self._leaves_out:
+            receipts = [receipt for receipt in receipts if not self._is_of_nothing(receipt)]
+        for receipt in receipts:
+            entry = self._manifest.entries[receipt.part]
+            if entry.receipts:
+                entry.receipts = sorted((*entry.receipts, receipt), key=lambda one: self._place[one.sink])
+            else:
+                entry.receipts = (receipt,)
+        return receipts
+
+    def _is_of_nothing(self, receipt: Receipt) -> bool:
+        leaves_out = self._leaves_out.get(receipt.sink)
+        return leaves_out is not None and leaves_out(self._manifest.entries[receipt.part].part)
 
 
 def _watch_for_stalls(lanes: Sequence[Lane], pump: Pump, limit: float, tasks: asyncio.TaskGroup) -> Callable[[], None]:

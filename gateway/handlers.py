@@ -161,6 +161,7 @@ class UploadHandler:
             scheme=request.scheme,
             host=request.headers.get(hdrs.HOST, ""),
             protocol=f"{request.version.major}.{request.version.minor}",
+            parts_alone=self._route.keep_each,
         )
 
     @staticmethod

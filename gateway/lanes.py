@@ -19,7 +19,7 @@ from contextlib import contextmanager
 from aiohttp import ClientResponse
 
 from gateway.errors import GatewayError, SinkUnavailable
-from gateway.model import Part, Receipt
+from gateway.model import Entry, Part, Receipt
 from gateway.pipe import Pipe, Progress, Window
 from gateway.sinks import (
     Answered,
@@ -27,7 +27,9 @@ from gateway.sinks import (
     Bulk,
     Delivery,
     Dropping,
+    Informed,
     Keeper,
+    PartlyCommitting,
     Seen,
     TimeKeeping,
     Watched,
@@ -107,7 +109,10 @@ class Lane:
         self._delivery = delivery
         self.bulk: Bulk | None = delivery if offers(delivery, Bulk) else None
         """For the short way, where the sink has one."""
-        self.takes_batches = self.bulk is not None
+        completes_parts = getattr(delivery, "completes_parts", False)
+        self.takes_batches = self.bulk is not None and not completes_parts
+        self.keeps_order = self.is_relay and not completes_parts
+        """Whether parts wait for their turn."""
         self._window_bytes = window_bytes
         self._batch_window = Window(window_bytes, self.progress)
         self._batch: list[tuple[Part, bytes]] = []
@@ -153,7 +158,7 @@ class Lane:
 
     @property
     def turn_is_pending(self) -> bool:
-        return self.is_relay and self._turn is not None and not self._turn.done()
+        return self.keeps_order and self._turn is not None and not self._turn.done()
 
     async def wait_for_turn(self) -> None:
         """Nobody who came earlier is still at work on what this lane is to get first."""
@@ -324,6 +329,19 @@ class Lane:
                 await self._delivery.replace_manifest(manifest)
         finally:
             self.progress.end_finishing()
+
+    def inform(self, entries: Sequence[Entry]) -> None:
+        if offers(self._delivery, Informed):
+            self._delivery.inform(entries)
+
+    def committed(self) -> list[Receipt]:
+        """What is visible, of a sink that can commit in part."""
+        return self._delivery.committed() if offers(self._delivery, PartlyCommitting) else []
+
+    @property
+    def began(self) -> bool:
+        """Whether something went to the sink that a commit makes visible."""
+        return self.given and getattr(self._delivery, "began", True)
 
     async def commit(self) -> list[Receipt]:
         """A receipt for each file: a plain one where the sink says nothing of it."""

@@ -148,6 +148,8 @@ class Upload:
     """The client's Host."""
     protocol: str = "1.1"
     """The version of HTTP that the client spoke."""
+    parts_alone: bool = False
+    """Whether a sink may complete a part before the upload is whole: each is kept for itself (`keep = "each"`)."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

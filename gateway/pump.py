@@ -393,7 +393,7 @@ class Pump:
         progress = Progress()
         chain = FlowChain(flows, file, progress)
         inlet = Pipe(Window(self._limits.window_bytes, progress))
-        turns = [lane.keep_turn(part) for lane in lanes if lane.is_relay]
+        turns = [lane.keep_turn(part) for lane in lanes if lane.keeps_order]
         self.flowing[chain] = progress
         running = self._tasks.create_task(self._run_flows(entry, chain, flows, inlet, progress, lanes, turns))
         self._slots.give_back_after([running])

@@ -30,6 +30,7 @@ from gateway.forwarding import TOKEN, TrustedNetworks, check_static_header
 from gateway.guard import AddressGuard, UrlRules
 from gateway.model import Limits
 from gateway.routes import BestEffort, Match, Route, Rule
+from gateway.sinks.shape import Shape
 
 __all__ = [
     "BUILT_IN_FLOWS",
@@ -39,6 +40,7 @@ __all__ = [
     "DiscardSettings",
     "DiskSettings",
     "FlowSettings",
+    "LimitSettings",
     "OwnSinkSettings",
     "RelaySettings",
     "Settings",
@@ -166,6 +168,19 @@ def _header_names(headers: dict[str, str]) -> dict[str, str]:
     return headers
 
 
+def _of_upload(fields: dict[str, str]) -> dict[str, str]:
+    Shape(add_before=fields)  # its ValueError names the placeholder
+    return fields
+
+
+def _of_files(fields: dict[str, str]) -> dict[str, str]:
+    Shape(add_after=fields)
+    return fields
+
+
+PartName = Annotated[str, Field(min_length=1)]
+
+
 class RelaySettings(_Table):
     type: Literal["relay"]
     url: Url | None = None
@@ -191,6 +206,15 @@ class RelaySettings(_Table):
     """`max_uploads` bounds them already."""
     keepalive_seconds: Seconds = 0
     """A body cannot be sent twice, so a pooled connection that went stale would cost an upload."""
+    per: Literal["upload", "part"] = "upload"
+    """As the client sent it, and all or nothing."""
+    rename: dict[PartName, PartName] = {}
+    drop: tuple[PartName, ...] = ()
+    add_before: Annotated[dict[PartName, str], AfterValidator(_of_upload)] = {}
+    add_after: Annotated[dict[PartName, str], AfterValidator(_of_files)] = {}
+    """Nothing of these four: a destination gets what the client sent."""
+    fields_first_bytes: Count = 0
+    """Off: the order of the wire costs no memory."""
     tls: TlsSettings | None = None
     forward_cookies: Allowed = False
     """They are credentials for the gateway's origin; so is what follows."""
@@ -205,6 +229,11 @@ class RelaySettings(_Table):
         ):
             raise ValueError("a url is not https")
         return tls
+
+    @property
+    def wants_sha256(self) -> bool:
+        """Whether a route has to compute it: a request for each part does so itself."""
+        return self.per == "upload" and Shape(add_after=self.add_after).wants_sha256
 
     @property
     def all_urls(self) -> tuple[str, ...]:
@@ -411,10 +440,16 @@ class Settings(BaseSettings):
                     Rule(Match(**rule.match.model_dump()), tuple(use.sink for use in rule.sinks), rule.flows)
                     for rule in route.parts
                 ],
-                digests=route.effective_digests,
+                digests=self._digests(route),
                 best_effort=route.best_effort,
                 answer=route.answer,
                 keep_each=route.keep == "each",
             )
             for route in self.routes
         ]
+
+    def _digests(self, route: RouteSettings) -> tuple[str, ...]:
+        """Those that the route names, and what its relays tell their destinations."""
+        named = [self.sinks.get(use.sink) for rule in route.parts for use in rule.sinks]
+        wanted = any(isinstance(sink, RelaySettings) and sink.wants_sha256 for sink in named)
+        return tuple(dict.fromkeys([*route.effective_digests, *(["sha256"] if wanted else [])]))

@@ -11,7 +11,8 @@ from aiohttp import ClientSession
 
 from gateway.model import Upload
 from gateway.sinks import Delivery
-from gateway.sinks.relay import RelayDelivery, RelaySink
+from gateway.sinks.perupload import RelayDelivery
+from gateway.sinks.relay import RelaySink
 from tests.conftest import Destination, StartDestination, StartGateway
 from tests.contract import (
     END,

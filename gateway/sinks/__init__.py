@@ -34,6 +34,13 @@ Deliveries may have more verbs; the dispatcher uses them where they are there:
   part's `accept` has returned, raised or was cancelled, or never began; other accepts may be running. A
   sink says at start-up that its deliveries have this verb: `drops_parts = True`. Where it has `accept_all`
   as well, an error of that is one of all the parts in it.
+- `completes_parts`, an attribute (default False): whether an `accept` makes its part visible when it is whole, which
+  is for uploads with `parts_alone` only. Such a delivery gets its files one by one, whatever their size, and
+  `accept_all` has fields and empty file inputs only; no part waits for its turn there.
+- `inform(entries)`: called right before `commit`, with the entries of the manifest: sizes and digests are known.
+- `committed()`: the receipts of what is visible, of a delivery that can commit in part. Asked for where a commit, this
+  one's or another's, failed.
+- `began`, an attribute: whether anything of what was given went anywhere. Without it, all did.
 - `answer()`: an HTTP destination's response, for routes that pass it through. `read_seconds`, an attribute, is
   how long its bytes may be waited for (None: as long as any sink).
 - `let_see(see)`: called once, before all else, on a delivery that handles bytes in threads. It calls
@@ -47,7 +54,8 @@ Deliveries may have more verbs; the dispatcher uses them where they are there:
   indices of the files; of a body that is not multipart there is no tail.
 
 A sink may have `admit(upload)`, too: it raises what the upload is refused with on its headers alone, before its
-body is asked for.
+body is asked for. And `leaves_out(part)`: whether it takes nothing of this part, fields included, which then gets no
+receipt; None where it takes all.
 """
 
 from __future__ import annotations
@@ -62,7 +70,7 @@ from typing import Protocol, TypeGuard, TypeVar, runtime_checkable
 from aiohttp import ClientResponse
 
 from gateway.errors import SinkFault, SinkFull, SinkRefused, SinkUnavailable
-from gateway.model import Part, Receipt, Upload
+from gateway.model import Entry, Part, Receipt, Upload
 from gateway.pipe import Progress
 
 __all__ = [
@@ -72,7 +80,9 @@ __all__ = [
     "Bulk",
     "Delivery",
     "Dropping",
+    "Informed",
     "Keeper",
+    "PartlyCommitting",
     "Seen",
     "Sink",
     "TimeKeeping",
@@ -130,6 +140,16 @@ class Keeper(Protocol):
 @runtime_checkable
 class Dropping(Protocol):
     async def drop(self, part: Part) -> None: ...
+
+
+@runtime_checkable
+class Informed(Protocol):
+    def inform(self, entries: Sequence[Entry]) -> None: ...
+
+
+@runtime_checkable
+class PartlyCommitting(Protocol):
+    def committed(self) -> list[Receipt]: ...
 
 
 @runtime_checkable

@@ -32,7 +32,7 @@ from gateway.sinks import Answered
 from gateway.sinks.destinations import Destination, Destinations, Visit
 from gateway.sinks.exchange import Broken, Exchange, Framing
 from gateway.sinks.lent import ConnectionLost
-from gateway.sinks.spool import Spool
+from gateway.sinks.spool import Region, Spool
 
 __all__ = ["COALESCE_BYTES", "Outbound"]
 
@@ -54,7 +54,7 @@ class Outbound:
         content_type: str,
         length: int | None,
         replay_bytes: int,
-        spool: Callable[[], Spool],
+        spool: Callable[[], Spool | Region],
         spooled: bool,
         excused: Callable[[], AbstractContextManager[None]] = nullcontext,
     ) -> None:
@@ -79,7 +79,7 @@ class Outbound:
         # kept
         self._kept: list[bytes] | None = []
         self._kept_bytes = 0
-        self._spool: Spool | None = None
+        self._spool: Spool | Region | None = None
         # on its way out
         self._visit: Visit | None = None
         self._exchange: Exchange | None = None

@@ -1,12 +1,12 @@
-"""Uploads passed on to another API: one outbound multipart request per upload, filled as the parts come.
+"""Uploads passed on to another API: where to, over which connections, and in what shape.
 
-1. The request begins with the first part (a route of kind relay makes one even for no parts at all). It
-   stays open, one part after the other in the order of the wire, until commit: only then the closing
-   delimiter and the last chunk are sent. Whatever goes wrong before closes the connection instead.
-2. `length` says how the destination learns how long the body is; of several ways the first that can be used:
+1. `per` says how many requests an upload is: one (perupload.py), or one for each of its files (perpart.py). What they
+   are told of the parts: shape.py.
+2. `length` says how the destination learns how long a body is; of several ways the first that can be used:
    - `chunked`: it does not, and anything can be sent so;
    - `passthrough`: the client's own bytes under the client's own framing, after each was parsed and checked;
-   - `known`: of a raw body with a Content-Length it can be computed, since the form around it is ours;
+   - `known`: of a raw body with a Content-Length it can be computed, since the form around it is ours; likewise of a
+     part that declares one, where each has its own request;
    - `spool`: the body waits in a temporary file until it is whole.
    A body of an opaque route goes as by `passthrough`, whatever it is.
    An upload that no way is left for is LengthRequired, before its body is asked for.
@@ -17,25 +17,27 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterable, AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, AsyncExitStack, asynccontextmanager, nullcontext
 from dataclasses import replace
+from typing import Literal
 
 import aiohttp
 from yarl import URL
 
-from gateway.codec import Encoder
 from gateway.errors import LengthRequired
 from gateway.forwarding import HeaderRules, outbound_headers
-from gateway.model import Part, Receipt, Upload
-from gateway.pipe import Progress, gathered
-from gateway.sinks import Answered
+from gateway.model import Part, Upload
+from gateway.pipe import Progress
 from gateway.sinks.connect import Connecting
 from gateway.sinks.destinations import Destination, Destinations, check_health
 from gateway.sinks.exchange import Clocks, Exchange, StreamingRequest
-from gateway.sinks.outbound import COALESCE_BYTES, Outbound
-from gateway.sinks.spool import Spool
+from gateway.sinks.outbound import Outbound
+from gateway.sinks.perpart import PartsDelivery
+from gateway.sinks.perupload import RelayDelivery
+from gateway.sinks.shape import Shape
+from gateway.sinks.spool import Region, Spool
 
 __all__ = ["RelaySink"]
 
@@ -65,6 +67,13 @@ class RelaySink:
         first_byte_seconds: float = 0,
         read_seconds: float | None = None,
         total_seconds: float = 0,
+        per: Literal["upload", "part"] = "upload",
+        parallel_parts: int = 4,
+        rename: Mapping[str, str] | None = None,
+        drop: Sequence[str] = (),
+        add_before: Mapping[str, str] | None = None,
+        add_after: Mapping[str, str] | None = None,
+        fields_first_bytes: int = 0,
         connecting: Connecting = Connecting(),  # noqa: B008 - frozen
         rules: HeaderRules = HeaderRules(),  # noqa: B008 - frozen
     ) -> None:
@@ -73,7 +82,12 @@ class RelaySink:
         self.takes_wire = "passthrough" in self.lengths
         self.read_seconds = read_seconds
         """Between bytes of the answer; None is for whoever reads it to decide."""
+        self.drops_parts = per == "part"
+        self.shape = Shape(rename=rename, drop=drop, add_before=add_before, add_after=add_after)
+        self.leaves_out: Callable[[Part], bool] | None = self.shape.leaves_out if drop else None
         self.replay_bytes = replay_bytes
+        self._parallel_parts = parallel_parts
+        self._fields_first_bytes = fields_first_bytes
         self.destinations = Destinations(
             [url] if url else list(urls), failures_to_open=failures_to_open, open_seconds=open_seconds
         )
@@ -122,17 +136,41 @@ class RelaySink:
 
     def admit(self, upload: Upload) -> None:
         """Refuse what there is no way to send, on its headers alone. Raises LengthRequired."""
-        self._way(upload)
+        if not self.drops_parts:
+            self._way(upload)
 
     @asynccontextmanager
-    async def open(self, upload: Upload) -> AsyncIterator[RelayDelivery]:
-        delivery = RelayDelivery(self, upload, self._way(upload))
+    async def open(self, upload: Upload) -> AsyncIterator[RelayDelivery | PartsDelivery]:
+        delivery = self._per_part(upload) if self.drops_parts else self._per_upload(upload)
         try:
             yield delivery
         finally:
             await delivery.end()
 
-    # -- for deliveries
+    def _per_upload(self, upload: Upload) -> RelayDelivery:
+        return RelayDelivery(
+            self.name,
+            upload,
+            self._outbound,
+            way=self._way(upload),
+            wired=self.takes_wire or upload.kind == "opaque",
+            shape=self.shape,
+            fields_first_bytes=self._fields_first_bytes,
+            read_seconds=self.read_seconds,
+        )
+
+    def _per_part(self, upload: Upload) -> PartsDelivery:
+        assert self._executor is not None
+        return PartsDelivery(
+            self.name,
+            upload,
+            self._outbound,
+            lengths=self.lengths,
+            shape=self.shape,
+            parallel_parts=self._parallel_parts,
+            spool=self._spool(),
+            executor=self._executor,
+        )
 
     def _way(self, upload: Upload) -> str:
         """Rule 2: the first of the ways that this upload can go."""
@@ -144,7 +182,7 @@ class RelaySink:
             return "chunked"
         raise LengthRequired(f"sink {self.name} needs to know the length of what it is sent", sink=self.name)
 
-    def outbound(
+    def _outbound(
         self,
         upload: Upload,
         *,
@@ -153,7 +191,9 @@ class RelaySink:
         spooled: bool,
         unchanged: bool,
         progress: Progress | None,
+        spooled_already: Region | None = None,
     ) -> Outbound:
+        """`spooled_already`: the body up to its tail, for one that is `spooled`."""
         headers = outbound_headers(upload, self._rules, unchanged=unchanged)
         method = upload.method if upload.kind == "opaque" else "POST"
 
@@ -170,10 +210,6 @@ class RelaySink:
                 server_name=self._connecting.server_name,
             )
 
-        def spool() -> Spool:
-            assert self._executor is not None
-            return Spool(self._spool_dir, self._executor)
-
         def excused() -> AbstractContextManager[None]:
             return nullcontext() if progress is None else progress.excused()
 
@@ -184,128 +220,14 @@ class RelaySink:
             content_type=content_type.encode("utf-8", "replace").decode(),
             length=length,
             replay_bytes=self.replay_bytes,
-            spool=spool,
+            spool=self._spool if spooled_already is None else lambda: spooled_already,
             spooled=spooled,
             excused=excused,
         )
 
-
-class RelayDelivery:
-    """One upload on its way to a destination."""
-
-    def __init__(self, sink: RelaySink, upload: Upload, way: str) -> None:
-        self._sink = sink
-        self._upload = upload
-        self._way = way
-        self.read_seconds = sink.read_seconds
-        # a raw body is wrapped as a form with one file
-        content_type = upload.content_type.encode("utf-8", "surrogateescape")
-        self._encoder = Encoder.like(content_type) if upload.multipart else Encoder()
-        self._progress: Progress | None = None
-        self._outbound: Outbound | None = None
-        self._made = asyncio.Event()
-        self._response: aiohttp.ClientResponse | None = None
-        self._turn = asyncio.Lock()  # first come, first served: the order of the wire
-        self._files: list[int] = []
-        self._tail = b""
-
-    def takes_wire(self) -> bool:
-        return self._sink.takes_wire or self._upload.kind == "opaque"
-
-    def keep_time(self, progress: Progress) -> None:
-        self._progress = progress
-
-    async def accept(self, part: Part, chunks: AsyncIterable[bytes]) -> None:
-        async with self._turn:
-            outbound = await self._begin(part)
-            if part.is_file:
-                self._files.append(part.index)
-            await self._pass_on(outbound, chunks)
-
-    async def _pass_on(self, outbound: Outbound, chunks: AsyncIterable[bytes]) -> None:
-        """As soon as it comes: what is there is joined, what is not there is not waited for."""
-        async for batch, _ in gathered(chunks, COALESCE_BYTES):
-            for chunk in batch:
-                await outbound.put(chunk)
-            await outbound.flush()
-        await outbound.flush()  # of a part without bytes there is a head
-
-    async def accept_all(self, parts: list[tuple[Part, bytes]]) -> None:
-        async with self._turn:
-            for part, data in parts:
-                outbound = await self._begin(part)
-                if part.is_file and (data or part.raw_filename != b""):  # an empty file input is no file
-                    self._files.append(part.index)
-                await outbound.put(data)
-            if self._outbound is not None:  # a batch may be empty, and the first
-                await self._outbound.flush()
-
-    async def accept_wire(self, chunks: AsyncIterable[bytes]) -> None:
-        upload = self._upload
-        async for batch, _ in gathered(chunks, COALESCE_BYTES):
-            outbound = self._made_for(upload.content_type, upload.content_length)
-            for chunk in batch:
-                await outbound.put(chunk)
-            await outbound.flush()
-
-    def hold_wire(self, files: Sequence[int], tail: bytes) -> None:
-        self._files = list(files)
-        self._tail = tail
-
-    async def _begin(self, part: Part) -> Outbound:
-        head = self._encoder.begin_part(part)
-        outbound = self._form(head)
-        await outbound.put(head)
-        return outbound
-
-    def _form(self, head: bytes = b"") -> Outbound:
-        length = None
-        if self._way == "known" and self._outbound is None:
-            assert self._upload.content_length is not None
-            length = len(head) + self._upload.content_length + len(self._encoder.close())
-        return self._made_for(self._encoder.content_type, length)
-
-    def _made_for(self, content_type: str, length: int | None) -> Outbound:
-        if self._outbound is None:
-            self._outbound = self._sink.outbound(
-                self._upload,
-                content_type=content_type,
-                length=length,
-                spooled=self._way == "spool",
-                unchanged=self.takes_wire(),
-                progress=self._progress,
-            )
-            self._made.set()
-        return self._outbound
-
-    async def watch(self) -> None:
-        """Make the request, and see to the answer, whenever it comes."""
-        await self._made.wait()
-        assert self._outbound is not None
-        await self._outbound.run()
-
-    async def commit(self) -> list[Receipt]:
-        if self._upload.kind not in ("relay", "opaque") and self._outbound is None and not self._files:
-            return []
-        for _ in range(2):
-            await asyncio.sleep(0)  # an answer that is already here came before the closing delimiter
-        if self.takes_wire():
-            outbound, tail = self._made_for(self._upload.content_type, self._upload.content_length), self._tail
-        else:
-            outbound, tail = self._form(), self._encoder.close()
-        response = self._response = await outbound.finish(tail)
-        if not 200 <= response.status < 300:
-            raise Answered(self._sink.name, response)
-        return [Receipt(index, self._sink.name, status=response.status) for index in self._files]
-
-    def answer(self) -> aiohttp.ClientResponse | None:
-        """The destination's response, after a commit; its body has not been read."""
-        return self._response
-
-    async def end(self) -> None:
-        """Let go of the connection; without a commit, break the request off."""
-        if self._outbound is not None:
-            await self._outbound.end()
+    def _spool(self) -> Spool:
+        assert self._executor is not None
+        return Spool(self._spool_dir, self._executor)
 
 
 def _with_query(url: str, query: str) -> str:
