@@ -513,6 +513,47 @@ class DyingUpstream(Upstream):
             exchange.reset()
 
 
+class ChoosyUpstream(HonestUpstream):
+    """Refuses a request that has `marker` in it when it is whole, or dies of it, or never answers it."""
+
+    def __init__(self, marker: bytes, then: Literal["refuse", "die", "say nothing"] = "refuse") -> None:
+        super().__init__(200, b"{}")
+        self._marker = marker
+        self._then = then
+
+    def received(self, exchange: Exchange) -> None:
+        if self._marker not in exchange.body:
+            super().received(exchange)
+        elif self._then == "die":
+            exchange.reset()
+        elif self._then == "refuse" and exchange.complete and not exchange.answered:
+            exchange.answer(422, b"not that one")
+
+
+class SlowUpstream(HonestUpstream):
+    """Answers so many seconds after the end of a request, and counts how many are under way at a time."""
+
+    def __init__(self, seconds: float) -> None:
+        super().__init__(200, b"{}")
+        self._seconds = seconds
+        self._open: set[Exchange] = set()
+        self.most_at_once = 0
+
+    def connected(self, exchange: Exchange) -> None:
+        self._open.add(exchange)
+        self.most_at_once = max(self.most_at_once, len(self._open))
+
+    def received(self, exchange: Exchange) -> None:
+        if exchange.complete and not exchange.answered:
+            exchange.answered = True
+            asyncio.get_running_loop().call_later(self._seconds, self._answer_late, exchange)
+
+    def _answer_late(self, exchange: Exchange) -> None:
+        self._open.discard(exchange)
+        if not exchange.lost:
+            exchange.answer(200, b"{}")
+
+
 class LengthDemandingUpstream(HonestUpstream):
     """Answers a chunked request with 411, at its head or at its end, and any other when it is whole."""
 

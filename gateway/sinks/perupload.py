@@ -37,7 +37,6 @@ class RelayDelivery:
         way: str,
         wired: bool,
         shape: Shape,
-        fields_first_bytes: int,
         read_seconds: float | None,
     ) -> None:
         self.read_seconds = read_seconds
@@ -46,8 +45,7 @@ class RelayDelivery:
         self._make = make
         self._way = way
         self._wired = wired
-        self._shape = Shape.for_body(shape, upload)
-        self._fields_first_bytes = fields_first_bytes
+        self._shape = shape.for_body(upload)
         # a raw body is wrapped as a form with one file
         content_type = upload.content_type.encode("utf-8", "surrogateescape")
         self._encoder = Encoder.like(content_type) if upload.multipart else Encoder()
@@ -82,7 +80,7 @@ class RelayDelivery:
             part = self._shape.renamed(part)
             if part.is_file:
                 self._files.append(part)
-            if self._fields_first_bytes and part.is_file:
+            if self._shape.fields_first_bytes and part.is_file:
                 self._waiting.append((part, []))
                 async for chunk in chunks:
                     self._wait(chunk)
@@ -106,7 +104,7 @@ class RelayDelivery:
                 part = self._shape.renamed(part)
                 if part.is_file and not is_empty_input(part, len(data)):
                     self._files.append(part)
-                if self._fields_first_bytes and part.is_file:
+                if self._shape.fields_first_bytes and part.is_file:
                     self._waiting.append((part, []))
                     self._wait(data)
                 else:
@@ -117,7 +115,7 @@ class RelayDelivery:
 
     def _wait(self, chunk: bytes) -> None:
         """Rule 2: more of the file that came last."""
-        limit = self._fields_first_bytes
+        limit = self._shape.fields_first_bytes
         self._waiting_bytes += len(chunk)
         if self._waiting_bytes > limit:
             raise TooLarge(
@@ -188,7 +186,8 @@ class RelayDelivery:
         self._entries = entries
 
     async def commit(self) -> list[Receipt]:
-        if self._upload.kind not in ("relay", "opaque") and self._outbound is None and not self._waiting:
+        nothing_came = self._outbound is None and not self._waiting and not self._wired_files
+        if nothing_came and self._upload.kind not in ("relay", "opaque"):
             return []
         if self._wired:
             outbound, tail = self._made_for(self._upload.content_type, self._upload.content_length), self._tail

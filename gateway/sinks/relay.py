@@ -83,11 +83,16 @@ class RelaySink:
         self.read_seconds = read_seconds
         """Between bytes of the answer; None is for whoever reads it to decide."""
         self.drops_parts = per == "part"
-        self.shape = Shape(rename=rename, drop=drop, add_before=add_before, add_after=add_after)
+        self.shape = Shape(
+            rename=rename,
+            drop=drop,
+            add_before=add_before,
+            add_after=add_after,
+            fields_first_bytes=fields_first_bytes,
+        )
         self.leaves_out: Callable[[Part], bool] | None = self.shape.leaves_out if drop else None
         self.replay_bytes = replay_bytes
         self._parallel_parts = parallel_parts
-        self._fields_first_bytes = fields_first_bytes
         self.destinations = Destinations(
             [url] if url else list(urls), failures_to_open=failures_to_open, open_seconds=open_seconds
         )
@@ -155,7 +160,6 @@ class RelaySink:
             way=self._way(upload),
             wired=self.takes_wire or upload.kind == "opaque",
             shape=self.shape,
-            fields_first_bytes=self._fields_first_bytes,
             read_seconds=self.read_seconds,
         )
 

@@ -83,6 +83,7 @@ class Shape:
         drop: Sequence[str] = (),
         add_before: Mapping[str, str] | None = None,
         add_after: Mapping[str, str] | None = None,
+        fields_first_bytes: int = 0,
     ) -> None:
         everywhere = (*UPLOAD_PLACEHOLDERS, *FILE_PLACEHOLDERS)
         self._renamed = {old: new.encode() for old, new in (rename or {}).items()}
@@ -91,15 +92,16 @@ class Shape:
         after = _templates(add_after or {}, everywhere)
         self._of_files = [pair for pair in after if _is_of_files(pair)]
         self._once = [pair for pair in after if not _is_of_files(pair)]
+        self.fields_first_bytes = fields_first_bytes
+        """How many bytes of files may wait for all fields to go ahead; 0: the order of the wire is kept."""
         self.wants_files = bool(self._of_files)
         """Whether something is said of each file."""
         self.wants_sha256 = any("sha256" in name.names | value.names for name, value in self._of_files)
 
-    @classmethod
-    def for_body(cls, shape: Shape, upload: Upload) -> Shape:
+    def for_body(self, upload: Upload) -> Shape:
         """What of it holds for this upload (rule 5)."""
         kind = media_type(upload.content_type.encode("utf-8", "surrogateescape"))
-        return cls() if upload.multipart and kind in MIXED_TYPES else shape
+        return Shape() if upload.multipart and kind in MIXED_TYPES else self
 
     def leaves_out(self, part: Part) -> bool:
         return bool(self._dropped) and part.name in self._dropped
