@@ -19,6 +19,7 @@ The rooms, in the order in which bytes meet them:
       digests         what came in, hashed; what was declared, verified
     flows/          transforms of a file on its way, a user's or ours
     sinks/          places that parts go to: disk, discard, a user's own, and relay; its hands are
+      perupload, perpart    the one request of an upload, or one for each file; shape: what those are told
       outbound, exchange    one body, over one attempt or more; one request with its clocks
       destinations, spool   the choice among urls and their health; a body in a file without a name
       connect               connections: TLS, pools, sockets
@@ -28,7 +29,7 @@ The rooms, in the order in which bytes meet them:
     download        allow-listed remote URLs, streamed; guard decides what may be dialled
     selftest        does a proxy in front of us hold bodies back?
     handlers        the stories: short, calling the rooms in order
-    settings, config, metrics, app, server, workers, worker, cli, receiver     the house
+    settings, contradictions, config, metrics, app, server, workers, worker, cli, receiver     the house
 
 What it guarantees (the README has the words for users, tests/test_guarantees.py the proofs):
 G1 bounded memory · G2 nothing early · G3 nothing left · G4 back-pressure · G5 refused before read ·
