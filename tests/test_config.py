@@ -493,7 +493,8 @@ def test_the_bound_does_not_know_how_large_files_are() -> None:
 
 def test_the_bound_grows_with_what_the_shape_of_requests_holds() -> None:
     def bound(**keys: Any) -> int:
-        return memory_bound_bytes(Settings(**{"sinks": {"api": keys}}))[0]
+        document: dict[str, Any] = {"sinks": {"api": keys}}
+        return memory_bound_bytes(Settings(**document))[0]
 
     assert bound(fields_first_bytes=1 << 30) == bound() + (1 << 30)
     assert bound(per="part", replay_bytes=1 << 30) > bound(per="part") + 3 * (1 << 30) > bound() + 3 * (1 << 30)

@@ -273,7 +273,11 @@ def test_the_table_of_sinks_has_every_type_with_the_defaults_of_its_keys() -> No
     assert listed.keys() >= set(BUILT_IN_SINKS)
     for sink in defaults.values():
         # what is not given follows from other keys
-        kept = {key: value for key, value in sink.items() if key not in ("type", "url", "urls") and value is not None}
+        kept = {
+            key: list(value) if isinstance(value, tuple) else value
+            for key, value in sink.items()
+            if key not in ("type", "url", "urls") and value is not None
+        }
         assert listed[sink["type"]] == kept
 
 

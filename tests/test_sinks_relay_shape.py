@@ -43,6 +43,18 @@ def mixed(*parts: bytes) -> bytes:
     )
 
 
+async def test_no_field_overtakes_a_file_whose_task_has_not_begun(start_gateway: StartGateway) -> None:
+    """Files that are whole in one buffer, and too large to go with the fields around them."""
+    names = [f"{name}{number}" for number in range(40) for name in ("before", "file", "after")]
+    parts = [file(bytes(300_000), "f", name) if name[0] == "f" else field(name, b"") for name in names]
+    async with HonestUpstream() as upstream:
+        gateway = await shaped(start_gateway, upstream)
+        for _ in range(20):
+            assert (await post(gateway, file(bytes(MIB), "f", "first"), *parts)).status == 201
+        for exchange in upstream.exchanges:
+            assert [name for name, _, _ in seen(exchange)] == ["first", *names]
+
+
 @pytest.mark.parametrize("path", ["/upload", "/proxy", "/both"])
 @pytest.mark.parametrize("size", [10, 100_000, 3 * MIB])
 @pytest.mark.parametrize("length", ["chunked", "spool"])
