@@ -29,9 +29,9 @@ from gateway.digests import PartDigest
 from gateway.errors import GatewayError, LengthRequired, Malformed
 from gateway.headers import only
 from gateway.model import Part, Receipt, Upload
-from gateway.pipe import Progress
+from gateway.pipe import Progress, gathered
 from gateway.sinks import Answered, refused
-from gateway.sinks.outbound import Outbound
+from gateway.sinks.outbound import COALESCE_BYTES, Outbound
 from gateway.sinks.shape import Sent, Shape, is_empty_input, written
 from gateway.sinks.spool import Region, Spool
 
@@ -145,16 +145,17 @@ class PartsDelivery:
             for piece in ahead:
                 await outbound.put(piece)
             size, digest = 0, self._digest()
-            async for chunk in chunks:
-                size += len(chunk)
+            async for batch, taken in gathered(chunks, COALESCE_BYTES):
+                size += taken
                 if declared is not None and size > declared:
                     raise Malformed(f"a part is more than the {declared} bytes that it declares", part=part.index)
-                if digest is not None:
-                    await digest.update(chunk)
-                await outbound.put(chunk)
+                for chunk in batch:
+                    if digest is not None:
+                        await digest.update(chunk)
+                    await outbound.put(chunk)
+                await outbound.flush()
             if declared is not None and size != declared:
                 raise Malformed(f"a part is {size} bytes, and declares {declared}", part=part.index)
-            await outbound.flush()
             sent = Sent(part, size, "" if digest is None else (await digest.finish())["sha256"])
             for _ in range(2):
                 await asyncio.sleep(0)  # an answer that is already here came before the closing delimiter
