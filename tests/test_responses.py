@@ -250,6 +250,7 @@ async def test_an_answer_passes_through_without_its_hop_by_hop_headers(
         ("set-cookie", "a=1; Path=/"),
         ("set-cookie", "b=2"),
         ("via", "1.1 gateway"),
+        ("x-accel-buffering", "no"),
         ("x-request-id", dict(answer.headers)["x-request-id"]),
         ("x-twice", "1"),
         ("x-twice", "2"),
