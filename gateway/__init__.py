@@ -12,6 +12,7 @@ The rooms, in the order in which bytes meet them:
     dispatch        the life of one upload: stalls, commits, failures; its hands are
       pump            events -> entries, digests, limits, and on to flows and lanes
       each            the same where a part that fails is reported, and the others are kept
+      passage         one file on its way through its flows
       lanes           one sink's share of one upload
       besteffort      that of a sink which may neither slow nor fail it
       scope           work that somebody else may end

@@ -23,14 +23,14 @@ from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import AsyncExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 
-from gateway.lanes import Slots, completed, translated
+from gateway.lanes import Lane, Slots, completed, translated
 from gateway.model import Entry, Part, Receipt, Upload
 from gateway.pipe import Pipe, Progress, Window
 from gateway.routes import BestEffort
 from gateway.scope import Scope
 from gateway.sinks import Bulk, Delivery, Dropping, Informed, Sink, Watched, offers
 
-__all__ = ["PART_BYTES", "BestEffortLane"]
+__all__ = ["PART_BYTES", "AnyLane", "BestEffortLane"]
 
 log = logging.getLogger("gateway.besteffort")
 
@@ -358,3 +358,7 @@ class _Whole(AsyncIterator[bytes]):
         if not data:
             raise StopAsyncIteration
         return data
+
+
+AnyLane = Lane | BestEffortLane
+"""What a part may be given to."""

@@ -36,14 +36,14 @@ from dataclasses import dataclass, field
 
 from aiohttp import ClientResponse
 
-from gateway.besteffort import BestEffortLane
+from gateway.besteffort import AnyLane, BestEffortLane
 from gateway.codec import Event
 from gateway.each import EachPump
 from gateway.errors import FlowStalled, GatewayError, Incomplete, SinkTimeout
 from gateway.flows import Flow, FlowChain
 from gateway.lanes import Lane, first_error, translated
 from gateway.model import Limits, Manifest, Receipt, Upload
-from gateway.pump import AnyLane, Pump
+from gateway.pump import Pump
 from gateway.responses import manifest_json
 from gateway.routes import Route
 from gateway.sinks import Admitting, Answered, Delivery, Sink, offers, refused

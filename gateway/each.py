@@ -15,13 +15,15 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 
+from gateway.besteffort import AnyLane
 from gateway.codec import Event
 from gateway.errors import DigestMismatch, GatewayError, InternalError, NoRoute, TooLarge
 from gateway.flows import Flow, FlowChain
 from gateway.lanes import Lane, first_error
 from gateway.model import Entry, Part
-from gateway.pipe import Pipe, Progress
-from gateway.pump import AnyLane, Pump
+from gateway.passage import Passage
+from gateway.pipe import Pipe
+from gateway.pump import Pump
 from gateway.responses import problem_document
 from gateway.scope import Scope
 from gateway.sinks import Answered, refused
@@ -141,26 +143,13 @@ class EachPump(Pump):
         self._scopes[entry.part.index] = Scope()
         return super()._start_flows(entry, lanes, flows)
 
-    async def _run_flows(
-        self,
-        entry: Entry,
-        chain: FlowChain,
-        flows: Sequence[Flow],
-        inlet: Pipe,
-        progress: Progress,
-        lanes: Sequence[AnyLane],
-        turns: Sequence[tuple[asyncio.Future[None] | None, asyncio.Future[None]]],
-    ) -> None:
+    async def _run_flows(self, passage: Passage) -> None:
         run = super()._run_flows
         try:
-            await self._see_through(
-                entry, lanes, [inlet], lambda: run(entry, chain, flows, inlet, progress, lanes, turns)
-            )
+            await self._see_through(passage.entry, passage.lanes, [passage.inlet], lambda: run(passage))
         finally:
-            self.flowing.pop(chain, None)
-            for _, after in turns:
-                if not after.done():
-                    after.set_result(None)
+            self.flowing.pop(passage.chain, None)
+            passage.end_turns()
 
     async def _see_through(
         self, entry: Entry, lanes: Sequence[AnyLane], pipes: Sequence[Pipe], work: Callable[[], Awaitable[None]]

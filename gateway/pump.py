@@ -9,10 +9,9 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
 from concurrent.futures import Executor
-from contextlib import AsyncExitStack
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
-from gateway.besteffort import BestEffortLane
+from gateway.besteffort import AnyLane
 from gateway.codec import Event, Kind
 from gateway.digests import (
     TINY_BYTES,
@@ -24,19 +23,14 @@ from gateway.digests import (
     verify,
 )
 from gateway.errors import GatewayError, NoRoute, TooLarge
-from gateway.flows import Flow, FlowChain, FlowFile, working
+from gateway.flows import Flow, FlowChain
 from gateway.lanes import BULK_BYTES, Lane, Slots
-from gateway.model import Entry, Limits, Output, Part, text
-from gateway.pipe import Pipe, Progress, Window, add_chunk
+from gateway.model import Entry, Limits, Part
+from gateway.passage import Passage
+from gateway.pipe import Pipe, Progress, add_chunk
 from gateway.routes import Match, Route, Rule
 
-__all__ = ["AnyLane", "Pump"]
-
-AnyLane = Lane | BestEffortLane
-
-_OF_THE_BYTES = frozenset([b"content-length", b"content-md5", b"content-digest", b"repr-digest", b"digest"])
-"""Headers of a part that are no longer true when a flow has changed it."""
-
+__all__ = ["Pump"]
 
 _HOLD_SECONDS = 0.05
 """How long the beginning of a file may wait for the rest of it, to go the short way: not for a slow client."""
@@ -386,67 +380,17 @@ class Pump:
         return [pipe for pipe, _ in ends]
 
     def _start_flows(self, entry: Entry, lanes: Sequence[AnyLane], flows: Sequence[Flow]) -> Pipe:
-        part = entry.part
-        file = FlowFile(
-            index=part.index, name=part.name, filename=part.filename, content_type=_shown(part.content_type)
-        )
-        progress = Progress()
-        chain = FlowChain(flows, file, progress)
-        inlet = Pipe(Window(self._limits.window_bytes, progress))
-        turns = [lane.keep_turn(part) for lane in lanes if lane.keeps_order]
-        self.flowing[chain] = progress
-        running = self._tasks.create_task(self._run_flows(entry, chain, flows, inlet, progress, lanes, turns))
-        self._slots.give_back_after([running])
-        return inlet
+        passage = Passage(entry, flows, lanes, self._limits.window_bytes)
+        self.flowing[passage.chain] = passage.progress
+        self._slots.give_back_after([self._tasks.create_task(self._run_flows(passage))])
+        return passage.inlet
 
-    async def _run_flows(
-        self,
-        entry: Entry,
-        chain: FlowChain,
-        flows: Sequence[Flow],
-        inlet: Pipe,
-        progress: Progress,
-        lanes: Sequence[AnyLane],
-        turns: Sequence[tuple[asyncio.Future[None] | None, asyncio.Future[None]]],
-    ) -> None:
-        """One file through its flows and on to its sinks; returns when they have it safely."""
-        working.set(progress)  # in this task's own context
-        async with AsyncExitStack() as stack:
-            stack.callback(inlet.close)
-            output = await chain.start(inlet, stack)
-            told = entry.output = Output(chain.file.filename, chain.file.content_type)
-            keeps_bytes = all(flow.keeps_bytes for flow in flows)
-            part = _told_part(entry.part, told, keeps_bytes=keeps_bytes)
-            hashing = "sha256" in self._route.digests and not keeps_bytes
-            digest = PartDigest(("sha256",), self._executor) if hashing else None
-            with progress.excused():
-                for before, _ in turns:
-                    if before is not None:
-                        await before
-            async with asyncio.TaskGroup() as accepting:
-                pipes = [lane.open(part, accepting)[0] for lane in lanes]
-                async for chunk in output:
-                    progress.moved()
-                    told.size += len(chunk)
-                    with progress.excused():
-                        if digest is not None:
-                            await digest.update(chunk)
-                        for pipe in pipes:
-                            await pipe.send(chunk)
-                if digest is not None:
-                    with progress.excused():
-                        told.sha256 = (await digest.finish())["sha256"]
-                entry.findings = chain.all_findings()
-                inlet.close()
-                del self.flowing[chain]
-                for pipe in pipes:
-                    pipe.finish()
-                for _, after in turns:
-                    after.set_result(None)
-        if keeps_bytes:
-            told.sha256 = entry.digests.get("sha256")
-            if part is entry.part:
-                entry.output = None
+    async def _run_flows(self, passage: Passage) -> None:
+        await passage.run(
+            hashing="sha256" in self._route.digests,
+            executor=self._executor,
+            through=lambda: self.flowing.pop(passage.chain),
+        )
 
 
 def _plan(rule: Rule, lanes: Mapping[str, AnyLane], flows: Mapping[str, Flow], seeing: AnyLane | None) -> _Plan:
@@ -458,22 +402,3 @@ def _plan(rule: Rule, lanes: Mapping[str, AnyLane], flows: Mapping[str, Flow], s
 def _is_file(entry: Entry) -> bool:
     """An empty file input is none."""
     return entry.part.is_file and (entry.size > 0 or entry.part.raw_filename != b"")
-
-
-def _told_part(part: Part, told: Output, *, keeps_bytes: bool) -> Part:
-    """The part as the sinks are told of it; the same one if the flows left it alone."""
-    if not keeps_bytes and any(name in _OF_THE_BYTES for name, _ in part.headers):
-        part = replace(part, own_headers=[header for header in part.headers if header[0] not in _OF_THE_BYTES])
-    if (told.filename, told.content_type) == (part.filename, _shown(part.content_type)):
-        return part
-    renamed = part.raw_filename if told.filename == part.filename else _raw(told.filename)
-    retyped = part.content_type if told.content_type == _shown(part.content_type) else _raw(told.content_type)
-    return replace(part, raw_filename=renamed, content_type=retyped)
-
-
-def _shown(raw: bytes | None) -> str | None:
-    return None if raw is None else text(raw)
-
-
-def _raw(shown: str | None) -> bytes | None:
-    return None if shown is None else shown.encode()

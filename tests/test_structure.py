@@ -57,6 +57,7 @@ TESTED_ELSEWHERE = {
     "app": ("test_server", "it is built in every test over a socket"),
     "conditions": ("test_stored", "beside nginx, which is asked the same over a socket"),
     "flows.__init__": ("test_flows", "the contract, through the gateway"),
+    "passage": ("test_flows", "what flows do to a file on its way"),
     "settings": ("test_config", "what is loaded is what can be configured"),
     "sinks.shelf": ("test_stored_expiry", "locks, sweeps and removals"),
     "sinks.perupload": ("test_sinks_relay", "the one request of an upload is what a relay is, by default"),
