@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from aiohttp import ClientSession
 
-from gateway.handlers import new_ulid
+from gateway.record import new_ulid
 from gateway.sinks.disk import DiskDelivery
 from tests.clients import Answer, Client, ask, chunked, eventually, file, form, head, random_bytes
 from tests.conftest import RunningGateway, StartGateway

@@ -38,6 +38,7 @@ WORDS = {"errors", "model"}
 PURE = {"errors", "model", "codec", "routes", "headers", "conditions", "guard", "forwarding"}
 HOUSE = {
     "handlers",
+    "record",
     "settings",
     "config",
     "contradictions",
@@ -58,6 +59,7 @@ TESTED_ELSEWHERE = {
     "conditions": ("test_stored", "beside nginx, which is asked the same over a socket"),
     "flows.__init__": ("test_flows", "the contract, through the gateway"),
     "passage": ("test_flows", "what flows do to a file on its way"),
+    "record": ("test_handlers", "a line and counts for each upload over a socket"),
     "settings": ("test_config", "what is loaded is what can be configured"),
     "sinks.shelf": ("test_stored_expiry", "locks, sweeps and removals"),
     "sinks.perupload": ("test_sinks_relay", "the one request of an upload is what a relay is, by default"),
