@@ -30,7 +30,7 @@ The rooms, in the order in which bytes meet them:
     download        allow-listed remote URLs, streamed; guard decides what may be dialled
     selftest        does a proxy in front of us hold bodies back?
     handlers        the stories: short, calling the rooms in order
-    settings, contradictions, config, metrics, app, server, workers, worker, cli, receiver     the house
+    settings, sink_settings, contradictions, config, metrics, app, server, workers, worker, cli, receiver     the house
 
 What it guarantees (the README has the words for users, tests/test_guarantees.py the proofs):
 G1 bounded memory · G2 nothing early · G3 nothing left · G4 back-pressure · G5 refused before read ·

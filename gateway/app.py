@@ -19,16 +19,8 @@ from gateway.forwarding import HeaderRules, TrustedNetworks
 from gateway.handlers import HOUSE, House, add_request_id, add_routes, problems
 from gateway.metrics import Metrics
 from gateway.responses import add_nothing
-from gateway.settings import (
-    BUILT_IN_FLOWS,
-    DiscardSettings,
-    DiskSettings,
-    FlowSettings,
-    LimitSettings,
-    OwnSinkSettings,
-    RelaySettings,
-    Settings,
-)
+from gateway.settings import BUILT_IN_FLOWS, FlowSettings, LimitSettings, Settings
+from gateway.sink_settings import DiscardSettings, DiskSettings, OwnSinkSettings, RelaySettings
 from gateway.sinks import Sink
 from gateway.sinks.connect import Connecting, TlsFileError, tls_context
 from gateway.sinks.discard import DiscardSink

@@ -16,7 +16,8 @@ from gateway.config import ConfigError, load, memory_bound_bytes, unlimited_keys
 from gateway.model import Part
 from gateway.receiver import receiver_app
 from gateway.server import configure_logging, run, serve, until_signalled
-from gateway.settings import RelaySettings, Settings
+from gateway.settings import Settings
+from gateway.sink_settings import RelaySettings
 from gateway.workers import WorkersFailed, supervise
 
 __all__ = ["main"]

@@ -18,7 +18,8 @@ from pydantic_settings import EnvSettingsSource, SettingsError
 
 from gateway.contradictions import contradictions
 from gateway.flows import BATCH_BYTES as FLOW_BATCH_BYTES
-from gateway.settings import BUILT_IN_SINKS, LimitSettings, RelaySettings, Settings, with_defaults
+from gateway.settings import LimitSettings, Settings, with_defaults
+from gateway.sink_settings import BUILT_IN_SINKS, RelaySettings
 from gateway.sinks.disk import BATCH_BYTES
 from gateway.sinks.spool import BATCH_BYTES as SPOOL_BATCH_BYTES
 

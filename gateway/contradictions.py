@@ -7,7 +7,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from gateway.routes import BestEffort
-from gateway.settings import BUILT_IN_FLOWS, DOTTED_PATH, RESERVED_PATHS, sink_tag
+from gateway.settings import BUILT_IN_FLOWS, RESERVED_PATHS
+from gateway.sink_settings import DOTTED_PATH, sink_tag
 
 __all__ = ["contradictions"]
 

@@ -16,41 +16,35 @@ from pydantic import (
     BaseModel,
     BeforeValidator,
     ConfigDict,
-    Discriminator,
     Field,
-    Tag,
-    ValidationInfo,
-    field_validator,
     model_validator,
 )
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
 from gateway.digests import ALGORITHMS
-from gateway.forwarding import TOKEN, TrustedNetworks, check_static_header
+from gateway.forwarding import TrustedNetworks
 from gateway.guard import AddressGuard, UrlRules
 from gateway.model import Limits
 from gateway.routes import BestEffort, Match, Route, Rule
-from gateway.sinks.shape import Shape
+from gateway.sink_settings import (
+    DOTTED_PATH,
+    Count,
+    RelaySettings,
+    Seconds,
+    SinkSettings,
+    Table,
+)
 
 __all__ = [
     "BUILT_IN_FLOWS",
-    "BUILT_IN_SINKS",
-    "DOTTED_PATH",
     "RESERVED_PATHS",
-    "DiscardSettings",
-    "DiskSettings",
     "FlowSettings",
     "LimitSettings",
-    "OwnSinkSettings",
-    "RelaySettings",
     "Settings",
     "SinkUseSettings",
-    "TlsSettings",
-    "sink_tag",
     "with_defaults",
 ]
 
-BUILT_IN_SINKS = ("disk", "relay", "discard")
 BUILT_IN_FLOWS = {
     "sniff": "gateway.flows.sniff:sniff",
     "gzip": "gateway.flows.compress:gzip",
@@ -59,13 +53,6 @@ BUILT_IN_FLOWS = {
     "unzstd": "gateway.flows.compress:unzstd",
     "lines": "gateway.flows.lines:lines",
 }
-DOTTED_PATH = r"^[A-Za-z_][\w.]*:[A-Za-z_]\w*$"
-
-Count = Annotated[int, Field(ge=0)]
-Seconds = Annotated[float, Field(ge=0)]
-Url = Annotated[str, Field(pattern=r"^https?://[^/\s?#]+[^\s#]*$")]
-LENGTHS = ("chunked", "passthrough", "spool", "known")
-FileName = Annotated[str, Field(min_length=1)]
 
 
 def _installed(event_loop: str) -> str:
@@ -74,16 +61,12 @@ def _installed(event_loop: str) -> str:
     return event_loop
 
 
-class _Table(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, hide_input_in_errors=True)
-
-
 def _networks(networks: tuple[str, ...]) -> tuple[str, ...]:
     TrustedNetworks(networks)  # its ValueError names the range
     return networks
 
 
-class ServerSettings(_Table):
+class ServerSettings(Table):
     host: str = "127.0.0.1"
     """Loopback: what listens on a network is somebody's decision."""
     port: Annotated[int, Field(ge=0, le=65535)] = 8080
@@ -101,7 +84,7 @@ class ServerSettings(_Table):
     """None: anybody can write into a header where they come from."""
 
 
-class LimitSettings(_Table):
+class LimitSettings(Table):
     max_body_bytes: Count = 0
     max_file_bytes: Count = 0
     max_parts: Count = 1000
@@ -117,158 +100,6 @@ class LimitSettings(_Table):
     stall_seconds: Seconds = 30
 
 
-class DiskSettings(_Table):
-    type: Literal["disk"]
-    root: Annotated[str, Field(min_length=1)] = "var/uploads"
-    fsync: bool = True
-    keep_seconds: Seconds = 0
-    """0: for ever. What is kept for a while only has to be asked for."""
-
-
-def _ways(length: Any) -> str | tuple[str, ...]:
-    """A way to tell a destination the length of a body, or a list of ways."""
-    ways = (length,) if isinstance(length, str) else length
-    if not isinstance(ways, list | tuple) or not ways or any(way not in LENGTHS for way in ways):
-        raise ValueError(f"not one of {', '.join(LENGTHS)}, nor a list of them")
-    return length if isinstance(length, str) else tuple(ways)
-
-
-def _all_none_or_some(value: Any) -> Any:
-    """One message for a union, which would give one for each of its arms."""
-    if isinstance(value, bool):
-        return value
-    if isinstance(value, list | tuple) and all(isinstance(one, str) and TOKEN.fullmatch(one) for one in value):
-        return tuple(value)
-    raise ValueError("neither true nor false, nor a list of names")
-
-
-Allowed = Annotated[bool | tuple[str, ...], BeforeValidator(_all_none_or_some)]
-
-
-class TlsSettings(_Table):
-    ca: FileName | None = None
-    cert: FileName | None = None
-    key: FileName | None = None
-    server_name: Annotated[str, Field(pattern=r"^[A-Za-z0-9.:_-]+$")] | None = None
-    verify: bool = True
-    """Off only for somebody who says so, and is told at each start."""
-
-    @model_validator(mode="after")
-    def _paired(self) -> TlsSettings:
-        if self.key is not None and self.cert is None:
-            raise ValueError("a key without cert")
-        return self
-
-
-def _header_names(headers: dict[str, str]) -> dict[str, str]:
-    for name, value in headers.items():
-        check_static_header(name, value)
-    if len({name.lower() for name in headers}) < len(headers):
-        raise ValueError("a name is given twice")
-    return headers
-
-
-def _of_upload(fields: dict[str, str]) -> dict[str, str]:
-    Shape(add_before=fields)  # its ValueError names the placeholder
-    return fields
-
-
-def _of_files(fields: dict[str, str]) -> dict[str, str]:
-    Shape(add_after=fields)
-    return fields
-
-
-PartName = Annotated[str, Field(min_length=1)]
-
-
-class RelaySettings(_Table):
-    type: Literal["relay"]
-    url: Url | None = None
-    urls: tuple[Url, ...] = ()
-    length: Annotated[str | tuple[str, ...], BeforeValidator(_ways)] = "chunked"
-    """Any body can be sent so, and nearly every server takes it."""
-    spool_dir: str = ""
-    replay_bytes: Count = 1 << 20
-    """What a small form has; memory per upload."""
-    failures_to_open: Count = 3
-    open_seconds: Annotated[float, Field(gt=0)] = 10
-    health_path: Annotated[str, Field(pattern=r"^(/[^\s#]*)?$")] = ""
-    health_seconds: Annotated[float, Field(gt=0)] = 10
-    expect_continue: bool = False
-    """A round trip per upload, and a second at a server that ignores it."""
-    expect_seconds: Annotated[float, Field(gt=0)] = 1
-    connect_seconds: Annotated[float, Field(gt=0)] = 10
-    write_seconds: Seconds | None = None
-    first_byte_seconds: Seconds | None = None
-    read_seconds: Seconds | None = None
-    total_seconds: Seconds = 0
-    max_connections: Count = 0
-    """`max_uploads` bounds them already."""
-    keepalive_seconds: Seconds = 0
-    """A body cannot be sent twice, so a pooled connection that went stale would cost an upload."""
-    per: Literal["upload", "part"] = "upload"
-    """As the client sent it, and all or nothing."""
-    rename: dict[PartName, PartName] = {}
-    drop: tuple[PartName, ...] = ()
-    add_before: Annotated[dict[PartName, str], AfterValidator(_of_upload)] = {}
-    add_after: Annotated[dict[PartName, str], AfterValidator(_of_files)] = {}
-    """Nothing of these four: a destination gets what the client sent."""
-    fields_first_bytes: Count = 0
-    """Off: the order of the wire costs no memory."""
-    tls: TlsSettings | None = None
-    forward_cookies: Allowed = False
-    """They are credentials for the gateway's origin; so is what follows."""
-    forward_authorization: Allowed = False
-    headers: Annotated[dict[str, str], AfterValidator(_header_names), Field(repr=False)] = {}
-
-    @field_validator("tls")
-    @classmethod
-    def _over_tls(cls, tls: TlsSettings | None, info: ValidationInfo) -> TlsSettings | None:
-        if tls is not None and any(
-            url.startswith("http:") for url in [info.data.get("url") or "", *info.data.get("urls", ())]
-        ):
-            raise ValueError("a url is not https")
-        return tls
-
-    @property
-    def wants_sha256(self) -> bool:
-        """Whether a route has to compute it: a request for each part does so itself."""
-        return self.per == "upload" and Shape(add_after=self.add_after).wants_sha256
-
-    @property
-    def all_urls(self) -> tuple[str, ...]:
-        return self.urls if self.url is None else (self.url,)
-
-
-class DiscardSettings(_Table):
-    type: Literal["discard"]
-
-
-class OwnSinkSettings(BaseModel):
-    """A sink of the user's: `type = "package.module:Class"`, the other keys are its keyword arguments."""
-
-    model_config = ConfigDict(extra="allow", frozen=True, hide_input_in_errors=True)
-    type: Annotated[str, Field(pattern=DOTTED_PATH)]
-
-    @property
-    def arguments(self) -> dict[str, Any]:
-        return dict(self.model_extra or {})
-
-
-def sink_tag(value: Any) -> str:
-    kind = value.get("type") if isinstance(value, Mapping) else getattr(value, "type", None)
-    return kind if kind in BUILT_IN_SINKS else "own"
-
-
-SinkSettings = Annotated[
-    Annotated[DiskSettings, Tag("disk")]
-    | Annotated[RelaySettings, Tag("relay")]
-    | Annotated[DiscardSettings, Tag("discard")]
-    | Annotated[OwnSinkSettings, Tag("own")],
-    Discriminator(sink_tag),
-]
-
-
 class FlowSettings(BaseModel):
     """A flow's options, by its keyword arguments; `use` is the dotted path of a function of the user's."""
 
@@ -280,13 +111,13 @@ class FlowSettings(BaseModel):
         return dict(self.model_extra or {})
 
 
-class MatchSettings(_Table):
+class MatchSettings(Table):
     name: str | None = None
     filename: str | None = None
     content_type: str | None = None
 
 
-class SinkUseSettings(_Table):
+class SinkUseSettings(Table):
     """A sink in a rule. In the file a plain name will do, for one that is required."""
 
     sink: str
@@ -304,7 +135,7 @@ def _use(value: Any) -> Any:
 SinkUse = Annotated[SinkUseSettings, BeforeValidator(_use)]
 
 
-class PartsSettings(_Table):
+class PartsSettings(Table):
     match: MatchSettings = MatchSettings()
     flows: tuple[str, ...] = ()
     sinks: Annotated[tuple[SinkUse, ...], Field(min_length=1)]
@@ -319,7 +150,7 @@ def _known(algorithms: tuple[str, ...]) -> tuple[str, ...]:
     return tuple(dict.fromkeys(algorithms))
 
 
-class RouteSettings(_Table):
+class RouteSettings(Table):
     path: Annotated[str, Field(pattern=r"^(/[A-Za-z0-9._~-]+)+$")]
     kind: Literal["upload", "relay", "convert", "opaque"] = "upload"
     digests: Annotated[tuple[str, ...], AfterValidator(_known)] | None = None
@@ -388,7 +219,7 @@ def _ranges(allow_private: tuple[str, ...]) -> tuple[str, ...]:
     return allow_private
 
 
-class DownloadSettings(_Table):
+class DownloadSettings(Table):
     allow: Annotated[tuple[str, ...], AfterValidator(_patterns)] = ()
     """Nothing: what may be fetched from where this process stands is somebody's decision."""
     allow_private: Annotated[tuple[str, ...], AfterValidator(_ranges)] = ()

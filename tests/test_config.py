@@ -15,7 +15,8 @@ from gateway.cli import main
 from gateway.config import ConfigError, load, memory_bound_bytes
 from gateway.model import Limits
 from gateway.routes import BestEffort
-from gateway.settings import LimitSettings, RelaySettings, Settings
+from gateway.settings import LimitSettings, Settings
+from gateway.sink_settings import RelaySettings
 
 SECRET = "hunter2"
 

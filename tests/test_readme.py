@@ -23,7 +23,8 @@ from typing import Any
 import pytest
 
 from gateway.config import load
-from gateway.settings import BUILT_IN_FLOWS, BUILT_IN_SINKS
+from gateway.settings import BUILT_IN_FLOWS
+from gateway.sink_settings import BUILT_IN_SINKS
 from tests.processes import Process, gateway_process
 
 __all__ = ["needs_curl", "status_of"]

@@ -16,17 +16,8 @@ from pydantic import BaseModel
 
 from gateway.config import load
 from gateway.errors import LEAVES
-from gateway.settings import (
-    DiscardSettings,
-    DiskSettings,
-    LimitSettings,
-    MatchSettings,
-    PartsSettings,
-    RelaySettings,
-    RouteSettings,
-    ServerSettings,
-    TlsSettings,
-)
+from gateway.settings import LimitSettings, MatchSettings, PartsSettings, RouteSettings, ServerSettings
+from gateway.sink_settings import DiscardSettings, DiskSettings, RelaySettings, TlsSettings
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent
@@ -40,6 +31,7 @@ HOUSE = {
     "handlers",
     "record",
     "settings",
+    "sink_settings",
     "config",
     "contradictions",
     "metrics",
@@ -61,6 +53,7 @@ TESTED_ELSEWHERE = {
     "passage": ("test_flows", "what flows do to a file on its way"),
     "record": ("test_handlers", "a line and counts for each upload over a socket"),
     "settings": ("test_config", "what is loaded is what can be configured"),
+    "sink_settings": ("test_config", "the same for sinks"),
     "sinks.shelf": ("test_stored_expiry", "locks, sweeps and removals"),
     "sinks.perupload": ("test_sinks_relay", "the one request of an upload is what a relay is, by default"),
     "sinks.lent": ("test_sinks_writer", "the writer that it was made for"),
