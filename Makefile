@@ -3,13 +3,15 @@
 PYTHON ?= $(firstword $(foreach python,python3 python3.14 python3.13 python3.12 python3.11,$(shell \
 	$(python) -c 'import sys; sys.version_info >= (3, 11) and print("$(python)")' 2>/dev/null)))
 BIN := .venv/bin
+# Where make serve has its demo destination.
+RECEIVER_PORT ?= 8081
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 
 .PHONY: serve test lint format bench bench-smoke lock system-packages clean
 
 # The gateway with its demo destination. Ctrl-C, or SIGTERM, drains it.
 serve: .venv/.serving
-	@exec $(BIN)/gateway serve --config config/demo.toml --with-receiver 8081
+	@exec $(BIN)/gateway serve --config config/demo.toml --with-receiver $(RECEIVER_PORT)
 
 # make test ARGS='-x -k relay'
 test: .venv/.testing

@@ -102,6 +102,7 @@ def _print_examples(host: str, port: int) -> None:
         f"  curl -T README.md {gateway}/upload/\n"
         f"  curl -F file=@README.md -F file=@LICENSE {gateway}/proxy\n"
         f"  curl -F file=@README.md '{gateway}/proxy?status=503'\n"
+        f"  curl -F file=@README.md {gateway}/both\n"
         f"  curl -F file=@README.md -F file=@LICENSE {gateway}/convert\n"
         f"  curl {gateway}/metrics\n",
         flush=True,

@@ -202,8 +202,10 @@ async def _commit(
                     kept.anything = True
                     kept.receipts += partly
             raise
-        kept.anything = kept.anything or lane.began
-        kept.receipts += receipts if lane is keeper else record.enter(receipts)
+        entered = receipts if lane is keeper else record.enter(receipts)
+        if lane.began:
+            kept.anything = True
+            kept.receipts += entered
 
 
 async def _end_best_effort(

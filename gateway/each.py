@@ -53,6 +53,7 @@ class EachPump(Pump):
         """Nobody: a sink that fails on a part does not show all of it, and its digest is told all the same."""
 
     async def settle(self) -> None:
+        await super().settle()
         for entry in self._given:
             for lane in self._lanes.values():  # of the fields, too, and of empty file inputs
                 if entry.part.index not in lane.forgotten:

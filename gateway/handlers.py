@@ -100,12 +100,12 @@ class UploadHandler:
         try:
             mixed, opaque = route.kind == "relay", route.kind == "opaque"
             multipart = check_headers(request, house.limits, raw=raw, mixed=mixed, encoded=opaque)
+            upload = self._described(request, house, multipart=multipart)
             slot = house.gate.slot()
         except GatewayError as error:
             house.metrics.upload_refused(route=route.path, outcome=error.slug())
             log_upload(upload_id, identity, route.path, error.slug(), error=error)
             raise
-        upload = self._described(request, house, multipart=multipart)
         with slot, Intake(request, house.limits) as intake, Record(house.metrics, upload, intake) as record:
             try:
                 keep_raw = takes_wire(route, house.sinks)

@@ -36,6 +36,8 @@ class Passage:
         self.progress = Progress()
         self.chain = FlowChain(flows, file, self.progress)
         self.inlet = Pipe(Window(window_bytes, self.progress))
+        self._told: Output | None = None
+        self._part: Part | None = None
         self._keeps_bytes = all(flow.keeps_bytes for flow in flows)
         self._turns = [lane.keep_turn(part) for lane in lanes if lane.keeps_order]
 
@@ -75,10 +77,14 @@ class Passage:
                 for pipe in pipes:
                     pipe.finish()
                 self.end_turns()
-        if self._keeps_bytes:
-            told.sha256 = entry.digests.get("sha256")
-            if part is entry.part:
-                entry.output = None
+        self._told, self._part = told, part
+
+    def settle(self) -> None:
+        """The digests of what came in are there: they are those of what came out, where that is the same."""
+        if self._keeps_bytes and self._told is not None:
+            self._told.sha256 = self.entry.digests.get("sha256")
+            if self._part is self.entry.part:
+                self.entry.output = None
 
     def end_turns(self) -> None:
         """Let go on who waits until this file was sent."""

@@ -82,6 +82,7 @@ class Pump:
         self._tasks = tasks
         self._slots = Slots(limits.parallel_parts)
         self._small = SmallDigests(route.digests, executor)
+        self._passages: list[Passage] = []
         self._fields_bytes = 0
         # whether we wait for the client, for how many batches of events we have, and what looks at that
         self._waiting = False
@@ -107,6 +108,8 @@ class Pump:
     async def settle(self) -> None:
         """All accepts have returned: what there is to do before the sinks may commit."""
         self._digests.settle()
+        for passage in self._passages:
+            passage.settle()
 
     def forgo(self, chain: FlowChain, error: GatewayError) -> bool:
         """Whether the upload goes on without a part that its flows have stalled on."""
@@ -382,6 +385,7 @@ class Pump:
     def _start_flows(self, entry: Entry, lanes: Sequence[AnyLane], flows: Sequence[Flow]) -> Pipe:
         passage = Passage(entry, flows, lanes, self._limits.window_bytes)
         self.flowing[passage.chain] = passage.progress
+        self._passages.append(passage)
         self._slots.give_back_after([self._tasks.create_task(self._run_flows(passage))])
         return passage.inlet
 

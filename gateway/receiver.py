@@ -3,7 +3,7 @@
 `gateway receiver` runs it, so that a relay can be tried without a destination of one's own; the tests
 run it as the peer that can be as slow, rude or dead as real ones are.
 
-POST or PUT to any path: the answer is the manifest of what came in, shaped like the gateway's own, plus
+POST, PUT or PATCH to any path: the answer is the manifest of what came in, shaped like the gateway's own, plus
 the request `headers` and the `query` string as they came. Nothing is stored; of the body one chunk is
 held at a time, of each field up to 64 KiB. Query parameters, others are ignored:
 
@@ -254,6 +254,6 @@ def receiver_app() -> web.Application:
     app.on_shutdown.append(_hang_up)
     app.router.add_get("/seen", _report)
     app.router.add_get("/healthz", _health)
-    for method in ("POST", "PUT"):
+    for method in ("POST", "PUT", "PATCH"):
         app.router.add_route(method, "/{path:.*}", _receive)
     return app

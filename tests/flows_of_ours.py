@@ -13,6 +13,7 @@ __all__ = [
     "cancelling_itself",
     "failing",
     "finding_nan",
+    "labelling",
     "late_renaming",
     "leaving",
     "napping",
@@ -184,3 +185,13 @@ async def slow_taking(file: FlowFile, chunks: AsyncIterable[bytes], *, seconds: 
 
 async def no_generator(file: FlowFile, chunks: AsyncIterable[bytes]) -> None:
     """A mistake that is easily made: nothing is yielded, so it is no generator."""
+
+
+async def labelling(file: FlowFile, chunks: AsyncIterable[bytes]) -> AsyncIterator[bytes]:
+    """Gives the file another name, and leaves its bytes alone, which it promises."""
+    file.filename = "labelled"
+    async for chunk in chunks:
+        yield chunk
+
+
+labelling.keeps_bytes = True  # type: ignore[attr-defined]

@@ -209,3 +209,17 @@ async def test_a_stall_after_a_commit_is_told_with_what_is_kept(start_gateway: S
     assert (status, problem["type"], problem["sink"]) == (502, "/problems/incomplete", "stuck")
     assert problem["kept"] == [{"part": 0, "sink": "first", "location": "memory:0", "status": None}]
     assert gateway.stored() == []
+
+
+async def test_what_was_only_counted_and_dropped_is_nothing_that_is_kept(
+    start_gateway: StartGateway, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(self: DiskDelivery) -> None:
+        raise OSError(errno.ENOSPC, "no space left")
+
+    monkeypatch.setattr(DiskDelivery, "_publish", full)
+    gateway = await start_gateway(routes=route("none", "disk"))
+    async with keeping_nothing(gateway):
+        status, problem = await post(gateway, *files(2, 10))
+    assert (status, problem["type"], problem["sink"]) == (507, "/problems/sink-full", "disk")
+    assert "kept" not in problem

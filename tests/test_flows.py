@@ -280,3 +280,15 @@ async def test_the_same_flow_twice_has_its_findings_twice(start_gateway: StartGa
 async def test_a_function_without_a_yield_is_no_flow(start_gateway: StartGateway) -> None:
     with pytest.raises(ConfigError, match="yield"):
         await start_gateway(routes=route(f"{OURS}:no_generator"))
+
+
+async def test_a_flow_that_only_relabels_has_the_digest_of_what_came_in(start_gateway: StartGateway) -> None:
+    gateway = await start_gateway(routes=route(f"{OURS}:labelling"))
+    files = [(f"{number}", random.Random(number).randbytes(100_000)) for number in range(6)]
+    for _ in range(3):  # some of them are hashed last of all
+        status, manifest = await post(gateway, form(*files))
+        assert status == 201
+        for (_, data), entry in zip(files, manifest["parts"], strict=True):
+            digest = hashlib.sha256(data).hexdigest()
+            assert entry["sha256"] == digest
+            assert [(one["filename"], one["sha256"]) for one in entry["receipts"]] == [("labelled", digest)]

@@ -23,6 +23,8 @@ class DiscardSink:
 
 
 class DiscardDelivery:
+    began = False  # nothing of it ever becomes visible, so nothing of it can stay
+
     def __init__(self, name: str) -> None:
         self._name = name
         self._parts: list[int] = []
