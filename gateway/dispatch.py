@@ -29,7 +29,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from concurrent.futures import Executor
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
@@ -39,14 +39,15 @@ from aiohttp import ClientResponse
 from gateway.besteffort import AnyLane, BestEffortLane
 from gateway.codec import Event
 from gateway.each import EachPump
-from gateway.errors import FlowStalled, GatewayError, Incomplete, SinkTimeout
-from gateway.flows import Flow, FlowChain
-from gateway.lanes import Lane, first_error, translated
+from gateway.errors import GatewayError, Incomplete, SinkTimeout
+from gateway.flows import Flow
+from gateway.lanes import Lane, first_error, forget_frames, translated
 from gateway.model import Limits, Manifest, Receipt, Upload
 from gateway.pump import Pump
 from gateway.responses import manifest_json
 from gateway.routes import Route
 from gateway.sinks import Admitting, Answered, Delivery, Sink, offers, refused
+from gateway.stalls import StallWatch
 
 __all__ = ["Outcome", "dispatch", "refuse_on_headers", "takes_wire"]
 
@@ -86,6 +87,26 @@ async def dispatch(
     committed is undone, and a destination's answer can no longer be read. Into `dropped` go the best-effort
     sinks that were, and why. Raises the leaves of errors.
     """
+    try:
+        return await _dispatched(
+            upload, events, route, sinks, flows, limits, executor, stack, {} if dropped is None else dropped
+        )
+    except BaseException as error:
+        forget_frames(error)
+        raise
+
+
+async def _dispatched(
+    upload: Upload,
+    events: AsyncIterator[list[Event]],
+    route: Route,
+    sinks: Mapping[str, Sink],
+    flows: Mapping[str, Flow],
+    limits: Limits,
+    executor: Executor,
+    stack: AsyncExitStack,
+    dropped: dict[str, str],
+) -> Outcome:
     lanes: list[Lane] = []
     spares: list[BestEffortLane] = []
     for name in route.sinks:
@@ -108,8 +129,8 @@ async def dispatch(
                 make = EachPump if route.keep_each else Pump
                 pump = make(route, ways, flows, limits, executor, accepting)
                 manifest.entries = pump.entries
-                stop = _watch_for_stalls(lanes, pump, limits.stall_seconds, outer)
-                stack.callback(stop)
+                watch = StallWatch(lanes, pump, limits.stall_seconds, outer)
+                stack.callback(watch.stop)
                 await pump.run(events)
             await pump.settle()
             manifest.partial = pump.partial
@@ -120,7 +141,7 @@ async def dispatch(
                 task.cancel()
             if spares:
                 await _end_best_effort(lanes, spares, lives, limits.stall_seconds, record, manifest, kept)
-            stop()
+            watch.stop()
     except BaseExceptionGroup as group:
         error = first_error(group, route.answer)
         if kept.anything:
@@ -131,14 +152,17 @@ async def dispatch(
             raise refused(error) from None
         answer = error.response
         read_seconds = next((lane.read_seconds for lane in lanes if lane.name == error.sink), None)
+        forget_frames(group)
+        del error
     else:
         if route.passes_answers:
             for lane in lanes:
                 if answer is None and route.answer in (None, lane.name):
                     answer, read_seconds = lane.answer(), lane.read_seconds
     finally:
-        if dropped is not None:
-            dropped.update({spare.name: spare.dropped for spare in spares if spare.dropped is not None})
+        dropped.update({spare.name: spare.dropped for spare in spares if spare.dropped is not None})
+        for lane in lanes:
+            lane.spare = None  # whoever it calls holds the lane, too
     sink_bytes = {name: lane.progress.total for name, lane in ways.items()}
     return Outcome(manifest, kept.manifest, answer, read_seconds, sink_bytes)
 
@@ -272,54 +296,6 @@ class _Record:
     def _is_of_nothing(self, receipt: Receipt) -> bool:
         leaves_out = self._leaves_out.get(receipt.sink)
         return leaves_out is not None and leaves_out(self._manifest.entries[receipt.part].part)
-
-
-def _watch_for_stalls(lanes: Sequence[Lane], pump: Pump, limit: float, tasks: asyncio.TaskGroup) -> Callable[[], None]:
-    """Rule 3: one timer that looks when somebody could first be late. Returns what stops it."""
-    if not limit:
-        return lambda: None
-    loop = asyncio.get_running_loop()
-    handle: asyncio.TimerHandle
-
-    def look() -> None:
-        nonlocal handle
-        now = loop.time()
-        owing: list[tuple[float, Lane | FlowChain]] = [
-            *((lane.progress.moved_at, lane) for lane in lanes if lane.progress.owed),
-            *((progress.moved_at, chain) for chain, progress in pump.flowing.items() if progress.owed),
-        ]
-        # Who has not moved for longest is the one that the others wait for.
-        since, slowest = min(owing, key=lambda one: one[0], default=(now, None))
-        if slowest is None or now - since < limit:
-            handle = loop.call_later(max(since + limit - now, 0.01), look)
-            return
-        error = _stalled(slowest, limit)
-        if isinstance(slowest, FlowChain) and pump.forgo(slowest, error):
-            handle = loop.call_later(0.01, look)
-            return
-        failing = _fail(error)
-        try:
-            tasks.create_task(failing)
-        except RuntimeError:  # the group is failing already
-            failing.close()
-
-    handle = loop.call_later(limit, look)
-    return lambda: handle.cancel()
-
-
-def _stalled(who: Lane | FlowChain, limit: float) -> GatewayError:
-    if isinstance(who, Lane):
-        what, clock = (
-            ("did not confirm the whole upload", "first_byte") if who.committing else ("took nothing", "write")
-        )
-        of_relays = {"clock": clock} if who.is_relay else {}
-        return SinkTimeout(f"sink {who.name} {what} for {limit:g} seconds", sink=who.name, limit=limit, **of_relays)
-    name, part = who.running, who.file.index
-    return FlowStalled(f"flow {name} took nothing for {limit:g} seconds", flow=name, part=part, limit=limit)
-
-
-async def _fail(error: GatewayError) -> None:
-    raise error
 
 
 def _incomplete(error: Exception, committed: Sequence[Receipt]) -> Incomplete:

@@ -19,7 +19,7 @@ from gateway.besteffort import AnyLane
 from gateway.codec import Event
 from gateway.errors import DigestMismatch, GatewayError, InternalError, NoRoute, TooLarge
 from gateway.flows import Flow, FlowChain
-from gateway.lanes import Lane, first_error
+from gateway.lanes import Lane, first_error, forget_frames
 from gateway.model import Entry, Part
 from gateway.passage import Passage
 from gateway.pipe import Pipe
@@ -167,6 +167,10 @@ class EachPump(Pump):
                 raise
             self._tell(entry, found)
             self._given.append(entry)
+            forget_frames(error)
+        except BaseException as error:
+            forget_frames(error)
+            raise
         finally:
             del self._scopes[entry.part.index]
             for pipe in pipes:

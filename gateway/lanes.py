@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import traceback
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
@@ -38,7 +39,7 @@ from gateway.sinks import (
     sink_fault,
 )
 
-__all__ = ["BULK_BYTES", "Lane", "Slots", "completed", "first_error", "translated"]
+__all__ = ["BULK_BYTES", "Lane", "Slots", "completed", "first_error", "forget_frames", "translated"]
 
 log = logging.getLogger("gateway.lanes")
 
@@ -417,3 +418,22 @@ def translated(name: str) -> Iterator[None]:
     except Exception as error:
         log.exception("sink %s failed", name)
         raise SinkUnavailable(f"sink {name} failed", sink=name) from error
+
+
+def forget_frames(error: BaseException) -> None:
+    """Empty the frames that an error and those behind it came through.
+
+    They hold what an upload held, its last bytes among that, and the error holds them: a circle that only the cycle
+    collector would end, some day.
+    """
+    pending: list[BaseException | None] = [error]
+    seen: set[int] = set()
+    while pending:
+        one = pending.pop()
+        if one is None or id(one) in seen:
+            continue
+        seen.add(id(one))
+        traceback.clear_frames(one.__traceback__)
+        pending += [one.__cause__, one.__context__]
+        if isinstance(one, BaseExceptionGroup):
+            pending += one.exceptions

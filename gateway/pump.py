@@ -24,7 +24,7 @@ from gateway.digests import (
 )
 from gateway.errors import GatewayError, NoRoute, TooLarge
 from gateway.flows import Flow, FlowChain
-from gateway.lanes import BULK_BYTES, Lane, Slots
+from gateway.lanes import BULK_BYTES, Lane, Slots, forget_frames
 from gateway.model import Entry, Limits, Part
 from gateway.passage import Passage
 from gateway.pipe import Pipe, Progress, add_chunk
@@ -390,11 +390,15 @@ class Pump:
         return passage.inlet
 
     async def _run_flows(self, passage: Passage) -> None:
-        await passage.run(
-            hashing="sha256" in self._route.digests,
-            executor=self._executor,
-            through=lambda: self.flowing.pop(passage.chain),
-        )
+        try:
+            await passage.run(
+                hashing="sha256" in self._route.digests,
+                executor=self._executor,
+                through=lambda: self.flowing.pop(passage.chain),
+            )
+        except BaseException as error:
+            forget_frames(error)
+            raise
 
 
 def _plan(rule: Rule, lanes: Mapping[str, AnyLane], flows: Mapping[str, Flow], seeing: AnyLane | None) -> _Plan:

@@ -135,7 +135,7 @@ def collect_seldom() -> None:
     into looking for some.
     """
     gc.freeze()
-    gc.set_threshold(_COLLECT_AFTER_OBJECTS, 20, 50)
+    gc.set_threshold(_COLLECT_AFTER_OBJECTS, 10, 10)
 
 
 def keep_freed_buffers() -> None:

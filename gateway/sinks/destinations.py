@@ -122,10 +122,21 @@ async def check_health(
     server_name: str | None = None,
 ) -> None:
     """For ever: GET `path` of each destination every so often; 2xx and 3xx within `patience` seconds is healthy."""
+    async with asyncio.TaskGroup() as checks:
+        for one in destinations.all:  # each at its own pace: one that hangs holds up no other's
+            checks.create_task(_check_often(one, session, path, every_seconds, patience, server_name))
+
+
+async def _check_often(
+    one: Destination,
+    session: aiohttp.ClientSession,
+    path: str,
+    every_seconds: float,
+    patience: float,
+    server_name: str | None,
+) -> None:
     while True:
-        async with asyncio.TaskGroup() as checks:
-            for one in destinations.all:
-                checks.create_task(_check(one, session, path, patience, server_name))
+        await _check(one, session, path, patience, server_name)
         await asyncio.sleep(every_seconds)
 
 

@@ -307,5 +307,6 @@ class Outbound:
     async def end(self) -> None:
         """Let go of everything; a request that was not finished is broken off."""
         self._leave()
+        self._kept, self._pending = None, []  # at once, whoever may still hold on to us
         if self._spool is not None:
             await self._spool.close()
