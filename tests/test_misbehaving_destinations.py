@@ -11,9 +11,11 @@ import asyncio
 import gc
 import math
 import os
+import socket
+import threading
 import time
-from collections.abc import AsyncIterator, Callable
-from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager, suppress
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
@@ -477,3 +479,51 @@ async def test_memory_and_descriptors_stay_flat_whatever_destinations_do(tmp_pat
         await gone(upstreams)
         await eventually(lambda: descriptors(gateway.pid) <= before)
         assert gateway.peak_rss_bytes() < 160 << 20
+
+
+@contextmanager
+def slamming_destination(read_bytes: int) -> Iterator[str]:
+    """Reads a little, answers 413, and closes at once with the rest unread: the kernel sends a RST behind the answer.
+
+    In threads, so that it runs while the gateway writes.
+    """
+    answer = b"HTTP/1.1 413 Too Much\r\nContent-Length: 8\r\n\r\ntoo much"
+
+    def serve(connection: socket.socket) -> None:
+        with connection:
+            taken = b""
+            while b"\r\n\r\n" not in taken or len(taken) < read_bytes:
+                if not (data := connection.recv(65536)):
+                    return
+                taken += data
+            connection.sendall(answer)
+
+    def accept() -> None:
+        while True:
+            try:
+                connection, _ = listener.accept()
+            except OSError:
+                return
+            threading.Thread(target=serve, args=(connection,), daemon=True).start()
+
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        thread = threading.Thread(target=accept, daemon=True)
+        thread.start()
+        yield f"http://127.0.0.1:{listener.getsockname()[1]}/"
+        listener.shutdown(socket.SHUT_RDWR)
+    thread.join(10)
+
+
+@pytest.mark.parametrize("read_bytes", [0, 100_000])
+async def test_an_answer_that_a_reset_is_close_behind_is_not_lost(start_gateway: StartGateway, read_bytes: int) -> None:
+    body = form(file(b"x" * (4 << 20)))
+    with slamming_destination(read_bytes) as url:
+        gateway = await start_gateway(api=url)
+        answers = []
+        for _ in range(60):
+            async with Client(gateway.port) as client:
+                await client.send(head("/proxy", content_length=len(body)))
+                with suppress(ConnectionError):
+                    await client.send(body)
+                answers.append(await client.answer())
+    assert {(answer.status, answer.body) for answer in answers} == {(413, b"too much")}
