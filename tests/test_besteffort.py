@@ -7,6 +7,7 @@ import json
 import logging
 import re
 import time
+from collections.abc import AsyncIterable
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from aiohttp import ClientSession
 
 from gateway.besteffort import PART_BYTES, BestEffortLane
 from gateway.config import memory_bound_bytes
-from gateway.model import Part
+from gateway.model import Part, Upload
 from gateway.routes import BestEffort
 from gateway.settings import Settings
 from tests.clients import BOUNDARY, Client, VanishingClient, ask, eventually, file, head, random_bytes
@@ -26,6 +27,7 @@ from tests.doubles import (
     DeafUpstream,
     DyingUpstream,
     EarlyOkUpstream,
+    GatedSink,
     HonestUpstream,
     MemorySink,
     MuteUpstream,
@@ -336,6 +338,34 @@ async def test_one_that_has_committed_and_cannot_be_left_has_committed(start_gat
         status, manifest = await post(gateway, (b"file", b"a.bin", b"data"))
     assert status == 201
     assert receipts_of(manifest, "b") == [{"sink": "b", "location": "memory:0"}]
+
+
+async def test_who_forgets_a_part_that_is_under_way_goes_on_with_the_others() -> None:
+    class Sink(GatedSink):
+        async def take(self, part: Part, chunks: AsyncIterable[bytes]) -> bytes:
+            try:
+                return await super().take(part, chunks) if part.index == 0 else b""
+            finally:
+                if part.index == 0:
+                    await self.gate.wait()  # it takes its time to let go
+
+    lane, sink = BestEffortLane("b", 1, BestEffort(lag_bytes=MIB, lag_seconds=60), 4), Sink()
+    first, second = Part(0, b"f", b"f", None, is_file=True), Part(1, b"f", b"f", None, is_file=True)
+    async with asyncio.TaskGroup() as tasks:
+        tasks.create_task(lane.live(sink, Upload("id", "/upload", "upload")))
+        lane.add(first, b"data")
+        await eventually(lambda: sink.began == [0])
+        await lane.drop(first)
+        lane.add(second, b"data")
+        try:
+            await eventually(lambda: sink.began == [0, 1])
+            assert sink.dropped == []
+        finally:
+            sink.gate.set()
+        await eventually(lambda: sink.dropped == [0])
+        lane.end()
+        lane.allow_commit([])
+    assert sink.kept == {"id": {1: b""}}
 
 
 async def test_a_drain_does_not_wait_for_it_beyond_its_seconds(start_gateway: StartGateway) -> None:
