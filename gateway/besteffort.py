@@ -172,6 +172,12 @@ class BestEffortLane:
         self._pipes.clear()
         self._scope.end()
 
+    def insist(self) -> None:
+        """Cancel what the sink is at work on once more: a TaskGroup does so but once."""
+        for item in self._accepting.values():
+            if item.task is not None:
+                item.task.cancel()
+
     def account(self) -> list[Receipt]:
         """A receipt for each file that it should have got, as things stand: what is not safe yet is late."""
         files = [index for index in self.files if index not in self.forgotten]
