@@ -62,7 +62,8 @@ class BestEffortLane:
         self._waiting = _Lag(self)
         self._queue: deque[_Item] = deque()
         self._places: dict[int, _Item] = {}
-        self._accepting: dict[int, asyncio.Task[None]] = {}
+        self._accepting: dict[int, _Item] = {}
+        """What the sink is at work on, by each index in it."""
         self._pipes: set[Pipe] = set()
         self._changed: asyncio.Future[None] | None = None
         self._ended = False
@@ -142,8 +143,9 @@ class BestEffortLane:
         """The part is not to be kept: the sink forgets it, in its own time."""
         self.forgotten.add(part.index)
         if self.dropped is None:
-            if part.index in self._accepting:
-                self._accepting[part.index].cancel()
+            running = self._accepting.get(part.index)
+            if running is not None and running.task is not None and not running.is_batch:
+                running.task.cancel()
             self._queue.appendleft(_Item(part, forget=True))
             self._wake()
 
@@ -169,6 +171,12 @@ class BestEffortLane:
             pipe.abandon()  # if it only were empty, and finished, its part would look whole
         self._pipes.clear()
         self._scope.end()
+
+    def insist(self) -> None:
+        """Cancel what the sink is at work on once more: a TaskGroup does so but once."""
+        for item in self._accepting.values():
+            if item.task is not None:
+                item.task.cancel()
 
     def account(self) -> list[Receipt]:
         """A receipt for each file that it should have got, as things stand: what is not safe yet is late."""
@@ -220,23 +228,29 @@ class BestEffortLane:
         slots = Slots(self._parallel_parts)
         while (item := await self._next()) is not None:
             if item.forget:
-                await self._forget(delivery, item)
+                forgetting = self._forget(delivery, item)
+                if item.part is not None and item.part.index in self._accepting:
+                    tasks.create_task(forgetting)  # who comes after it need not wait for that
+                else:
+                    await forgetting
                 continue
-            for one in item.each() if item.part is None and not offers(delivery, Bulk) else [item]:
+            for one in item.each() if item.is_batch and not offers(delivery, Bulk) else [item]:
                 await slots.take()
-                task = tasks.create_task(self._accept(delivery, one))
-                slots.give_back_after([task])
-                if one.part is not None:
-                    self._accepting[one.part.index] = task
-                task.add_done_callback(one.then(self._done))
+                self._leave_out(one)  # while it waited
+                if one.is_nothing:
+                    slots.give_back()
+                    continue
+                one.task = tasks.create_task(self._accept(delivery, one))
+                slots.give_back_after([one.task])
+                self._accepting.update(dict.fromkeys(one.indices(), one))
+                one.task.add_done_callback(one.then(self._done))
 
     async def _next(self) -> _Item | None:
         while True:
             while self._queue and not self._queue[0].empty:
                 item = self._queue.popleft()
-                if not item.forget and self.forgotten:
-                    self._leave_out(item)
-                if item.forget or item.parts or item.pipe is not None:
+                self._leave_out(item)
+                if item.forget or not item.is_nothing:
                     return item
             if self._ended and not self._queue:
                 return None
@@ -245,6 +259,8 @@ class BestEffortLane:
 
     def _leave_out(self, item: _Item) -> None:
         """What was forgotten before it was begun."""
+        if not self.forgotten:
+            return
         if item.pipe is not None and item.part is not None and item.part.index in self.forgotten:
             self._pipes.discard(item.pipe)
             item.pipe.close()
@@ -266,8 +282,8 @@ class BestEffortLane:
 
     def _done(self, item: _Item) -> None:
         """Not in a `finally` of `_accept`: a task that is cancelled early never begins."""
-        if item.part is not None:
-            self._accepting.pop(item.part.index, None)
+        for index in item.indices():
+            self._accepting.pop(index, None)
         if item.pipe is not None:
             self._pipes.discard(item.pipe)
             item.pipe.close()
@@ -275,8 +291,9 @@ class BestEffortLane:
 
     async def _forget(self, delivery: Delivery, item: _Item) -> None:
         assert item.part is not None
-        if (task := self._accepting.get(item.part.index)) is not None:
-            await asyncio.wait([task])
+        running = self._accepting.get(item.part.index)
+        if running is not None and running.task is not None:
+            await asyncio.wait([running.task])
         with self._failing():
             assert offers(delivery, Dropping)
             await delivery.drop(item.part)
@@ -313,6 +330,20 @@ class _Item:
     empty: bool = False
     """A place that nobody has taken yet."""
     forget: bool = False
+    task: asyncio.Task[None] | None = None
+    """In which the sink accepts it."""
+
+    @property
+    def is_batch(self) -> bool:
+        return self.part is None
+
+    @property
+    def is_nothing(self) -> bool:
+        """Whether there are no bytes for the sink, nor will be."""
+        return not self.parts and self.pipe is None
+
+    def indices(self) -> list[int]:
+        return [part.index for part, _ in self.parts] if self.part is None else [self.part.index]
 
     def each(self) -> list[_Item]:
         return [_Item(part, parts=[(part, data)], size=len(data) + PART_BYTES) for part, data in self.parts]

@@ -247,9 +247,17 @@ async def _end_best_effort(
     patience = max(spare.lag_seconds for spare in spares) + stall_seconds if stall_seconds else None
     _, left = await asyncio.wait(lives, timeout=patience)
     if left:  # dropped, and not even that comes to an end
-        for task in left:
-            task.cancel()
-        await asyncio.wait(left)
+        for spare, task in zip(spares, lives, strict=True):
+            if task in left:
+                task.cancel()
+                spare.insist()
+        _, left = await asyncio.wait(left, timeout=stall_seconds)
+        for spare, task in zip(spares, lives, strict=True):
+            if task in left:
+                # The TaskGroup that its life is in waits for it all the same, and so does the client: no task is left
+                # to itself, and none can be moved to a group that outlives the upload. What is stored is settled.
+                spare.give_up("late")
+                log.error("best-effort sink %s does not end, and holds up upload %s", spare.name, manifest.upload)
     for spare in spares:
         for receipt in (account := spare.account()):
             entry = manifest.entries[receipt.part]

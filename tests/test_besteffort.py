@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import logging
 import re
 import time
+from collections.abc import AsyncIterable
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +17,7 @@ from aiohttp import ClientSession
 
 from gateway.besteffort import PART_BYTES, BestEffortLane
 from gateway.config import memory_bound_bytes
-from gateway.model import Part
+from gateway.model import Part, Upload
 from gateway.routes import BestEffort
 from gateway.settings import Settings
 from tests.clients import BOUNDARY, Client, VanishingClient, ask, eventually, file, head, random_bytes
@@ -26,6 +28,7 @@ from tests.doubles import (
     DeafUpstream,
     DyingUpstream,
     EarlyOkUpstream,
+    GatedSink,
     HonestUpstream,
     MemorySink,
     MuteUpstream,
@@ -336,6 +339,94 @@ async def test_one_that_has_committed_and_cannot_be_left_has_committed(start_gat
         status, manifest = await post(gateway, (b"file", b"a.bin", b"data"))
     assert status == 201
     assert receipts_of(manifest, "b") == [{"sink": "b", "location": "memory:0"}]
+
+
+async def test_one_that_overlooks_that_it_was_cancelled_is_cancelled_again(start_gateway: StartGateway) -> None:
+    gateway = await start_gateway(
+        sinks={"b": {"type": "tests.test_besteffort:StubbornSink", "name": "b", "times": 1}},
+        routes=route("disk", spare(lag_seconds=0.3)),
+        limits={"stall_seconds": 0.3},
+    )
+    async with nothing_left_running():
+        status, manifest = await post(gateway, (b"file", b"a.bin", b"data"))
+    assert status == 201
+    assert receipts_of(manifest, "b") == [{"sink": "b", "dropped": "late"}]
+
+
+async def test_one_that_does_not_let_itself_be_cancelled_is_told_of_and_the_manifest_is_settled(
+    start_gateway: StartGateway, caplog: pytest.LogCaptureFixture
+) -> None:
+    gateway = await start_gateway(
+        sinks={
+            "b": {"type": "tests.test_besteffort:StubbornSink", "name": "b", "times": 1 << 30},
+            "c": double("MemorySink", name="c"),
+        },
+        routes=route("disk", spare(lag_seconds=0.3), spare("c", lag_seconds=0.3)),
+        limits={"stall_seconds": 0.3},
+    )
+    stubborn = gateway.house.sinks["b"]
+    assert isinstance(stubborn, StubbornSink)
+
+    def settled() -> bool:
+        found = [json.loads(path.read_text()) for path in gateway.stored() if path.name == "manifest.json"]
+        return any(receipts_of(manifest, "c") == [{"sink": "c", "location": "memory:0"}] for manifest in found)
+
+    async with nothing_left_running(), asyncio.TaskGroup() as group:
+        posting = group.create_task(post(gateway, (b"file", b"a.bin", b"data")))
+        try:
+            await eventually(settled)
+            assert "best-effort sink b does not end" in caplog.text
+        finally:
+            stubborn.enough.set()
+    status, manifest = posting.result()
+    assert status == 201
+    assert receipts_of(manifest, "b") == [{"sink": "b", "dropped": "late"}]
+    assert await stored_manifest(gateway, manifest) == manifest
+
+
+class StubbornSink(MemorySink):
+    """Carries on where it is cancelled, so many times, or until it has had `enough`."""
+
+    def __init__(self, *, name: str, times: int) -> None:
+        super().__init__(name=name)
+        self._times = times
+        self.enough = asyncio.Event()
+
+    async def take(self, part: Part, chunks: AsyncIterable[bytes]) -> bytes:
+        for _ in range(self._times):
+            with contextlib.suppress(asyncio.CancelledError):
+                await self.enough.wait()
+                break
+        await self.enough.wait()
+        return b""
+
+
+async def test_who_forgets_a_part_that_is_under_way_goes_on_with_the_others() -> None:
+    class Sink(GatedSink):
+        async def take(self, part: Part, chunks: AsyncIterable[bytes]) -> bytes:
+            try:
+                return await super().take(part, chunks) if part.index == 0 else b""
+            finally:
+                if part.index == 0:
+                    await self.gate.wait()  # it takes its time to let go
+
+    lane, sink = BestEffortLane("b", 1, BestEffort(lag_bytes=MIB, lag_seconds=60), 4), Sink()
+    first, second = Part(0, b"f", b"f", None, is_file=True), Part(1, b"f", b"f", None, is_file=True)
+    async with asyncio.TaskGroup() as tasks:
+        tasks.create_task(lane.live(sink, Upload("id", "/upload", "upload")))
+        lane.add(first, b"data")
+        await eventually(lambda: sink.began == [0])
+        await lane.drop(first)
+        lane.add(second, b"data")
+        try:
+            await eventually(lambda: sink.began == [0, 1])
+            assert sink.dropped == []
+        finally:
+            sink.gate.set()
+        await eventually(lambda: sink.dropped == [0])
+        lane.end()
+        lane.allow_commit([])
+    assert sink.kept == {"id": {1: b""}}
 
 
 async def test_a_drain_does_not_wait_for_it_beyond_its_seconds(start_gateway: StartGateway) -> None:

@@ -6,14 +6,17 @@ import asyncio
 import base64
 import hashlib
 import os
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from typing import Any
 
 import pytest
 
+from gateway.model import Part, Upload
 from tests.clients import BOUNDARY, Answer, Client, VanishingClient, ask, eventually, file, form, head, random_bytes
 from tests.conftest import RunningGateway, StartGateway
 from tests.contract import nothing_left_running, sha256
-from tests.doubles import GatedSink, MemorySink
+from tests.doubles import GatedSink, MemoryDelivery, MemorySink
 
 MIB = 1 << 20
 FIELD = b'--%s\r\nContent-Disposition: form-data; name="note"\r\n\r\nlong' % BOUNDARY
@@ -430,6 +433,101 @@ async def test_a_best_effort_sink_that_fails_on_one_part_is_dropped_and_the_part
     answer = await post(gateway, file(b"x"), file(bytes(2000)))
     assert answer.status == 201
     assert [part["receipts"][1] for part in answer.json()["parts"]] == [{"sink": "m", "dropped": "failed"}] * 2
+
+
+async def test_a_part_that_is_forgotten_while_it_waits_for_its_slot_never_begins(start_gateway: StartGateway) -> None:
+    gateway = await start_gateway(
+        sinks={"m": double("GatedSink", name="m")},
+        routes=route("disk", _spare("m")),
+        limits={"parallel_parts": 1, "max_file_bytes": MIB},
+    )
+    gated = gateway.house.sinks["m"]
+    assert isinstance(gated, GatedSink)
+    async with nothing_left_running():
+        answer = await _post_and_open(gateway, gated.gate, file(b"data"), file(bytes(2 * MIB)))
+    assert problems(answer.json()) == [None, "too-large"]
+    assert answer.json()["parts"][0]["receipts"][1] == {"sink": "m", "location": "memory:0"}
+    assert (gated.began, gated.dropped) == ([0], [1])
+    assert gated.kept[answer.json()["upload"]] == {0: b"data"}
+
+
+async def test_nor_does_one_of_a_batch(start_gateway: StartGateway) -> None:
+    gateway = await start_gateway(
+        sinks={"a": double("PickySink", name="a"), "m": double("GatedSink", name="m")},
+        routes=_bad_ones_also_to("a"),
+        limits={"parallel_parts": 1},
+    )
+    gated = gateway.house.sinks["m"]
+    assert isinstance(gated, GatedSink)
+    async with nothing_left_running():
+        answer = await _post_and_open(gateway, gated.gate, file(b"0", "good"), file(b"1", "bad"), file(b"2", "good"))
+    assert problems(answer.json()) == [None, "sink-unavailable", None]
+    assert (gated.began, gated.dropped) == ([0, 2], [1])
+    assert gated.kept[answer.json()["upload"]] == {0: b"0", 2: b"2"}
+
+
+async def test_a_part_of_a_batch_is_forgotten_when_the_batch_is_done(start_gateway: StartGateway) -> None:
+    gateway = await start_gateway(
+        sinks={"a": double("PickySink", name="a"), "m": {"type": "tests.test_each:GatedBulkSink", "name": "m"}},
+        routes=_bad_ones_also_to("a"),
+    )
+    gated = gateway.house.sinks["m"]
+    assert isinstance(gated, GatedBulkSink)
+    async with nothing_left_running():
+        answer = await _post_and_open(gateway, gated.gate, file(b"0", "good"), file(b"1", "bad"), file(b"2", "good"))
+    assert problems(answer.json()) == [None, "sink-unavailable", None]
+    assert gated.kept[answer.json()["upload"]] == {0: b"0", 2: b"2"}
+    assert (gated.dropped, gated.dropped_early) == ([1], [])
+    await check_kept(gateway, answer, {0: b"0", 2: b"2"})
+
+
+def _bad_ones_also_to(sink: str) -> list[dict[str, Any]]:
+    """Everything to the disk and, at best effort, to m."""
+    rules = [
+        {"match": {"filename": "bad*"}, "sinks": ["disk", sink, _spare("m")]},
+        {"sinks": ["disk", _spare("m")]},
+    ]
+    return [{"path": "/upload", "keep": "each", "parts": rules}]
+
+
+class GatedBulkSink(GatedSink):
+    """Takes many parts in one go, when its gate is open, and notes what it is told to forget before."""
+
+    def __init__(self, *, name: str) -> None:
+        super().__init__(name=name)
+        self.dropped_early: list[int] = []
+
+    @asynccontextmanager
+    async def open(self, upload: Upload) -> AsyncIterator[MemoryDelivery]:
+        yield _GatedBulkDelivery(self, upload)
+
+
+class _GatedBulkDelivery(MemoryDelivery):
+    def __init__(self, sink: GatedBulkSink, upload: Upload) -> None:
+        super().__init__(sink, upload)
+        self._gated = sink
+        self._taking: set[int] = set()
+
+    async def accept_all(self, parts: list[tuple[Part, bytes]]) -> None:
+        indices = {part.index for part, _ in parts}
+        self._taking |= indices
+        await self._gated.gate.wait()
+        self._taking -= indices
+        self._parts.update((part.index, data) for part, data in parts)
+
+    async def drop(self, part: Part) -> None:
+        if part.index in self._taking:
+            self._gated.dropped_early.append(part.index)
+        await super().drop(part)
+
+
+async def _post_and_open(gateway: RunningGateway, gate: asyncio.Event, *parts: bytes) -> Answer:
+    """The gate is opened when the required sinks have committed, so that all that failed was forgotten."""
+    async with asyncio.TaskGroup() as group:
+        posting = group.create_task(post(gateway, *parts))
+        await eventually(lambda: any(path.name == "manifest.json" for path in gateway.stored()))
+        gate.set()
+    return posting.result()
 
 
 def _spare(sink: str) -> dict[str, Any]:
