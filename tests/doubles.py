@@ -501,6 +501,16 @@ class EarlyOkUpstream(Upstream):
             exchange.transport.write(b"last")
 
 
+class ExpectRefusingUpstream(HonestUpstream):
+    """Will not be asked first: 417 for whoever expects 100-continue, and honest to the others."""
+
+    def received(self, exchange: Exchange) -> None:
+        if not exchange.answered and any(name == "expect" for name, _ in exchange.headers):
+            exchange.answer(417)
+        else:
+            super().received(exchange)
+
+
 class DyingUpstream(Upstream):
     """Resets the connection after `after` bytes of the body."""
 

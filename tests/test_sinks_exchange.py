@@ -20,6 +20,7 @@ from tests.doubles import (
     ContinuingUpstream,
     DeafUpstream,
     DyingUpstream,
+    ExpectRefusingUpstream,
     HonestUpstream,
     LengthDemandingUpstream,
     MuteUpstream,
@@ -225,6 +226,16 @@ async def test_a_refusal_in_place_of_100_is_passed_on_and_costs_no_byte(
             assert (answer.status, answer.json()["sink_status"]) == (502, status)
         await eventually(lambda: upstream.exchanges[0].lost)
         assert upstream.exchanges[0].body == b""
+
+
+async def test_a_destination_that_will_not_be_asked_gets_the_body_all_the_same(start_gateway: StartGateway) -> None:
+    async with ExpectRefusingUpstream(201) as upstream:
+        gateway = await relay(start_gateway, upstream.url, expect_continue=True, expect_seconds=30)
+        async with nothing_left_running():
+            for _ in range(2):
+                assert (await send(gateway, "/proxy", form(file(random_bytes(3_000_000))))).status == 201
+        asked, *others = upstream.exchanges
+        assert (asked.body, [other.complete for other in others]) == (b"", [True, True])  # and is remembered
 
 
 async def test_a_destination_that_dies_at_the_question_costs_no_byte_and_another_gets_all(

@@ -41,6 +41,8 @@ class Destination:
         """Whether the last active check failed."""
         self.wants_length = False
         """Whether it answered 411 or 501 to a chunked body: it gets no other one."""
+        self.refuses_expect = False
+        """Whether it answered 417 to `Expect: 100-continue`: it is asked no more."""
 
 
 class Visit:

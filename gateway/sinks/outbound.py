@@ -256,7 +256,7 @@ class Outbound:
             response = await exchange.answer(Framing(self._content_type, length))
         except Answered as answered:
             visit.answered()
-            if self._learns(visit, exchange, answered.response, length):
+            if self._learns(visit, exchange, answered.response, length) or self._unasked(visit, exchange, answered):
                 return False
             raise
         except GatewayError as error:
@@ -281,6 +281,16 @@ class Outbound:
             return False
         exchange.abort()
         self._turn_to_spool()
+        return True
+
+    def _unasked(self, visit: Visit, exchange: Exchange, answered: Answered) -> bool:
+        """Whether only our Expect was refused, which the client never sent: again without it (RFC 9110 10.1.1)."""
+        if answered.response.status != 417 or exchange.sent_bytes or visit.destination.refuses_expect:
+            return False
+        visit.destination.refuses_expect = True
+        exchange.abort()
+        self._exchange = None
+        self._moved.set()
         return True
 
     def _turn_to_spool(self) -> None:

@@ -209,7 +209,7 @@ class RelaySink:
                 self._session,
                 url,
                 headers,
-                self._clocks,
+                replace(self._clocks, expect_seconds=0) if destination.refuses_expect else self._clocks,
                 method=method,
                 server_name=self._connecting.server_name,
             )
