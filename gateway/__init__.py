@@ -24,7 +24,7 @@ The rooms, in the order in which bytes meet them:
       perupload, perpart    the one request of an upload, or one for each file; shape: what those are told
       outbound, exchange    one body, over one attempt or more; one request with its clocks
       destinations, spool   the choice among urls and their health; a body in a file without a name
-      connect               connections: TLS, pools, sockets
+      connect, sockets      connections: TLS, pools; what a socket tells
       lent, writer          the connection that aiohttp lends; StreamingMultipartWriter, for anybody
     responses       manifest -> 201, errors -> problem+json, a destination's answer streamed through
     stored          what was kept: files, manifests, archives, with ranges and validators

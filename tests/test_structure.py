@@ -58,6 +58,7 @@ TESTED_ELSEWHERE = {
     "sinks.shelf": ("test_stored_expiry", "locks, sweeps and removals"),
     "sinks.perupload": ("test_sinks_relay", "the one request of an upload is what a relay is, by default"),
     "sinks.lent": ("test_sinks_writer", "the writer that it was made for"),
+    "sinks.sockets": ("test_misbehaving_destinations", "an answer that a reset is close behind"),
     "sinks.threads": ("test_sinks_disk", "an abort waits for its jobs"),
     "model": ("test_routes", "nouns without behaviour"),
     "slots": ("test_workers", "between processes"),

@@ -3,22 +3,20 @@
 from __future__ import annotations
 
 import logging
-import socket
 import ssl
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
 import aiohttp
-from aiohttp import AddrInfoType, hdrs
+from aiohttp import hdrs
 
 from gateway.errors import SinkFault, SinkRefused, SinkUnavailable
+from gateway.sinks.sockets import destination_socket
 
 __all__ = ["Connecting", "TlsFileError", "connection_fault", "tls_context"]
 
 log = logging.getLogger("gateway.connect")
-
-_UNSENT_BYTES = 128 << 10
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -45,7 +43,7 @@ class Connecting:
                 force_close=not kept,
                 keepalive_timeout=self.keepalive_seconds if kept else None,
                 ssl=True if self.tls is None else self.tls,
-                socket_factory=_socket,
+                socket_factory=destination_socket,
             ),
             cookie_jar=aiohttp.DummyCookieJar(),
             auto_decompress=False,
@@ -160,55 +158,3 @@ def _causes(error: BaseException | None) -> Iterator[BaseException]:
         if isinstance(error, aiohttp.ClientConnectorCertificateError):
             yield error.certificate_error
         error = error.__cause__ or error.__context__
-
-
-class _Socket(socket.socket):
-    """Leaves it to reading to find out that the peer is gone.
-
-    A destination that refuses a body it has not read, and closes, resets the connection; its answer lies here all the
-    same. The next write would fail, and asyncio then drops the connection with the answer unread. So a write to
-    somebody who is gone is as good as done, and what could be read is read; then comes the reset.
-    """
-
-    _reset: OSError | None = None
-
-    def send(self, data: Any, flags: int = 0, /) -> int:
-        try:
-            return super().send(data, flags)
-        except (ConnectionResetError, BrokenPipeError) as error:
-            self._reset = error
-            return memoryview(data).nbytes
-
-    def sendmsg(self, buffers: Any, *rest: Any) -> int:
-        buffers = list(buffers)
-        try:
-            return super().sendmsg(buffers, *rest)
-        except (ConnectionResetError, BrokenPipeError) as error:
-            self._reset = error
-            return sum(memoryview(buffer).nbytes for buffer in buffers)
-
-    def recv(self, size: int, flags: int = 0, /) -> bytes:
-        data = super().recv(size, flags)
-        if not data and self._reset is not None:
-            raise self._reset  # or it would look like an end
-        return data
-
-    def recv_into(self, buffer: Any, nbytes: int = 0, flags: int = 0) -> int:
-        count = super().recv_into(buffer, nbytes, flags)
-        if not count and self._reset is not None:
-            raise self._reset
-        return count
-
-
-def _socket(address: AddrInfoType) -> socket.socket:
-    """A socket that says it is writable only when little is unsent.
-
-    Else megabytes lie in the kernel after our last write, and a destination that reads slowly but steadily
-    looks like one that does not answer.
-    """
-    family, kind, protocol, _, _ = address
-    made = _Socket(family, kind, protocol)
-    made.setblocking(False)
-    if hasattr(socket, "TCP_NOTSENT_LOWAT"):
-        made.setsockopt(socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT, _UNSENT_BYTES)
-    return made

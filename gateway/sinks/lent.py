@@ -13,6 +13,8 @@ import asyncio
 
 from aiohttp.abc import AbstractStreamWriter
 
+from gateway.sinks.sockets import was_reset
+
 __all__ = ["BodyAborted", "ConnectionLost", "LentConnection"]
 
 
@@ -63,7 +65,7 @@ class LentConnection:
         if self._writer is None and not self.lost:
             await self._settled.wait()
         transport = None if self._writer is None else _transport(self._writer)
-        if self.lost or transport is None or transport.is_closing():
+        if self.lost or transport is None or transport.is_closing() or was_reset(transport):
             self.lose()
             raise ConnectionLost
 
@@ -75,6 +77,8 @@ class LentConnection:
         self.writing_since = asyncio.get_running_loop().time()
         try:
             await self._writer.write(data)
+            if self._transport is not None and was_reset(self._transport):
+                raise ConnectionResetError
         except (OSError, RuntimeError) as error:  # RuntimeError: the transport was closed meanwhile
             self.lose()
             raise ConnectionLost from error

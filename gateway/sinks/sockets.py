@@ -1,0 +1,82 @@
+"""Sockets towards destinations: what is unsent shows, and an answer that a reset is close behind is read."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+from typing import Any
+from weakref import WeakValueDictionary
+
+from aiohttp import AddrInfoType
+
+__all__ = ["destination_socket", "was_reset"]
+
+_UNSENT_BYTES = 128 << 10
+
+
+class _Socket(socket.socket):
+    """Leaves it to reading to find out that the peer is gone.
+
+    A destination that refuses a body it has not read, and closes, resets the connection; its answer lies here all the
+    same. The next write would fail, and asyncio then drops the connection with the answer unread. So a write to
+    somebody who is gone is as good as done, and what could be read is read; then comes the reset.
+    """
+
+    _reset: OSError | None = None
+
+    @property
+    def is_reset(self) -> bool:
+        return self._reset is not None
+
+    def send(self, data: Any, flags: int = 0, /) -> int:
+        try:
+            return super().send(data, flags)
+        except (ConnectionResetError, BrokenPipeError) as error:
+            self._reset = error
+            return memoryview(data).nbytes
+
+    def sendmsg(self, buffers: Any, *rest: Any) -> int:
+        buffers = list(buffers)
+        try:
+            return super().sendmsg(buffers, *rest)
+        except (ConnectionResetError, BrokenPipeError) as error:
+            self._reset = error
+            return sum(memoryview(buffer).nbytes for buffer in buffers)
+
+    def recv(self, size: int, flags: int = 0, /) -> bytes:
+        data = super().recv(size, flags)
+        if not data and self._reset is not None:
+            raise self._reset  # or it would look like an end
+        return data
+
+    def recv_into(self, buffer: Any, nbytes: int = 0, flags: int = 0) -> int:
+        count = super().recv_into(buffer, nbytes, flags)
+        if not count and self._reset is not None:
+            raise self._reset
+        return count
+
+
+_sockets: WeakValueDictionary[int, _Socket] = WeakValueDictionary()
+"""By descriptor: a transport shows its socket's, and not the socket."""
+
+
+def destination_socket(address: AddrInfoType) -> socket.socket:
+    """A socket that says it is writable only when little is unsent.
+
+    Else megabytes lie in the kernel after our last write, and a destination that reads slowly but steadily
+    looks like one that does not answer.
+    """
+    family, kind, protocol, _, _ = address
+    made = _Socket(family, kind, protocol)
+    made.setblocking(False)
+    if hasattr(socket, "TCP_NOTSENT_LOWAT"):
+        made.setsockopt(socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT, _UNSENT_BYTES)
+    _sockets[made.fileno()] = made
+    return made
+
+
+def was_reset(transport: asyncio.BaseTransport) -> bool:
+    """Whether a write has met a peer that is gone: there may be an answer to be read, but nothing can be sent."""
+    shown = transport.get_extra_info("socket")
+    found = None if shown is None else _sockets.get(shown.fileno())
+    return found is not None and found.is_reset
