@@ -14,6 +14,7 @@ The rooms, in the order in which bytes meet them:
       each            the same where a part that fails is reported, and the others are kept
       passage         one file on its way through its flows
       lanes           one sink's share of one upload
+      failures        which error is told, and what goes with it
       stalls          who takes nothing although the next move is theirs
       besteffort      that of a sink which may neither slow nor fail it
       scope           work that somebody else may end

@@ -23,7 +23,8 @@ from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import AsyncExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 
-from gateway.lanes import Lane, Slots, completed, translated
+from gateway.failures import translated
+from gateway.lanes import Lane, Slots, completed
 from gateway.model import Entry, Part, Receipt, Upload
 from gateway.pipe import Pipe, Progress, Window
 from gateway.routes import BestEffort

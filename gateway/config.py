@@ -18,6 +18,7 @@ from pydantic_settings import EnvSettingsSource, SettingsError
 
 from gateway.contradictions import contradictions
 from gateway.flows import BATCH_BYTES as FLOW_BATCH_BYTES
+from gateway.lanes import BULK_BYTES
 from gateway.settings import LimitSettings, Settings, with_defaults
 from gateway.sink_settings import BUILT_IN_SINKS, RelaySettings
 from gateway.sinks.disk import BATCH_BYTES
@@ -109,7 +110,7 @@ def memory_bound_bytes(settings: Settings) -> tuple[int, dict[str, int]]:
     lanes = max((len(route.sinks) - len(route.best_effort) for route in routes), default=0)
     lag = max((sum(terms.lag_bytes for terms in route.best_effort.values()) for route in routes), default=0)
     disks = max((sum(settings.sinks[name].type == "disk" for name in route.sinks) for route in routes), default=0)
-    received = 2 * buffer + (256 << 10)  # aiohttp's high water mark, and one receive call over it
+    received = 2 * buffer + max(2 * buffer, 256 << 10)  # aiohttp's high water mark, and one receive call over it
     window = max(limits.window_bytes, received)
     flowing = any(rule.flows for route in routes for rule in route.rules)
     relays = [
@@ -118,7 +119,9 @@ def memory_bound_bytes(settings: Settings) -> tuple[int, dict[str, int]]:
     requests = max((sum(_requests(relay, limits) for relay in of_route) for of_route in relays), default=0)
     bounds = {
         "received, not yet parsed": received,
-        "windows towards sinks": lanes * (limits.parallel_parts + 1) * window,
+        # of the open parts, of small parts that a sink takes, and of those that gather meanwhile
+        "windows towards sinks": lanes * (limits.parallel_parts + 2) * window,
+        "the beginning of a file that is held": BULK_BYTES + received,
         "flows": flowing * limits.parallel_parts * (window + 6 * FLOW_BATCH_BYTES),
         "batches being written to disk": disks * limits.parallel_parts * (BATCH_BYTES + received),
         "buffers towards destinations": requests * 2 * received,

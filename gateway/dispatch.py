@@ -40,8 +40,9 @@ from gateway.besteffort import AnyLane, BestEffortLane
 from gateway.codec import Event
 from gateway.each import EachPump
 from gateway.errors import GatewayError, Incomplete, SinkTimeout
+from gateway.failures import first_error, forget_frames, translated
 from gateway.flows import Flow
-from gateway.lanes import Lane, first_error, forget_frames, translated
+from gateway.lanes import Lane
 from gateway.model import Limits, Manifest, Receipt, Upload
 from gateway.pump import Pump
 from gateway.responses import manifest_json

@@ -18,8 +18,9 @@ from collections.abc import Awaitable, Callable, Iterable, Sequence
 from gateway.besteffort import AnyLane
 from gateway.codec import Event
 from gateway.errors import DigestMismatch, GatewayError, InternalError, NoRoute, TooLarge
+from gateway.failures import first_error, forget_frames
 from gateway.flows import Flow, FlowChain
-from gateway.lanes import Lane, first_error, forget_frames
+from gateway.lanes import Lane
 from gateway.model import Entry, Part
 from gateway.passage import Passage
 from gateway.pipe import Pipe

@@ -12,14 +12,12 @@ after waits for it *before* anything of it is sent, so that it cannot fill what 
 from __future__ import annotations
 
 import asyncio
-import logging
-import traceback
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 
 from aiohttp import ClientResponse
 
-from gateway.errors import GatewayError, SinkUnavailable
+from gateway.errors import GatewayError
+from gateway.failures import translated
 from gateway.model import Entry, Part, Receipt
 from gateway.pipe import Pipe, Progress, Window
 from gateway.sinks import (
@@ -36,12 +34,10 @@ from gateway.sinks import (
     Watched,
     Wired,
     offers,
-    sink_fault,
 )
 
-__all__ = ["BULK_BYTES", "Lane", "Slots", "completed", "first_error", "forget_frames", "translated"]
+__all__ = ["BULK_BYTES", "Lane", "Slots", "completed"]
 
-log = logging.getLogger("gateway.lanes")
 
 BULK_BYTES = 256 << 10
 """The largest part for the short way: about what a buffer holds, so that a batch is no more than one."""
@@ -375,65 +371,3 @@ def completed(receipts: Sequence[Receipt], files: Sequence[int], name: str) -> l
         return list(receipts)
     given = {receipt.part: receipt for receipt in receipts}
     return [given.get(index) or Receipt(index, name) for index in files]
-
-
-def first_error(error: BaseException, answering: str | None = None) -> Exception:
-    """The error to tell out of a group: a destination's own answer before all else, then the first.
-
-    The answer of the sink `answering` before that of any other.
-    """
-    leaves: list[BaseException] = []
-    pending: list[BaseException] = [error]
-    while pending:
-        error = pending.pop(0)
-        if isinstance(error, BaseExceptionGroup):
-            pending = [*error.exceptions, *pending]
-        else:
-            leaves.append(error)
-    answers = [leaf for leaf in leaves if isinstance(leaf, Answered)]
-    for answer in answers:
-        if answer.sink == answering:
-            return answer
-    for leaf in (*answers, *leaves):
-        if isinstance(leaf, Exception):
-            return leaf
-    raise leaves[0]
-
-
-@contextmanager
-def translated(name: str) -> Iterator[None]:
-    """A sink's errors as ours. What nobody expected is logged here, once, with its traceback."""
-    try:
-        yield
-    except (GatewayError, Answered):
-        raise
-    except asyncio.CancelledError as error:
-        task = asyncio.current_task()
-        if task is not None and task.cancelling():
-            raise
-        # Nobody cancelled us, so it did itself; a TaskGroup would take that for an end like any other.
-        raise SinkUnavailable(f"sink {name} gave up", sink=name) from error
-    except OSError as error:
-        raise sink_fault(name, error) from error
-    except Exception as error:
-        log.exception("sink %s failed", name)
-        raise SinkUnavailable(f"sink {name} failed", sink=name) from error
-
-
-def forget_frames(error: BaseException) -> None:
-    """Empty the frames that an error and those behind it came through.
-
-    They hold what an upload held, its last bytes among that, and the error holds them: a circle that only the cycle
-    collector would end, some day.
-    """
-    pending: list[BaseException | None] = [error]
-    seen: set[int] = set()
-    while pending:
-        one = pending.pop()
-        if one is None or id(one) in seen:
-            continue
-        seen.add(id(one))
-        traceback.clear_frames(one.__traceback__)
-        pending += [one.__cause__, one.__context__]
-        if isinstance(one, BaseExceptionGroup):
-            pending += one.exceptions

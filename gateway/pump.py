@@ -1,7 +1,7 @@
 """Events -> lanes: the parts of one upload, in the order of the wire, looked at, counted and handed out.
 
-One pump per upload reads. It waits for slots, for windows and for turns, never for a sink to finish:
-part k+1 begins as soon as part k's bytes are in its pipes.
+One pump per upload reads. It waits for slots, for windows and for turns, never for a sink to finish a part:
+part k+1 begins as soon as part k's bytes are in its pipes, or in the batch of the small ones.
 """
 
 from __future__ import annotations
@@ -23,8 +23,9 @@ from gateway.digests import (
     verify,
 )
 from gateway.errors import GatewayError, NoRoute, TooLarge
+from gateway.failures import forget_frames
 from gateway.flows import Flow, FlowChain
-from gateway.lanes import BULK_BYTES, Lane, Slots, forget_frames
+from gateway.lanes import BULK_BYTES, Lane, Slots
 from gateway.model import Entry, Limits, Part
 from gateway.passage import Passage
 from gateway.pipe import Pipe, Progress, add_chunk

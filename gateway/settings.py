@@ -79,7 +79,7 @@ class ServerSettings(Table):
     drain_seconds: Seconds = 60
     """What orchestrators commonly wait for, or can be told to."""
     read_buffer_bytes: Annotated[int, Field(ge=4096, le=16 << 20)] = 256 << 10
-    """One receive call's worth; smaller ones cost a wake-up each."""
+    """Half of what is received in one call, and of what waits to be parsed; smaller ones cost a wake-up each."""
     trusted_networks: Annotated[tuple[str, ...], AfterValidator(_networks)] = ()
     """None: anybody can write into a header where they come from."""
 

@@ -15,7 +15,7 @@ from gateway.cli import main
 from gateway.config import ConfigError, load, memory_bound_bytes
 from gateway.model import Limits
 from gateway.routes import BestEffort
-from gateway.settings import LimitSettings, Settings
+from gateway.settings import LimitSettings, ServerSettings, Settings
 from gateway.sink_settings import RelaySettings
 
 SECRET = "hunter2"
@@ -499,6 +499,13 @@ def test_the_bound_grows_with_what_the_shape_of_requests_holds() -> None:
 
     assert bound(fields_first_bytes=1 << 30) == bound() + (1 << 30)
     assert bound(per="part", replay_bytes=1 << 30) > bound(per="part") + 3 * (1 << 30) > bound() + 3 * (1 << 30)
+
+
+@pytest.mark.parametrize("buffer", [4096, 262144, 1 << 20])
+def test_the_bound_knows_how_much_is_received_in_one_call(buffer: int) -> None:
+    _, bounds = memory_bound_bytes(Settings(server=ServerSettings(read_buffer_bytes=buffer)))
+    waiting = 2 * buffer  # aiohttp pauses above that, and then a call may have brought as much again (intake.py)
+    assert bounds["received, not yet parsed"] == waiting + max(waiting, 256 << 10)
 
 
 def test_the_bound_is_the_sum_of_what_is_listed() -> None:

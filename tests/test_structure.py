@@ -50,6 +50,7 @@ TESTED_ELSEWHERE = {
     "app": ("test_server", "it is built in every test over a socket"),
     "conditions": ("test_stored", "beside nginx, which is asked the same over a socket"),
     "flows.__init__": ("test_flows", "the contract, through the gateway"),
+    "failures": ("test_garbage", "what is let go of; which is told: test_dispatch_failures"),
     "stalls": ("test_dispatch_failures", "sinks that are stuck, and who is blamed"),
     "passage": ("test_flows", "what flows do to a file on its way"),
     "record": ("test_handlers", "a line and counts for each upload over a socket"),
