@@ -11,14 +11,14 @@ from contextlib import AsyncExitStack
 from aiohttp import web
 
 from gateway import __version__
-from gateway.app import build_app
-from gateway.config import ConfigError, load, memory_bound_bytes, unlimited_keys
+from gateway.config.load import ConfigError, load, memory_bound_bytes, unlimited_keys
+from gateway.config.settings import Settings
+from gateway.config.sinks import RelaySettings
 from gateway.model import Part
-from gateway.receiver import receiver_app
-from gateway.server import configure_logging, run, serve, until_signalled
-from gateway.settings import Settings
-from gateway.sink_settings import RelaySettings
-from gateway.workers import WorkersFailed, supervise
+from gateway.server.app import build_app
+from gateway.server.demo_destination import receiver_app
+from gateway.server.serve import configure_logging, run, serve, until_signalled
+from gateway.server.workers import WorkersFailed, supervise
 
 __all__ = ["main"]
 

@@ -17,9 +17,9 @@ from concurrent.futures import Executor
 from dataclasses import dataclass
 from typing import Protocol
 
+from gateway.concurrency.pipe import add_chunk
 from gateway.errors import DigestMismatch, InternalError, Malformed
 from gateway.model import Entry
-from gateway.pipe import add_chunk
 
 __all__ = [
     "ALGORITHMS",

@@ -10,11 +10,11 @@ from typing import Any
 import pytest
 from aiohttp import web
 
-from gateway.app import build_app, check_took_effect
-from gateway.handlers import HOUSE, House
-from gateway.receiver import receiver_app
-from gateway.server import DrainingRunner
-from gateway.settings import Settings
+from gateway.config.settings import Settings
+from gateway.server.app import build_app, check_took_effect
+from gateway.server.demo_destination import receiver_app
+from gateway.server.handlers import HOUSE, House
+from gateway.server.serve import DrainingRunner
 
 __all__ = ["Destination", "RunningGateway", "StartDestination", "StartGateway"]
 

@@ -18,7 +18,8 @@ from pathlib import Path
 import pytest
 from aiohttp import web
 
-from tests.clients import (
+from tests.conftest import RunningGateway, StartDestination, StartGateway
+from tests.support.clients import (
     Answer,
     Client,
     SilentClient,
@@ -31,9 +32,8 @@ from tests.clients import (
     head,
     random_bytes,
 )
-from tests.conftest import RunningGateway, StartDestination, StartGateway
-from tests.destinations import nginx_before
-from tests.doubles import (
+from tests.support.destinations import nginx_before
+from tests.support.doubles import (
     DeafUpstream,
     DyingUpstream,
     HalfAnswerUpstream,
@@ -42,7 +42,7 @@ from tests.doubles import (
     RefusingUpstream,
     Upstream,
 )
-from tests.processes import gateway_process
+from tests.support.processes import gateway_process
 
 HERE = Path(__file__).resolve().parent
 CHECKLIST = HERE.parent.parent / "shared" / "relay-checklist.md"
@@ -576,7 +576,7 @@ async def test_buffering_proxies_in_front_of_us(start_gateway: StartGateway, tmp
 
 
 async def test_unconsumed_part_stalls_stream(start_gateway: StartGateway) -> None:
-    sinks = {"early": {"type": "tests.doubles:EarlyReturnSink"}}
+    sinks = {"early": {"type": "tests.support.doubles:EarlyReturnSink"}}
     routes = [
         {"path": "/early", "parts": [{"sinks": ["early"]}]},
         {"path": "/picky", "parts": [{"match": {"name": "wanted"}, "sinks": ["none"]}]},

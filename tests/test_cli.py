@@ -16,9 +16,9 @@ from pathlib import Path
 import pytest
 
 from gateway import __version__
-from gateway.config import load
-from gateway.settings import Settings
-from tests.processes import Process, gateway_process, receiver_process
+from gateway.config.load import load
+from gateway.config.settings import Settings
+from tests.support.processes import Process, gateway_process, receiver_process
 from tests.test_readme import needs_curl, status_of
 
 REPOSITORY = Path(__file__).resolve().parent.parent

@@ -26,7 +26,7 @@ import httpx
 import pytest
 import requests
 
-from tests.processes import gateway_process, receiver_process
+from tests.support.processes import gateway_process, receiver_process
 
 AWKWARD = 'nä"v;1\\2 %41.txt'
 ONES_BACKSLASH_DOUBLED = 'nä"v;1\\\\2 %41.txt'

@@ -10,7 +10,7 @@ import pytest
 
 from gateway import errors
 from gateway.errors import LEAVES, GatewayError
-from gateway.responses import problem
+from gateway.http.problems import problem
 
 STATUSES = {
     # refused, nothing read

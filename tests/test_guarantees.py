@@ -15,8 +15,9 @@ from typing import Any, Literal
 import pytest
 from aiohttp import web
 
-from gateway.config import load, memory_bound_bytes
-from tests.clients import (
+from gateway.config.load import load, memory_bound_bytes
+from tests.conftest import Destination, RunningGateway, StartDestination, StartGateway
+from tests.support.clients import (
     BOUNDARY,
     Client,
     SilentClient,
@@ -30,8 +31,7 @@ from tests.clients import (
     head,
     random_bytes,
 )
-from tests.conftest import Destination, RunningGateway, StartDestination, StartGateway
-from tests.processes import Process, gateway_process, receiver_process
+from tests.support.processes import Process, gateway_process, receiver_process
 
 BIG = os.environ.get("GATEWAY_TEST_BIG") == "1"
 MIB = 1 << 20

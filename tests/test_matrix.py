@@ -16,9 +16,9 @@ from typing import Any
 
 import pytest
 
-from tests.destinations import DESTINATIONS, LENGTH_ONLY, Destination
-from tests.processes import Process, gateway_process
-from tests.senders import SENDERS, File, Large, Sender, field
+from tests.support.destinations import DESTINATIONS, LENGTH_ONLY, Destination
+from tests.support.processes import Process, gateway_process
+from tests.support.senders import SENDERS, File, Large, Sender, field
 
 pytestmark = pytest.mark.timeout(400)  # the first build of the Go client compiles the standard library
 

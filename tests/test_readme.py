@@ -22,10 +22,10 @@ from typing import Any
 
 import pytest
 
-from gateway.config import load
-from gateway.settings import BUILT_IN_FLOWS
-from gateway.sink_settings import BUILT_IN_SINKS
-from tests.processes import Process, gateway_process
+from gateway.config.load import load
+from gateway.config.settings import BUILT_IN_FLOWS
+from gateway.config.sinks import BUILT_IN_SINKS
+from tests.support.processes import Process, gateway_process
 
 __all__ = ["needs_curl", "status_of"]
 
@@ -240,7 +240,7 @@ def test_the_other_examples_are_right(tmp_path: Path) -> None:
     for code in blocks("python"):
         compile(code, "README.md", "exec")
     done = subprocess.run(
-        [sys.executable, "-W", "error", "-c", block("python", "gateway.codec")],
+        [sys.executable, "-W", "error", "-c", block("python", "gateway.multipart.codec")],
         capture_output=True,
         text=True,
         timeout=30,

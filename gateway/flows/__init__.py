@@ -40,9 +40,9 @@ from contextvars import ContextVar
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
+from gateway.concurrency.pipe import Progress, batches
 from gateway.errors import FlowFailed, GatewayError, Rejected
-from gateway.headers import has_controls
-from gateway.pipe import Progress, batches
+from gateway.multipart.headers import has_controls
 
 __all__ = ["BATCH_BYTES", "Flow", "FlowChain", "FlowFile", "Reject", "batched", "in_thread", "working"]
 

@@ -69,9 +69,9 @@ from typing import Protocol, TypeGuard, TypeVar, runtime_checkable
 
 from aiohttp import ClientResponse
 
+from gateway.concurrency.pipe import Progress
 from gateway.errors import SinkFault, SinkFull, SinkRefused, SinkUnavailable
 from gateway.model import Entry, Part, Receipt, Upload
-from gateway.pipe import Progress
 
 __all__ = [
     "Admitting",

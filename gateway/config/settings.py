@@ -1,0 +1,286 @@
+"""What can be configured: the tables, their keys, each default with its reason beside it.
+
+The sinks and routes of the defaults are there under every configuration; one of the same name, or path,
+replaces them.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import re
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal
+
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    model_validator,
+)
+from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
+
+from gateway.config.sinks import (
+    DOTTED_PATH,
+    Count,
+    RelaySettings,
+    Seconds,
+    SinkSettings,
+    Table,
+)
+from gateway.digests import ALGORITHMS
+from gateway.downloads.guard import AddressGuard, UrlRules
+from gateway.http.forwarding import TrustedNetworks
+from gateway.model import Limits
+from gateway.upload.routes import BestEffort, Match, Route, Rule
+
+__all__ = [
+    "BUILT_IN_FLOWS",
+    "RESERVED_PATHS",
+    "FlowSettings",
+    "LimitSettings",
+    "Settings",
+    "SinkUseSettings",
+    "with_defaults",
+]
+
+BUILT_IN_FLOWS = {
+    "sniff": "gateway.flows.sniff:sniff",
+    "gzip": "gateway.flows.compress:gzip",
+    "gunzip": "gateway.flows.compress:gunzip",
+    "zstd": "gateway.flows.compress:zstd",
+    "unzstd": "gateway.flows.compress:unzstd",
+    "lines": "gateway.flows.lines:lines",
+}
+
+
+def _installed(event_loop: str) -> str:
+    if event_loop == "uvloop" and importlib.util.find_spec("uvloop") is None:
+        raise ValueError("uvloop needs the package of that name")
+    return event_loop
+
+
+def _networks(networks: tuple[str, ...]) -> tuple[str, ...]:
+    TrustedNetworks(networks)  # its ValueError names the range
+    return networks
+
+
+class ServerSettings(Table):
+    host: str = "127.0.0.1"
+    """Loopback: what listens on a network is somebody's decision."""
+    port: Annotated[int, Field(ge=0, le=65535)] = 8080
+    workers: Annotated[int, Field(ge=1, le=64)] = 1
+    """More are for more cores, and whoever has those knows how many to give."""
+    event_loop: Annotated[Literal["asyncio", "uvloop"], AfterValidator(_installed)] = "asyncio"
+    """What every Python has. uvloop answers more small requests per second, and is no faster with large ones."""
+    max_uploads: Count = 64
+    """With the per-upload bound it makes the memory bound that `gateway check` prints."""
+    drain_seconds: Seconds = 60
+    """What orchestrators commonly wait for, or can be told to."""
+    read_buffer_bytes: Annotated[int, Field(ge=4096, le=16 << 20)] = 256 << 10
+    """Half of what is received in one call, and of what waits to be parsed; smaller ones cost a wake-up each."""
+    trusted_networks: Annotated[tuple[str, ...], AfterValidator(_networks)] = ()
+    """None: anybody can write into a header where they come from."""
+
+
+class LimitSettings(Table):
+    max_body_bytes: Count = 0
+    max_file_bytes: Count = 0
+    max_parts: Count = 1000
+    max_field_bytes: Count = 1 << 20
+    max_fields_bytes: Count = 8 << 20
+    max_header_bytes: Count = 16384
+    max_headers: Count = 64
+    idle_seconds: Seconds = 30
+    min_rate_bytes: Count = 0
+    deadline_seconds: Seconds = 0
+    parallel_parts: Count = 4
+    window_bytes: Count = 1 << 20
+    stall_seconds: Seconds = 30
+
+
+class FlowSettings(BaseModel):
+    """A flow's options, by its keyword arguments; `use` is the dotted path of a function of the user's."""
+
+    model_config = ConfigDict(extra="allow", frozen=True, hide_input_in_errors=True)
+    use: Annotated[str, Field(pattern=DOTTED_PATH)] | None = None
+
+    @property
+    def options(self) -> dict[str, Any]:
+        return dict(self.model_extra or {})
+
+
+class MatchSettings(Table):
+    name: str | None = None
+    filename: str | None = None
+    content_type: str | None = None
+
+
+class SinkUseSettings(Table):
+    """A sink in a rule. In the file a plain name will do, for one that is required."""
+
+    sink: str
+    mode: Literal["required", "best_effort"] = "required"
+    lag_bytes: Annotated[int, Field(gt=0)] = 8 << 20
+    """A moment's worth at a gigabit, so that it is not dropped for a hiccup; memory, per upload."""
+    lag_seconds: Annotated[float, Field(gt=0)] = 5
+    """What a client waits for its answer at most, because of a sink that it does not depend on."""
+
+
+def _use(value: Any) -> Any:
+    return {"sink": value} if isinstance(value, str) else value
+
+
+SinkUse = Annotated[SinkUseSettings, BeforeValidator(_use)]
+
+
+class PartsSettings(Table):
+    match: MatchSettings = MatchSettings()
+    flows: tuple[str, ...] = ()
+    sinks: Annotated[tuple[SinkUse, ...], Field(min_length=1)]
+
+
+def _known(algorithms: tuple[str, ...]) -> tuple[str, ...]:
+    for algorithm in algorithms:
+        if algorithm not in ALGORITHMS:
+            raise ValueError(f"{algorithm} is not one of {', '.join(ALGORITHMS)}")
+        if algorithm == "blake3" and importlib.util.find_spec("blake3") is None:
+            raise ValueError("blake3 needs the package of that name")
+    return tuple(dict.fromkeys(algorithms))
+
+
+class RouteSettings(Table):
+    path: Annotated[str, Field(pattern=r"^(/[A-Za-z0-9._~-]+)+$")]
+    kind: Literal["upload", "relay", "convert", "opaque"] = "upload"
+    digests: Annotated[tuple[str, ...], AfterValidator(_known)] | None = None
+    answer: str | None = None
+    keep: Literal["all", "each"] = "all"
+    """All or nothing: what a client has to do about a part that is missing, only it knows."""
+    parts: tuple[PartsSettings, ...] = ()
+
+    @property
+    def best_effort(self) -> dict[str, BestEffort]:
+        return {
+            use.sink: BestEffort(use.lag_bytes, use.lag_seconds)
+            for rule in self.parts
+            for use in rule.sinks
+            if use.mode == "best_effort"
+        }
+
+    @property
+    def effective_digests(self) -> tuple[str, ...]:
+        if self.digests is not None:
+            return self.digests
+        return () if self.kind in ("relay", "opaque") else ("sha256",)
+
+
+_DEFAULT_SINKS: dict[str, dict[str, Any]] = {
+    "disk": {"type": "disk", "root": "var/uploads"},
+    "api": {"type": "relay", "url": "http://127.0.0.1:8081/upload"},
+    "none": {"type": "discard"},
+}
+_DEFAULT_ROUTES: tuple[dict[str, Any], ...] = (
+    {"path": "/upload", "kind": "upload", "parts": [{"sinks": ["disk"]}]},
+    {"path": "/proxy", "kind": "relay", "parts": [{"sinks": ["api"]}]},
+    {"path": "/convert", "kind": "convert", "parts": [{"flows": ["sniff", "gzip"], "sinks": ["disk"]}]},
+)
+RESERVED_PATHS = re.compile(r"/(uploads|files|healthz|readyz|metrics|problems|download|selftest)(/.*)?")
+
+
+def with_defaults(document: Mapping[str, Any]) -> dict[str, Any]:
+    """The document and the default sinks and routes that it does not replace."""
+    sinks, routes = document.get("sinks", {}), document.get("routes", ())
+    if not isinstance(sinks, Mapping) or not isinstance(routes, list | tuple):
+        return dict(document)
+    merged: dict[str, Any] = {}
+    for name in [*_DEFAULT_SINKS, *(name for name in sinks if name not in _DEFAULT_SINKS)]:
+        default, given = _DEFAULT_SINKS.get(name, {}), sinks.get(name, {})
+        # an override of a default sink need not repeat its type, but one of another type starts anew
+        same = isinstance(given, Mapping) and given.get("type", default.get("type")) == default.get("type")
+        if same and "urls" in given:
+            default = {key: value for key, value in default.items() if key != "url"}
+        merged[name] = {**default, **given} if same else given
+    taken = {route.get("path") for route in routes if isinstance(route, Mapping)}
+    return {
+        **document,
+        "sinks": merged,
+        "routes": [*routes, *(route for route in _DEFAULT_ROUTES if route["path"] not in taken)],
+    }
+
+
+def _patterns(allow: tuple[str, ...]) -> tuple[str, ...]:
+    UrlRules(allow)  # its ValueError names the pattern
+    return allow
+
+
+def _ranges(allow_private: tuple[str, ...]) -> tuple[str, ...]:
+    AddressGuard(allow_private)
+    return allow_private
+
+
+class DownloadSettings(Table):
+    allow: Annotated[tuple[str, ...], AfterValidator(_patterns)] = ()
+    """Nothing: what may be fetched from where this process stands is somebody's decision."""
+    allow_private: Annotated[tuple[str, ...], AfterValidator(_ranges)] = ()
+    """No range: a name that is allowed may point anywhere, today or tomorrow."""
+    max_bytes: Count = 0
+    max_redirects: Annotated[int, Field(ge=0, le=5)] = 5
+    connect_seconds: Seconds = 10
+    idle_seconds: Seconds = 30
+    total_seconds: Seconds = 0
+
+
+class Settings(BaseSettings):
+    model_config = SettingsConfigDict(
+        extra="forbid", frozen=True, hide_input_in_errors=True, env_prefix="GATEWAY_", env_nested_delimiter="__"
+    )
+
+    server: ServerSettings = ServerSettings()
+    limits: LimitSettings = LimitSettings()
+    sinks: dict[str, SinkSettings] = Field(default_factory=dict)
+    flows: dict[str, FlowSettings] = Field(default_factory=dict)
+    download: DownloadSettings = DownloadSettings()
+    routes: tuple[RouteSettings, ...] = ()
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        return env_settings, init_settings
+
+    @model_validator(mode="before")
+    @classmethod
+    def _with_defaults(cls, values: dict[str, Any]) -> dict[str, Any]:
+        return with_defaults(values)
+
+    def as_limits(self) -> Limits:
+        return Limits(**self.limits.model_dump())
+
+    def as_routes(self) -> list[Route]:
+        return [
+            Route(
+                path=route.path,
+                kind=route.kind,
+                rules=[
+                    Rule(Match(**rule.match.model_dump()), tuple(use.sink for use in rule.sinks), rule.flows)
+                    for rule in route.parts
+                ],
+                digests=self._digests(route),
+                best_effort=route.best_effort,
+                answer=route.answer,
+                keep_each=route.keep == "each",
+            )
+            for route in self.routes
+        ]
+
+    def _digests(self, route: RouteSettings) -> tuple[str, ...]:
+        """Those that the route names, and what its relays tell their destinations."""
+        named = [self.sinks.get(use.sink) for rule in route.parts for use in rule.sinks]
+        wanted = any(isinstance(sink, RelaySettings) and sink.wants_sha256 for sink in named)
+        return tuple(dict.fromkeys([*route.effective_digests, *(["sha256"] if wanted else [])]))

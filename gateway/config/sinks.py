@@ -1,0 +1,202 @@
+"""What can be configured of sinks: the keys of each kind, each default with its reason in config/gateway.toml."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal
+
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Discriminator,
+    Field,
+    Tag,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
+
+from gateway.http.forwarding import TOKEN, check_static_header
+from gateway.sinks.relay.shape import Shape
+
+__all__ = [
+    "BUILT_IN_SINKS",
+    "DOTTED_PATH",
+    "Count",
+    "DiscardSettings",
+    "DiskSettings",
+    "OwnSinkSettings",
+    "RelaySettings",
+    "Seconds",
+    "SinkSettings",
+    "Table",
+    "TlsSettings",
+    "sink_tag",
+]
+
+BUILT_IN_SINKS = ("disk", "relay", "discard")
+DOTTED_PATH = r"^[A-Za-z_][\w.]*:[A-Za-z_]\w*$"
+
+Count = Annotated[int, Field(ge=0)]
+Seconds = Annotated[float, Field(ge=0)]
+Url = Annotated[str, Field(pattern=r"^https?://[^/\s?#]+[^\s#]*$")]
+LENGTHS = ("chunked", "passthrough", "spool", "known")
+FileName = Annotated[str, Field(min_length=1)]
+
+
+class Table(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, hide_input_in_errors=True)
+
+
+class DiskSettings(Table):
+    type: Literal["disk"]
+    root: Annotated[str, Field(min_length=1)] = "var/uploads"
+    fsync: bool = True
+    keep_seconds: Seconds = 0
+    """0: for ever. What is kept for a while only has to be asked for."""
+
+
+def _ways(length: Any) -> str | tuple[str, ...]:
+    """A way to tell a destination the length of a body, or a list of ways."""
+    ways = (length,) if isinstance(length, str) else length
+    if not isinstance(ways, list | tuple) or not ways or any(way not in LENGTHS for way in ways):
+        raise ValueError(f"not one of {', '.join(LENGTHS)}, nor a list of them")
+    return length if isinstance(length, str) else tuple(ways)
+
+
+def _all_none_or_some(value: Any) -> Any:
+    """One message for a union, which would give one for each of its arms."""
+    if isinstance(value, bool):
+        return value
+    if isinstance(value, list | tuple) and all(isinstance(one, str) and TOKEN.fullmatch(one) for one in value):
+        return tuple(value)
+    raise ValueError("neither true nor false, nor a list of names")
+
+
+Allowed = Annotated[bool | tuple[str, ...], BeforeValidator(_all_none_or_some)]
+
+
+class TlsSettings(Table):
+    ca: FileName | None = None
+    cert: FileName | None = None
+    key: FileName | None = None
+    server_name: Annotated[str, Field(pattern=r"^[A-Za-z0-9.:_-]+$")] | None = None
+    verify: bool = True
+    """Off only for somebody who says so, and is told at each start."""
+
+    @model_validator(mode="after")
+    def _paired(self) -> TlsSettings:
+        if self.key is not None and self.cert is None:
+            raise ValueError("a key without cert")
+        return self
+
+
+def _header_names(headers: dict[str, str]) -> dict[str, str]:
+    for name, value in headers.items():
+        check_static_header(name, value)
+    if len({name.lower() for name in headers}) < len(headers):
+        raise ValueError("a name is given twice")
+    return headers
+
+
+def _of_upload(fields: dict[str, str]) -> dict[str, str]:
+    Shape(add_before=fields)  # its ValueError names the placeholder
+    return fields
+
+
+def _of_files(fields: dict[str, str]) -> dict[str, str]:
+    Shape(add_after=fields)
+    return fields
+
+
+PartName = Annotated[str, Field(min_length=1)]
+
+
+class RelaySettings(Table):
+    type: Literal["relay"]
+    url: Url | None = None
+    urls: tuple[Url, ...] = ()
+    length: Annotated[str | tuple[str, ...], BeforeValidator(_ways)] = "chunked"
+    """Any body can be sent so, and nearly every server takes it."""
+    spool_dir: str = ""
+    replay_bytes: Count = 1 << 20
+    """What a small form has; memory per upload."""
+    failures_to_open: Count = 3
+    open_seconds: Annotated[float, Field(gt=0)] = 10
+    health_path: Annotated[str, Field(pattern=r"^(/[^\s#]*)?$")] = ""
+    health_seconds: Annotated[float, Field(gt=0)] = 10
+    expect_continue: bool = False
+    """A round trip per upload, and a second at a server that ignores it."""
+    expect_seconds: Annotated[float, Field(gt=0)] = 1
+    connect_seconds: Annotated[float, Field(gt=0)] = 10
+    write_seconds: Seconds | None = None
+    first_byte_seconds: Seconds | None = None
+    read_seconds: Seconds | None = None
+    total_seconds: Seconds = 0
+    max_connections: Count = 0
+    """`max_uploads` bounds them already."""
+    keepalive_seconds: Seconds = 0
+    """A body cannot be sent twice, so a pooled connection that went stale would cost an upload."""
+    per: Literal["upload", "part"] = "upload"
+    """As the client sent it, and all or nothing."""
+    rename: dict[PartName, PartName] = {}
+    drop: tuple[PartName, ...] = ()
+    add_before: Annotated[dict[PartName, str], AfterValidator(_of_upload)] = {}
+    add_after: Annotated[dict[PartName, str], AfterValidator(_of_files)] = {}
+    """Nothing of these four: a destination gets what the client sent."""
+    fields_first_bytes: Count = 0
+    """Off: the order of the wire costs no memory."""
+    tls: TlsSettings | None = None
+    forward_cookies: Allowed = False
+    """They are credentials for the gateway's origin; so is what follows."""
+    forward_authorization: Allowed = False
+    headers: Annotated[dict[str, str], AfterValidator(_header_names), Field(repr=False)] = {}
+
+    @field_validator("tls")
+    @classmethod
+    def _over_tls(cls, tls: TlsSettings | None, info: ValidationInfo) -> TlsSettings | None:
+        if tls is not None and any(
+            url.startswith("http:") for url in [info.data.get("url") or "", *info.data.get("urls", ())]
+        ):
+            raise ValueError("a url is not https")
+        return tls
+
+    @property
+    def wants_sha256(self) -> bool:
+        """Whether a route has to compute it: a request for each part does so itself."""
+        return self.per == "upload" and Shape(add_after=self.add_after).wants_sha256
+
+    @property
+    def all_urls(self) -> tuple[str, ...]:
+        return self.urls if self.url is None else (self.url,)
+
+
+class DiscardSettings(Table):
+    type: Literal["discard"]
+
+
+class OwnSinkSettings(BaseModel):
+    """A sink of the user's: `type = "package.module:Class"`, the other keys are its keyword arguments."""
+
+    model_config = ConfigDict(extra="allow", frozen=True, hide_input_in_errors=True)
+    type: Annotated[str, Field(pattern=DOTTED_PATH)]
+
+    @property
+    def arguments(self) -> dict[str, Any]:
+        return dict(self.model_extra or {})
+
+
+def sink_tag(value: Any) -> str:
+    kind = value.get("type") if isinstance(value, Mapping) else getattr(value, "type", None)
+    return kind if kind in BUILT_IN_SINKS else "own"
+
+
+SinkSettings = Annotated[
+    Annotated[DiskSettings, Tag("disk")]
+    | Annotated[RelaySettings, Tag("relay")]
+    | Annotated[DiscardSettings, Tag("discard")]
+    | Annotated[OwnSinkSettings, Tag("own")],
+    Discriminator(sink_tag),
+]

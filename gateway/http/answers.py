@@ -1,0 +1,119 @@
+"""Answers on their way to the client: a destination's streamed through, a document of ours that may be long."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import socket
+import struct
+
+from aiohttp import ClientError, ClientResponse, hdrs, web
+
+from gateway.http.forwarding import answer_headers
+
+__all__ = ["delivered", "passed_through", "reset", "strip_aiohttp_headers"]
+
+log = logging.getLogger("gateway.answers")
+
+_WRITE_BYTES = 64 << 10
+PASSED_THROUGH = web.ResponseKey("passed_through", list[str])
+
+
+async def passed_through(
+    request: web.Request,
+    answer: ClientResponse,
+    *,
+    stall_seconds: float,
+    idle_seconds: float,
+    close: bool,
+    location: str | None = None,
+) -> web.StreamResponse:
+    """A destination's answer: its status, end-to-end headers and body, streamed. Where a good one has no
+    Location, `location` is it.
+
+    One that breaks, or stalls for `stall_seconds`, after its headers went out breaks the client's connection:
+    never a clean end. So does a client that takes nothing for `idle_seconds`.
+    """
+    response = web.StreamResponse(status=answer.status, reason=answer.reason)
+    version = answer.version
+    protocol = "1.1" if version is None else f"{version.major}.{version.minor}"
+    for name, value in answer_headers(answer.headers.items(), status=answer.status, protocol=protocol):
+        if name.lower() == "content-length":
+            response.content_length = int(value)
+        else:
+            response.headers.add(name, value)
+    if location is not None and 200 <= answer.status < 300:
+        response.headers.setdefault(hdrs.LOCATION, location)
+    response.headers.setdefault("X-Accel-Buffering", "no")  # nginx in front of us is to stream it as we do
+    response[PASSED_THROUGH] = [name for name in ("Content-Type", "Server") if name not in answer.headers]
+    if close:
+        response.force_close()
+    connection = answer.connection
+    closed = connection.protocol.closed if connection is not None and connection.protocol is not None else None
+    if closed is not None:
+        closed.add_done_callback(lambda done: done.cancelled() or done.exception())  # or asyncio logs a traceback
+    await response.prepare(request)
+    while True:
+        try:
+            async with asyncio.timeout(stall_seconds or None):
+                data = await answer.content.readany()
+            if not data and closed is not None and closed.done() and not closed.cancelled():
+                closed.result()  # a body that ends with its connection ends cleanly for aiohttp even by a RST
+        except (ClientError, OSError) as error:
+            log.info("the answer of %s broke off: %r", answer.url.host, error)
+            reset(request)
+            return response
+        # Not in that try: the client's own hang-up is a ClientError, too.
+        if not await _written(request, response, data, idle_seconds) or not data:
+            return response
+
+
+async def delivered(request: web.Request, response: web.Response, *, idle_seconds: float) -> web.StreamResponse:
+    """A document of ours; one larger than a socket takes at once is sent before the upload's slot is given back."""
+    body = response.body
+    if not isinstance(body, bytes) or len(body) <= _WRITE_BYTES:
+        return response
+    stream = web.StreamResponse(status=response.status, headers=response.headers)
+    stream.content_length = len(body)
+    if response.keep_alive is False:
+        stream.force_close()
+    await stream.prepare(request)
+    if await _written(request, stream, body, idle_seconds):
+        await _written(request, stream, b"", idle_seconds)
+    return stream
+
+
+async def _written(request: web.Request, response: web.StreamResponse, data: bytes, idle_seconds: float) -> bool:
+    """Write data, or with none the end. False if the client took nothing for `idle_seconds`: then it is cut off.
+
+    In slices, so that the clock is about slow, not about much.
+    """
+    try:
+        for start in range(0, len(data), _WRITE_BYTES):
+            async with asyncio.timeout(idle_seconds or None):
+                await response.write(data[start : start + _WRITE_BYTES])
+        if not data:
+            async with asyncio.timeout(idle_seconds or None):
+                await response.write_eof()
+    except TimeoutError:
+        log.info("the client took nothing of its answer for %g s", idle_seconds)
+        reset(request)
+        return False
+    return True
+
+
+async def strip_aiohttp_headers(request: web.Request, response: web.StreamResponse) -> None:
+    """A signal handler: aiohttp adds headers of its own to a destination's answer, take them out again."""
+    for name in response.get(PASSED_THROUGH, ()):
+        response.headers.popall(name, None)
+
+
+def reset(request: web.Request) -> None:
+    """Break the client's connection with a RST: a FIN would look like the end of a close-delimited body."""
+    transport = request.transport
+    if transport is None:
+        return
+    connection = transport.get_extra_info("socket")
+    if connection is not None:
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    transport.abort()

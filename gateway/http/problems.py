@@ -1,0 +1,38 @@
+"""Errors as problem documents (RFC 9457)."""
+
+from __future__ import annotations
+
+import json
+
+from aiohttp import hdrs, web
+
+from gateway.errors import GatewayError
+
+__all__ = ["problem", "problem_document"]
+
+_PROBLEM = "application/problem+json"
+
+
+def problem_document(error: GatewayError, *, instance: str | None = None) -> dict[str, object]:
+    """The members of a problem (RFC 9457)."""
+    document: dict[str, object] = {"type": f"/problems/{error.slug()}", "title": error.title, "status": error.status}
+    if error.detail:
+        document["detail"] = error.detail
+    if instance is not None:
+        document["instance"] = instance
+    return document | error.members
+
+
+def problem(
+    error: GatewayError, *, instance: str | None = None, close: bool = False, proxy_status: str | None = None
+) -> web.Response:
+    """An error as problem+json (RFC 9457). `close` ends the connection with it: its body was not read."""
+    document = problem_document(error, instance=instance)
+    response = web.Response(status=error.status, body=json.dumps(document).encode(), content_type=_PROBLEM)
+    if error.retry_after_seconds is not None:
+        response.headers[hdrs.RETRY_AFTER] = str(error.retry_after_seconds)
+    if proxy_status is not None:
+        response.headers["Proxy-Status"] = proxy_status
+    if close:
+        response.force_close()
+    return response

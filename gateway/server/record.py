@@ -1,0 +1,112 @@
+"""What is kept of every upload, whatever becomes of it: an identifier, counts, and one line in the log."""
+
+from __future__ import annotations
+
+import asyncio
+import io
+import logging
+import secrets
+import time
+
+from gateway.errors import Draining, GatewayError
+from gateway.intake.body import Intake
+from gateway.model import Upload
+from gateway.server.metrics import Metrics
+from gateway.upload.dispatch import Outcome
+
+__all__ = ["Record", "log_upload", "new_ulid"]
+
+log = logging.getLogger("gateway.uploads")
+
+_CROCKFORD = "0123456789ABCDEFGHJKMNPQRSTVWXYZ"
+_CROCKFORD_TWICE = [first + second for first in _CROCKFORD for second in _CROCKFORD]
+"""Ten bits at a time."""
+
+
+class Record:
+    """Counts one upload, and writes its line into the log when it ends."""
+
+    def __init__(self, metrics: Metrics, upload: Upload, intake: Intake) -> None:
+        self._metrics = metrics
+        self._upload = upload
+        self._intake = intake
+        self._began = time.monotonic()
+        self.outcome: Outcome | None = None
+        self.dropped: dict[str, str] = {}
+        """Best-effort sinks that were dropped, and why; also where the upload failed afterwards."""
+
+    def __enter__(self) -> Record:
+        self._metrics.upload_began()
+        return self
+
+    def __exit__(self, kind: object, error: BaseException | None, traceback: object) -> None:
+        done = self.outcome
+        if isinstance(error, GatewayError):
+            outcome = error.slug()
+        elif isinstance(error, asyncio.CancelledError):
+            outcome = Draining.slug()  # nobody else cancels an upload
+        elif error is not None:
+            outcome = "client-gone" if isinstance(error, ConnectionError) else "internal-error"
+        elif done is not None and done.manifest.partial:
+            outcome = "partial"
+        else:
+            outcome = "ok" if done is None or done.answer is None or done.answer.status < 400 else "answered"
+        seconds = time.monotonic() - self._began
+        sink_bytes = (done.sink_bytes if done else None) or {}
+        self._metrics.upload_ended(
+            route=self._upload.route,
+            outcome=outcome,
+            received_bytes=self._intake.received_bytes,
+            sink_bytes=sink_bytes,
+            seconds=seconds,
+            dropped=self.dropped,
+        )
+        log_upload(
+            self._upload.id,
+            self._upload.request_id,
+            self._upload.route,
+            outcome,
+            error=error,
+            parts=len(done.manifest.entries) if done else None,
+            received_bytes=self._intake.received_bytes,
+            seconds=round(seconds, 3),
+            dropped=self.dropped or None,
+        )
+
+
+def log_upload(
+    upload_id: str, request_id: str, route: str, outcome: str, *, error: BaseException | None, **more: object
+) -> None:
+    """The one line that each upload gets, refused ones among them."""
+    ours = error if isinstance(error, GatewayError) else None
+    extra = {
+        "upload": upload_id,
+        "request_id": request_id,
+        "route": route,
+        "outcome": outcome,
+        "detail": ours.detail if ours else None,
+        "sink": ours.members.get("sink") if ours else None,
+        **{name: ours.members[name] for name in ("sent_bytes", "replay_bytes") if ours and name in ours.members},
+        **more,
+    }
+    log.info("upload %s", outcome, extra=extra)
+
+
+def new_ulid() -> str:
+    """48 bits of milliseconds, 80 random bits, in Crockford's base 32: sorts by time, cannot be guessed."""
+    milliseconds, number = time.time_ns() // 1_000_000, int.from_bytes(_random_bytes(10))
+    tens = [milliseconds >> shift & 1023 for shift in (40, 30, 20, 10, 0)]
+    tens += [number >> shift & 1023 for shift in (70, 60, 50, 40, 30, 20, 10, 0)]
+    return "".join([_CROCKFORD_TWICE[ten] for ten in tens])
+
+
+_random = io.BytesIO()
+
+
+def _random_bytes(size: int) -> bytes:
+    """The system's, fetched many at a time: each call costs as much as a third of a form's parsing."""
+    global _random
+    if len(found := _random.read(size)) < size:
+        _random = io.BytesIO(secrets.token_bytes(4096))
+        found = _random.read(size)
+    return found

@@ -1,0 +1,200 @@
+"""The process: listen, and on SIGTERM drain before anything is torn down.
+
+aiohttp's own shutdown drops the bytes of uploads in flight as soon as it begins. So ours comes first:
+readiness turns to 503, the listener closes, new requests on open connections are refused, uploads in
+progress go on for up to `drain_seconds`; those that are left are cancelled, which keeps nothing of them
+(G3); only then aiohttp's clean-up runs.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import ctypes
+import gc
+import importlib
+import json
+import logging
+import signal
+import sys
+import time
+from collections.abc import AsyncIterator, Callable, Coroutine
+from contextlib import asynccontextmanager
+from functools import lru_cache
+from typing import Any
+
+from aiohttp import web
+from aiohttp.http_exceptions import HttpProcessingError
+
+from gateway.config.settings import Settings
+from gateway.server.app import build_app, check_took_effect
+from gateway.server.handlers import HOUSE
+
+__all__ = [
+    "SIGNALS",
+    "DrainingRunner",
+    "catch_signals",
+    "collect_seldom",
+    "configure_logging",
+    "keep_freed_buffers",
+    "run",
+    "running",
+    "serve",
+    "until_signalled",
+]
+
+log = logging.getLogger("gateway.server")
+
+SIGNALS = (signal.SIGTERM, signal.SIGINT)
+
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # malloc.h
+_KEPT_BUFFER_BYTES = 4 << 20
+_KEPT_BYTES = 16 << 20
+_COLLECT_AFTER_OBJECTS = 10_000
+
+_ABORT_SECONDS = 5
+"""For what was broken off to be removed from its sinks."""
+_CLEANUP_SECONDS = 2
+"""For connections that are idle, or whose upload was cancelled just now."""
+
+
+class DrainingRunner(web.AppRunner):
+    """An AppRunner whose `cleanup` drains first."""
+
+    def __init__(self, app: web.Application, *, drain_seconds: float) -> None:
+        super().__init__(app, shutdown_timeout=_CLEANUP_SECONDS)
+        self._drain_seconds = drain_seconds
+
+    async def cleanup(self) -> None:
+        house = self.app[HOUSE]
+        house.gate.draining = True
+        for site in list(self.sites):
+            await site.stop()
+        if house.requests:
+            log.info("draining: %d requests in progress", len(house.requests))
+        loop = asyncio.get_running_loop()
+        deadline = loop.time() + self._drain_seconds
+        while house.requests and loop.time() < deadline:
+            await asyncio.wait(house.requests, timeout=deadline - loop.time())
+        if house.requests:
+            log.warning("draining: %d requests are broken off", len(house.requests))
+            for request in list(house.requests):
+                request.cancel()
+            await asyncio.wait(house.requests, timeout=_ABORT_SECONDS)
+        await super().cleanup()
+
+
+def run(main: Coroutine[Any, Any, None], *, event_loop: str) -> None:
+    """`asyncio.run` on the event loop of that name."""
+    factory = None if event_loop == "asyncio" else importlib.import_module(event_loop).new_event_loop
+    with asyncio.Runner(loop_factory=factory) as runner:
+        runner.run(main)
+
+
+async def serve(settings: Settings, *, started: Callable[[str, int], None] = lambda host, port: None) -> None:
+    """Serve until SIGTERM or SIGINT, then drain. `started` is told where it listens. Raises OSError where the
+    address cannot be had.
+    """
+    async with running(build_app(settings), settings) as runner:
+        await web.TCPSite(runner, settings.server.host, settings.server.port).start()
+        log.info("listening on %s", ", ".join(f"http://{host}:{port}" for host, port, *_ in runner.addresses))
+        started(*runner.addresses[0][:2])
+        await until_signalled()
+
+
+@asynccontextmanager
+async def running(app: web.Application, settings: Settings) -> AsyncIterator[DrainingRunner]:
+    """The application, ready to be listened for; on leaving it drains."""
+    keep_freed_buffers()
+    collect_seldom()
+    runner = DrainingRunner(app, drain_seconds=settings.server.drain_seconds)
+    await runner.setup()
+    try:
+        check_took_effect(runner, settings)
+        yield runner
+    finally:
+        await runner.cleanup()
+
+
+async def until_signalled() -> None:
+    """Wait for SIGTERM or SIGINT."""
+    await catch_signals().wait()
+
+
+def catch_signals() -> asyncio.Event:
+    """Set by SIGTERM or SIGINT. Later ones are ignored: they would end the process in the middle of its drain."""
+    signalled = asyncio.Event()
+    for number in SIGNALS:
+        asyncio.get_running_loop().add_signal_handler(number, signalled.set)
+    return signalled
+
+
+def collect_seldom() -> None:
+    """Have the cycle collector run less often, and never over what start-up made.
+
+    An upload of many parts makes many objects and hardly a cycle among them: by default a third of its time went
+    into looking for some.
+    """
+    gc.freeze()
+    gc.set_threshold(_COLLECT_AFTER_OBJECTS, 10, 10)
+
+
+def keep_freed_buffers() -> None:
+    """Tell glibc to keep what is freed for the next buffer.
+
+    By default it gives 256 KiB, one receive call's worth, back to the system each time, and page faults cost
+    more than parsing does. Elsewhere than on glibc: nothing.
+    """
+    try:
+        mallopt = ctypes.CDLL(None).mallopt
+    except (AttributeError, OSError):
+        return
+    mallopt(_M_MMAP_THRESHOLD, _KEPT_BUFFER_BYTES)
+    mallopt(_M_TRIM_THRESHOLD, _KEPT_BYTES)
+
+
+@lru_cache(maxsize=1)
+def _time(seconds: int) -> str:
+    return time.strftime("%Y-%m-%dT%H:%M:%S%z", time.localtime(seconds))
+
+
+class JsonLines(logging.Formatter):
+    """One JSON object per line; what a record was given as `extra` are further members."""
+
+    _USUAL = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskName"}
+
+    def format(self, record: logging.LogRecord) -> str:
+        line: dict[str, object] = {
+            "time": _time(int(record.created)),
+            "level": record.levelname,
+            "logger": record.name,
+            "message": record.getMessage(),
+        }
+        line |= {key: value for key, value in vars(record).items() if key not in self._USUAL and value is not None}
+        if record.exc_info:
+            line["traceback"] = self.formatException(record.exc_info)
+        return json.dumps(line, default=str)
+
+
+def quiet_client_faults(record: logging.LogRecord) -> bool:
+    """A request that is no HTTP is its sender's fault: a line without a traceback, and no error of ours."""
+    error = record.exc_info[1] if record.exc_info else None
+    if isinstance(error, HttpProcessingError):
+        record.exc_info = record.exc_text = None
+        record.levelno, record.levelname = logging.INFO, "INFO"
+        record.msg, record.args = "not HTTP: %s", (error.message,)
+    return True
+
+
+def configure_logging(level: str | int = "INFO", *, worker: int | None = None) -> None:
+    """JSON lines on standard error; those of a worker have its number as a member."""
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(JsonLines())
+    if worker is not None:
+
+        def numbered(record: logging.LogRecord) -> bool:
+            vars(record).setdefault("worker", worker)
+            return True
+
+        handler.addFilter(numbered)
+    logging.basicConfig(level=level, handlers=[handler], force=True)
+    logging.getLogger("aiohttp.server").addFilter(quiet_client_faults)

@@ -1,0 +1,156 @@
+"""One of several processes on one port: told what to do by its parent, it serves as a single process would."""
+
+from __future__ import annotations
+
+import asyncio
+import fcntl
+import math
+import os
+import pickle
+import shutil
+import signal
+import socket
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import closing, contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from aiohttp import web
+
+from gateway.config.settings import Settings
+from gateway.server.app import build_app
+from gateway.server.metrics import Metrics, share_metrics
+from gateway.server.serve import SIGNALS, catch_signals, configure_logging, run, running
+from gateway.server.slots import SharedSlots
+
+__all__ = ["LISTENING", "Orders", "work"]
+
+LISTENING = b"+"
+_BACKLOG = 128
+"""aiohttp's own."""
+_LEFT_SECONDS = 0.01
+"""As long as it may take until an idle process runs; one that hangs costs others so much for each connection."""
+
+
+@dataclass(frozen=True, slots=True)
+class Orders:
+    """What a worker is told."""
+
+    number: int
+    settings: Settings
+    listeners: tuple[int, ...]
+    directory: Path
+    log_level: int
+
+    @property
+    def slots(self) -> Path:
+        return self.directory / "slots"
+
+
+def work(descriptor: int) -> int:
+    """Be a worker; `descriptor` is its end of the channel. The exit code."""
+    with socket.socket(fileno=descriptor) as channel:
+        channel.set_inheritable(False)
+        try:
+            with channel.makefile("rb") as stream:
+                orders: Orders = pickle.load(stream)
+        except EOFError:
+            return 1  # there is no parent any more
+        configure_logging(orders.log_level, worker=orders.number)
+        try:
+            run(_work(orders, channel), event_loop=orders.settings.server.event_loop)
+        except OSError as error:
+            print(f"gateway: worker {orders.number}: {error}", file=sys.stderr)
+            return 1
+    return 0
+
+
+async def _work(orders: Orders, channel: socket.socket) -> None:
+    ending, orphaned = catch_signals(), asyncio.Event()
+    loop = asyncio.get_running_loop()
+
+    def parent_is_gone() -> None:  # it says nothing more, so what can be read is its end
+        loop.remove_reader(channel)
+        orphaned.set()
+        ending.set()
+
+    loop.add_reader(channel, parent_is_gone)
+    settings = orders.settings
+    # A signal that comes when the loop is over would end the process by itself: not with 0.
+    with _shared(orders.directory, orphaned), _unblocked_signals():
+        share_metrics(orders.directory, orders.number)
+        slots = SharedSlots(orders.slots, max_uploads=settings.server.max_uploads, number=orders.number)
+        with closing(slots):
+            app = build_app(settings, metrics=Metrics(orders.directory), slots=slots)
+            async with running(app, settings) as runner:
+                if ending.is_set():
+                    return
+                for descriptor in orders.listeners:
+                    listener = _SharedListener(descriptor, runner, slots)
+                    listener.set_inheritable(False)
+                    await web.SockSite(runner, listener, backlog=1).start()
+                    listener.listen()  # uvloop asks the kernel itself, for a backlog of 1
+                slots.others_have_fewer(0)
+                with suppress(ConnectionError):
+                    channel.send(LISTENING)
+                await ending.wait()
+                slots.accept_no_more()
+
+
+@contextmanager
+def _unblocked_signals() -> Iterator[None]:
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
+
+
+class _SharedListener(socket.socket):
+    """A listener that leaves connections to workers that have fewer of them, if these take them soon.
+
+    All workers wake up for each connection, and the first one would take a whole burst, because nobody's queue
+    fills. A worker that leaves one is called again at once, by a listener that is still readable.
+    """
+
+    def __init__(self, descriptor: int, runner: web.AppRunner, slots: SharedSlots) -> None:
+        super().__init__(fileno=descriptor)
+        self._runner = runner
+        self._slots = slots
+        self._left_since = self._left_last = -math.inf
+
+    def listen(self, backlog: int = _BACKLOG) -> None:
+        # asyncio accepts as many at a time as its backlog may hold; it is told of one, and the kernel of all.
+        super().listen(_BACKLOG)
+
+    def accept(self) -> tuple[socket.socket, Any]:
+        assert self._runner.server is not None
+        if self._slots.others_have_fewer(len(self._runner.server.connections)):
+            now = time.monotonic()
+            if now - self._left_last > _LEFT_SECONDS:  # the one before was taken: this is another one
+                self._left_since = now
+            if now - self._left_since < _LEFT_SECONDS:
+                self._left_last = now
+                os.sched_yield()
+                raise BlockingIOError
+            self._left_last = -math.inf
+        return super().accept()
+
+
+@contextmanager
+def _shared(directory: Path, orphaned: asyncio.Event) -> Iterator[None]:
+    """The parent removes the directory; where there is none any more, the last worker that leaves it does."""
+    lock = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
+    fcntl.flock(lock, fcntl.LOCK_SH)
+    try:
+        yield
+    finally:
+        if orphaned.is_set():
+            # Who is not the last one fails, and loses its shared lock: the last one finds none.
+            with suppress(BlockingIOError):
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                shutil.rmtree(directory, ignore_errors=True)
+        os.close(lock)

@@ -1,0 +1,222 @@
+"""Several processes on one port: a parent that serves nothing, and workers, which it starts, watches and replaces.
+
+1. The parent binds the port, and never accepts. The workers inherit its listener: there is one queue of
+   connections. (With SO_REUSEPORT each worker has a queue of its own: the kernel fills them by a hash, be
+   they busy or idle, what waits in one is lost with its worker, and a second gateway on the port is no error.)
+2. A worker is a fresh interpreter (what has threads must not fork), with a number that its successor gets.
+3. Parent and worker hold the two ends of a socket pair. It carries what the worker has to do, and one byte
+   when it listens; its end tells each of them that the other one is gone. A worker without a parent drains.
+4. SIGTERM and SIGINT end the parent: it closes its listener and sends SIGTERM to the workers, which drain as
+   a single process does. Ctrl-C reaches the workers by itself, too; for them a second signal is none. Until a
+   worker can handle signals they are blocked, and wait.
+5. What counts for all of them lies in a directory of temporary files: upload slots and metrics.
+6. A worker that ends is replaced, after a pause that grows while they are short-lived. If one cannot start at
+   first, or several in a row later, nobody can: the parent gives up.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import pickle
+import signal
+import socket
+import sys
+import time
+from asyncio.subprocess import Process
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import ExitStack, asynccontextmanager, contextmanager, suppress
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+from gateway.config.settings import Settings
+from gateway.server.app import build_app
+from gateway.server.metrics import forget_process
+from gateway.server.serve import SIGNALS, catch_signals
+from gateway.server.slots import clear_slots, make_slots
+from gateway.server.worker import LISTENING, Orders
+
+__all__ = ["WorkersFailed", "supervise"]
+
+log = logging.getLogger("gateway.workers")
+
+_BOOTSTRAP = "import sys; sys.path[:] = sys.argv[2:]; from gateway.worker import work; sys.exit(work(int(sys.argv[1])))"
+"""The parent's modules, wherever it found them."""
+_MOST_FAILURES = 5
+"""In a row; a machine that is short of memory for a moment gets over that."""
+_SHORT_PAUSE_SECONDS, _LONG_PAUSE_SECONDS = 0.1, 10.0
+_SHORT_LIFE_SECONDS = 60
+_PATIENCE_SECONDS = 30
+"""Beyond `drain_seconds`: then a worker hangs, and is killed."""
+
+
+class WorkersFailed(Exception):
+    """They could not be started, or did not end well."""
+
+
+async def supervise(settings: Settings, *, started: Callable[[str, int], None] = lambda host, port: None) -> None:
+    """Serve with workers until SIGTERM or SIGINT, then let them drain. `started` is told where they listen.
+
+    Raises OSError where the address cannot be had, ConfigError, WorkersFailed.
+    """
+    build_app(settings)  # what cannot be made is said once, and before anything runs
+    with ExitStack() as stack:
+        listeners = await _bound(settings.server.host, settings.server.port)
+        for listener in listeners:
+            stack.enter_context(listener)
+        directory = Path(stack.enter_context(TemporaryDirectory(prefix="gateway-", ignore_cleanup_errors=True)))
+        await _Parent(settings, listeners, directory, started).run()
+
+
+async def _bound(host: str, port: int) -> list[socket.socket]:
+    """Sockets as one process would listen on, not listening yet: that is left to the first worker."""
+    loop = asyncio.get_running_loop()
+    server = await loop.create_server(asyncio.Protocol, host, port, start_serving=False)
+    try:
+        return [socket.socket(fileno=os.dup(bound.fileno())) for bound in server.sockets]
+    finally:
+        server.close()
+
+
+class _Parent:
+    def __init__(
+        self,
+        settings: Settings,
+        listeners: list[socket.socket],
+        directory: Path,
+        started: Callable[[str, int], None],
+    ) -> None:
+        self._settings = settings
+        self._listeners = listeners
+        self._directory = directory
+        self._started = started
+        self._ending = asyncio.Event()
+        self._one_at_a_time = asyncio.Lock()
+        self._running: dict[int, Process] = {}
+        self._listening: set[int] = set()
+        self._announced = False
+        self._failures = 0
+        self._problem: str | None = None
+
+    async def run(self) -> None:
+        self._ending = catch_signals()
+        make_slots(self._orders(0).slots, processes=self._settings.server.workers)
+        async with asyncio.TaskGroup() as group:
+            for number in range(self._settings.server.workers):
+                group.create_task(self._keep(number))
+            await self._ending.wait()
+            for listener in self._listeners:
+                listener.close()
+            self._send(signal.SIGTERM)
+            patience = asyncio.get_running_loop().call_later(
+                self._settings.server.drain_seconds + _PATIENCE_SECONDS, self._send, signal.SIGKILL
+            )
+        patience.cancel()
+        if self._problem is not None:
+            raise WorkersFailed(self._problem)
+
+    def _orders(self, number: int) -> Orders:
+        return Orders(
+            number,
+            self._settings,
+            tuple(listener.fileno() for listener in self._listeners),
+            self._directory,
+            logging.getLogger().level,
+        )
+
+    def _send(self, number: signal.Signals) -> None:
+        for process in self._running.values():
+            with suppress(ProcessLookupError):
+                process.send_signal(number)
+
+    async def _keep(self, number: int) -> None:
+        """Let there be a worker of this number until the end."""
+        pause_seconds = _SHORT_PAUSE_SECONDS
+        while not self._ending.is_set():
+            began = time.monotonic()
+            try:
+                how = await self._one(number)
+            except OSError as error:
+                if self._ending.is_set():
+                    return  # the listeners are closed already
+                how = f"cannot be started: {error}"
+            extra = {"worker": number}
+            if self._ending.is_set():
+                if how != "exit code 0":
+                    self._problem = self._problem or f"worker {number} did not end well: {how}"
+                return
+            if number in self._listening:
+                self._listening.discard(number)
+                log.warning("worker %d ended (%s), and is replaced", number, how, extra=extra)
+            else:
+                log.error("worker %d did not start (%s)", number, how, extra=extra)
+                self._failures += 1
+                if self._failures >= (_MOST_FAILURES if self._announced else 1):
+                    self._problem = f"worker {number} did not start: {how}"
+                    self._ending.set()
+                    return
+            if time.monotonic() - began >= _SHORT_LIFE_SECONDS:
+                pause_seconds = _SHORT_PAUSE_SECONDS
+            with suppress(TimeoutError):
+                async with asyncio.timeout(pause_seconds):
+                    await self._ending.wait()
+            pause_seconds = min(2 * pause_seconds, _LONG_PAUSE_SECONDS)
+
+    async def _one(self, number: int) -> str:
+        """One worker, from its start to its end; how it ended. Raises OSError where it cannot be started."""
+        orders = self._orders(number)
+        loop = asyncio.get_running_loop()
+        try:
+            async with self._process(orders) as (process, channel):
+                with suppress(ConnectionError):
+                    await loop.sock_sendall(channel, pickle.dumps(orders))
+                    if await loop.sock_recv(channel, 1) == LISTENING:
+                        self._listens(number, process.pid)
+                code = await process.wait()
+        finally:
+            clear_slots(orders.slots, number)
+            forget_process(orders.directory, number)
+        return f"exit code {code}" if code >= 0 else f"signal {-code}"
+
+    @asynccontextmanager
+    async def _process(self, orders: Orders) -> AsyncIterator[tuple[Process, socket.socket]]:
+        """A worker and our end of its channel; left while it runs, it drains."""
+        ours, theirs = socket.socketpair()
+        with ours:
+            ours.setblocking(False)
+            async with self._one_at_a_time:
+                with theirs, _blocked_signals():
+                    process = await asyncio.create_subprocess_exec(
+                        *(sys.executable, "-c", _BOOTSTRAP, str(theirs.fileno()), *sys.path),
+                        stdin=asyncio.subprocess.DEVNULL,
+                        pass_fds=(theirs.fileno(), *orders.listeners),
+                    )
+            self._running[orders.number] = process
+            try:
+                if self._ending.is_set():  # since it was being started
+                    self._send(signal.SIGTERM)
+                yield process, ours
+            finally:
+                del self._running[orders.number]
+
+    def _listens(self, number: int, pid: int) -> None:
+        self._failures = 0
+        self._listening.add(number)
+        log.info("worker %d listens", number, extra={"worker": number, "pid": pid})
+        if self._announced or len(self._listening) < self._settings.server.workers or self._ending.is_set():
+            return
+        self._announced = True
+        addresses = [listener.getsockname()[:2] for listener in self._listeners]
+        log.info("listening on %s", ", ".join(f"http://{host}:{port}" for host, port in addresses))
+        self._started(*addresses[0])
+
+
+@contextmanager
+def _blocked_signals() -> Iterator[None]:
+    """What is started meanwhile inherits that. Not for two at a time: the first to leave would unblock both."""
+    signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)

@@ -1,0 +1,254 @@
+"""What a disk sink has published: found, read, removed, expired. One directory per upload, locked by `flock`.
+
+1. Who reads an upload holds a shared lock on its directory for as long as there is something left to read.
+   Who removes it needs the exclusive one, and does not wait: a reader may take hours.
+2. A lock is on the directory, not on its path: whoever has got it looks whether the path still leads there.
+3. A removed upload vanishes by one rename, under the lock. Its new name is one that start-up sweeps away,
+   so a crash half-way leaves nothing for ever.
+4. Its age counts from the manifest's modification time; where this disk keeps no manifest, from the
+   directory's. Only what is named like an upload expires: a root may hold other things.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import fcntl
+import logging
+import os
+import re
+import shutil
+import threading
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import Executor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO, Protocol, TypeVar
+
+from gateway.concurrency.threads import TrackedExecutor, uninterrupted
+from gateway.errors import Conflict
+from gateway.sinks import sink_fault
+
+__all__ = [
+    "DELETED",
+    "INCOMING",
+    "MANIFEST",
+    "UPLOAD_ID",
+    "Held",
+    "StoredFile",
+    "lock_directory",
+    "read_manifest",
+    "remove_expired",
+    "remove_leftovers",
+    "sync_directory",
+    "translated",
+]
+
+log = logging.getLogger("gateway.shelf")
+
+UPLOAD_ID = re.compile("[0-7][0123456789ABCDEFGHJKMNPQRSTVWXYZ]{25}")
+"""A ULID; what matches can be no path but its own."""
+MANIFEST = "manifest.json"
+INCOMING, DELETED = ".incoming", ".deleted"
+_PATIENCE_SECONDS = 1.0
+"""For a reader who meets a removal in the moment between its lock and its rename."""
+
+T = TypeVar("T")
+
+
+class _Closable(Protocol):
+    def close(self) -> None: ...
+
+
+@dataclass(frozen=True, slots=True)
+class StoredFile:
+    file: BinaryIO
+    size: int
+    modified: float
+
+
+class Held:
+    """One disk's share of an upload, locked: `async with disk.held(id) as held`. None where there is none.
+
+    Raises Conflict where somebody else's lock forbids it. Leaving waits for its running jobs, closes what
+    was opened, and lets go of the lock. The methods that are not coroutines are jobs for `run`.
+    """
+
+    def __init__(self, path: Path, executor: Executor, *, sink: str, fsync: bool, exclusive: bool) -> None:
+        self.path = path
+        self.sink = sink
+        self._fsync = fsync
+        self._exclusive = exclusive
+        self._jobs = TrackedExecutor(executor)
+        self._lock: int | None = None
+        self._kept: list[_Closable] = []
+        self._released = False
+
+    async def __aenter__(self) -> Held | None:
+        try:
+            await self.run(self._take)
+        except BaseException:
+            await self.release()  # the job may have got the lock after we were cancelled
+            raise
+        return None if self._lock is None else self
+
+    async def __aexit__(self, *exc_info: object) -> None:
+        await self.release()
+
+    async def run(self, function: Callable[..., T], *args: Any) -> T:
+        with translated(self.sink):
+            return await asyncio.get_running_loop().run_in_executor(self._jobs, function, *args)
+
+    async def release(self) -> None:
+        """Let go before the end: there is nothing left to read."""
+        if not self._released:
+            await uninterrupted(self._jobs.after_all(self._let_go))
+            self._released = True
+
+    # -- the jobs; each runs in a thread
+
+    def manifest(self) -> bytes | None:
+        return read_manifest(self.path)
+
+    def indexes(self) -> set[int]:
+        """The parts that have a file here."""
+        return {int(name) for name in os.listdir(self.path) if name.isdecimal()}
+
+    def open(self, index: int) -> StoredFile | None:
+        try:
+            file = open(self.path / str(index), "rb", buffering=0)  # noqa: SIM115 - closed by _let_go
+        except FileNotFoundError:
+            return None
+        self._kept.append(file)
+        status = os.fstat(file.fileno())
+        return StoredFile(file, status.st_size, status.st_mtime)
+
+    def keep(self, thing: _Closable) -> None:
+        """Close it before the lock goes."""
+        self._kept.append(thing)
+
+    def remove(self) -> None:
+        _remove(self.path, self._fsync)
+
+    def _take(self) -> None:
+        deadline = time.monotonic() + _PATIENCE_SECONDS
+        while True:
+            try:
+                self._lock = lock_directory(self.path, shared=not self._exclusive)
+                return
+            except BlockingIOError:
+                if self._exclusive or time.monotonic() > deadline:
+                    raise Conflict(f"upload {self.path.name} is being read or removed") from None
+            time.sleep(0.002)
+
+    def _let_go(self) -> None:
+        while self._kept:
+            self._kept.pop().close()
+        if self._lock is not None:
+            os.close(self._lock)
+            self._lock = None
+
+
+def read_manifest(path: Path) -> bytes | None:
+    """The manifest in an upload's directory, as it was answered; None if there is none."""
+    try:
+        return (path / MANIFEST).read_bytes()
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+
+
+def remove_leftovers(root: Path) -> None:
+    """Remove what a crash left behind: temporary directories that nobody locks, removals that were not finished."""
+    for entry in list(root.iterdir()):
+        if not entry.name.startswith(".") or entry.suffix not in (INCOMING, DELETED):
+            continue
+        with contextlib.suppress(BlockingIOError):
+            lock = lock_directory(entry)
+            if lock is not None:
+                shutil.rmtree(entry, ignore_errors=True)
+                os.close(lock)
+
+
+def remove_expired(root: Path, keep_seconds: float, stopped: threading.Event) -> int:
+    """Remove what is older, but for what is being read: the next sweep meets it again. Returns how many."""
+    removed = 0
+    for name in os.listdir(root):
+        if stopped.is_set():
+            break
+        if not UPLOAD_ID.fullmatch(name):
+            continue
+        path = root / name
+        try:
+            if time.time() - _published(path) < keep_seconds:
+                continue
+            lock = lock_directory(path)
+            if lock is None:
+                continue
+            try:
+                _remove(path, fsync=False)  # one that a power cut brings back expires again
+            finally:
+                os.close(lock)
+        except (BlockingIOError, FileNotFoundError):
+            continue
+        except OSError as error:
+            log.warning("upload %s cannot be removed: %s", name, error)
+            continue
+        removed += 1
+    return removed
+
+
+def _published(path: Path) -> float:
+    try:
+        return (path / MANIFEST).stat().st_mtime
+    except (FileNotFoundError, NotADirectoryError):
+        return path.stat().st_mtime
+
+
+def _remove(path: Path, fsync: bool) -> None:
+    """Rule 3; the caller holds the exclusive lock."""
+    grave = path.with_name(f".{path.name}{DELETED}")
+    os.rename(path, grave)
+    sync_directory(path.parent, fsync)
+    shutil.rmtree(grave, ignore_errors=True)
+
+
+def lock_directory(path: Path, *, shared: bool = False) -> int | None:
+    """A descriptor that holds the directory's lock; None if it is gone.
+
+    Raises BlockingIOError where somebody else's lock forbids it.
+    """
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    try:
+        fcntl.flock(descriptor, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
+        with contextlib.suppress(FileNotFoundError):
+            if os.path.samestat(os.fstat(descriptor), os.stat(path)):
+                return descriptor
+    except BaseException:
+        os.close(descriptor)
+        raise
+    os.close(descriptor)
+    return None
+
+
+def sync_directory(path: Path, fsync: bool) -> None:
+    """Make the directory's entries durable."""
+    if not fsync:
+        return
+    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+@contextlib.contextmanager
+def translated(name: str) -> Iterator[None]:
+    """The system's errors as those of the sink of that name."""
+    try:
+        yield
+    except OSError as error:
+        raise sink_fault(name, error) from error

@@ -1,0 +1,280 @@
+"""One request per file: a form with that file, the fields that came before it on the wire, and those that are added.
+
+1. *A part that is kept for itself* (`keep = "each"`: `upload.parts_alone`) is sent while it comes, and its request is
+   completed when the part is whole and checked: its delimiter was seen, and its digests are those declared. This is
+   the one place where something is complete before the upload is: to withhold them all would deadlock when
+   `parallel_parts` of them are open. So a body that breaks off later leaves them as they are, and `drop` takes
+   nothing back that was completed; what was not is broken off.
+2. *Where all or nothing is kept*, the files wait in one temporary file, and requests begin at `commit`. The first
+   refusal ends the commit: those under way are broken off, no others begin, and `committed` says which ones stay.
+3. Up to `parallel_parts` requests are under way at a time. Each is a body of its own, with its own choice of a
+   destination, its attempts and its clocks.
+4. `known` is for a part that declares a Content-Length, and is kept to.
+5. Fields are held until the end of the upload, by reference. Those that no file follows go nowhere; empty file inputs
+   are no files, and no fields: they go nowhere, either.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable, Sequence
+from concurrent.futures import Executor
+from dataclasses import dataclass
+from functools import partial
+
+from aiohttp import ClientResponse
+
+from gateway.concurrency.pipe import Progress, gathered
+from gateway.digests import PartDigest
+from gateway.errors import GatewayError, LengthRequired, Malformed
+from gateway.model import Part, Receipt, Upload
+from gateway.multipart.codec import Encoder
+from gateway.multipart.headers import only
+from gateway.sinks import Answered, refused
+from gateway.sinks.relay.sending.outbound import COALESCE_BYTES, Outbound
+from gateway.sinks.relay.sending.spool import Region, Spool
+from gateway.sinks.relay.shape import Sent, Shape, is_empty_input, written
+
+__all__ = ["PartsDelivery"]
+
+
+@dataclass(slots=True)
+class _Kept:
+    """A file that waits for the commit."""
+
+    sent: Sent
+    region: Region
+
+
+class PartsDelivery:
+    """One upload on its way to a destination, a request for each file. `make` makes one.
+
+    `spool` is this delivery's, to be closed with it.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        upload: Upload,
+        make: Callable[..., Outbound],
+        *,
+        lengths: Sequence[str],
+        shape: Shape,
+        parallel_parts: int,
+        spool: Spool,
+        executor: Executor,
+    ) -> None:
+        self.completes_parts = upload.parts_alone
+        self._name = name
+        self._upload = upload
+        self._make = make
+        self._lengths = lengths
+        self._shape = shape
+        self._parallel_parts = parallel_parts or 1 << 30
+        self._places = asyncio.Semaphore(self._parallel_parts)
+        self._spool = spool
+        self._executor = executor
+        self._progress: Progress | None = None
+        self._fields: list[tuple[Part, bytes]] = []
+        self._kept: dict[int, _Kept] = {}
+        self._receipts: dict[int, Receipt] = {}
+
+    @property
+    def began(self) -> bool:
+        """Whether a request was completed."""
+        return bool(self._receipts)
+
+    def keep_time(self, progress: Progress) -> None:
+        self._progress = progress
+
+    async def accept(self, part: Part, chunks: AsyncIterable[bytes]) -> None:
+        if self._shape.leaves_out(part):
+            return
+        part = self._shape.renamed(part)
+        if not part.is_file:
+            self._fields.append((part, b"".join([chunk async for chunk in chunks])))
+        elif self.completes_parts:
+            async with self._places:
+                await self._send_alone(part, chunks)
+        else:
+            await self._keep(part, chunks)
+
+    async def accept_all(self, parts: list[tuple[Part, bytes]]) -> None:
+        # all fields before the first wait: files that come after this batch want them
+        kept = [(self._shape.renamed(part), data) for part, data in parts if not self._shape.leaves_out(part)]
+        self._fields += [(part, data) for part, data in kept if not part.is_file]
+        files = [(part, data) for part, data in kept if part.is_file and not is_empty_input(part, len(data))]
+        if self.completes_parts:
+            await self._all_at_once([partial(self._send_alone, part, _whole(data)) for part, data in files])
+        else:
+            for part, data in files:
+                await self._keep(part, _whole(data))
+
+    async def drop(self, part: Part) -> None:
+        """Rule 1: of what was completed only the receipt is taken back."""
+        self._kept.pop(part.index, None)
+        self._receipts.pop(part.index, None)
+
+    async def commit(self) -> list[Receipt]:
+        kept = [self._kept[index] for index in sorted(self._kept)]
+        if kept:
+            await self._spool.flush()
+            await self._all_at_once([partial(self._send_kept, one) for one in kept])
+        return self.committed()
+
+    def committed(self) -> list[Receipt]:
+        return [self._receipts[index] for index in sorted(self._receipts)]
+
+    async def end(self) -> None:
+        self._kept.clear()
+        await self._spool.close()
+
+    # -- one request
+
+    async def _send_alone(self, part: Part, chunks: AsyncIterable[bytes]) -> None:
+        """Rule 1."""
+        way, declared = self._way(part)
+        encoder = Encoder()
+        ahead = self._ahead(encoder, part)
+        length = None
+        if declared is not None:
+            length = sum(map(len, ahead)) + declared + len(self._tail(encoder, Sent.assumed(part, declared)))
+        outbound = self._outbound(encoder, length=length, spooled=way == "spool")
+
+        async def sending() -> ClientResponse:
+            for piece in ahead:
+                await outbound.put(piece)
+            size, digest = 0, self._digest()
+            async for batch, taken in gathered(chunks, COALESCE_BYTES):
+                size += taken
+                if declared is not None and size > declared:
+                    raise Malformed(f"a part is more than the {declared} bytes that it declares", part=part.index)
+                for chunk in batch:
+                    if digest is not None:
+                        await digest.update(chunk)
+                    await outbound.put(chunk)
+                await outbound.flush()
+            if declared is not None and size != declared:
+                raise Malformed(f"a part is {size} bytes, and declares {declared}", part=part.index)
+            sent = Sent(part, size, "" if digest is None else (await digest.finish())["sha256"])
+            for _ in range(2):
+                await asyncio.sleep(0)  # an answer that is already here came before the closing delimiter
+            return await outbound.finish(self._tail(encoder, sent))
+
+        await self._answered(part, outbound, sending)
+
+    async def _send_kept(self, kept: _Kept) -> None:
+        """Rule 2."""
+        part, encoder = kept.sent.part, Encoder()
+        kept.region.put_ahead(self._ahead(encoder, part))
+        outbound = self._outbound(encoder, length=None, spooled=True, spooled_already=kept.region)
+        tail = self._tail(encoder, kept.sent)
+        await self._answered(part, outbound, lambda: outbound.finish(tail))
+        del self._kept[part.index]
+
+    async def _answered(self, part: Part, outbound: Outbound, sending: Callable[[], Awaitable[ClientResponse]]) -> None:
+        """One request to its answer. Raises a sink's errors, and what is wrong with the part."""
+        try:
+            async with asyncio.TaskGroup() as group:
+                group.create_task(outbound.run())
+                response = await sending()
+            if not 200 <= response.status < 300:
+                raise Answered(self._name, response)
+            self._receipts[part.index] = Receipt(part.index, self._name, status=response.status)
+        except BaseExceptionGroup as errors:
+            raise _told(errors.exceptions[0], part) from None
+        except Answered as answered:
+            raise _told(answered, part) from None
+        finally:
+            await outbound.end()
+            if self._progress is not None:
+                self._progress.moved()
+
+    def _outbound(self, encoder: Encoder, **how: object) -> Outbound:
+        return self._make(
+            self._upload, content_type=encoder.content_type, unchanged=False, progress=self._progress, **how
+        )
+
+    def _way(self, part: Part) -> tuple[str, int | None]:
+        """(way, declared bytes if that way is `known`). Raises LengthRequired, Malformed."""
+        for way in self._lengths:
+            if way != "known":
+                return way, None
+            declared = _declared_bytes(part) if self._upload.multipart else self._upload.content_length
+            if declared is not None:
+                return way, declared
+        raise LengthRequired(
+            f"sink {self._name} needs to know the length of a part, and this one declares none",
+            sink=self._name,
+            part=part.index,
+        )
+
+    def _ahead(self, encoder: Encoder, part: Part) -> list[bytes]:
+        """All that comes before the bytes of a file."""
+        ahead = list(written(encoder, self._shape.before(self._upload)))
+        for field, data in self._fields:
+            if field.index < part.index:
+                ahead += (encoder.begin_part(field), data)
+        return [*ahead, encoder.begin_part(part)]
+
+    def _tail(self, encoder: Encoder, sent: Sent) -> bytes:
+        """All that comes after them."""
+        return b"".join(written(encoder, self._shape.after(self._upload, [sent]))) + encoder.close()
+
+    # -- a file that waits
+
+    async def _keep(self, part: Part, chunks: AsyncIterable[bytes]) -> None:
+        region, size, digest = Region(self._spool), 0, self._digest()
+        async for chunk in chunks:
+            size += len(chunk)
+            if digest is not None:
+                await digest.update(chunk)
+            await region.write(chunk)
+        sha256 = "" if digest is None else (await digest.finish())["sha256"]
+        self._kept[part.index] = _Kept(Sent(part, size, sha256), region)
+
+    def _digest(self) -> PartDigest | None:
+        """Of what this destination gets, if it is told."""
+        return PartDigest(("sha256",), self._executor) if self._shape.wants_sha256 else None
+
+    async def _all_at_once(self, jobs: Sequence[Callable[[], Awaitable[None]]]) -> None:
+        """Rule 3. Raises the first error."""
+        left = iter(jobs)
+
+        async def work() -> None:
+            for job in left:
+                async with self._places:
+                    await job()
+
+        try:
+            async with asyncio.TaskGroup() as group:
+                for _ in range(min(len(jobs), self._parallel_parts)):
+                    group.create_task(work())
+        except BaseExceptionGroup as errors:
+            raise errors.exceptions[0] from None
+
+
+def _told(error: BaseException, part: Part) -> BaseException:
+    if isinstance(error, Answered):
+        error = refused(error)
+    if isinstance(error, GatewayError):
+        error.members.setdefault("part", part.index)
+    return error
+
+
+def _declared_bytes(part: Part) -> int | None:
+    """The Content-Length of a part. Raises Malformed."""
+    try:
+        value = only(part.headers, b"content-length")
+    except Malformed as error:
+        raise Malformed(error.detail, part=part.index) from None
+    if value is None:
+        return None
+    if not value.isdigit() or len(value) > 18:
+        raise Malformed("the Content-Length of a part is no number", part=part.index)
+    return int(value)
+
+
+async def _whole(data: bytes) -> AsyncIterator[bytes]:
+    if data:
+        yield data

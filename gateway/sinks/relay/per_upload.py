@@ -1,0 +1,232 @@
+"""One request per upload: filled as the parts come, in the order of the wire.
+
+1. The request begins with the first part that is not left out (a route of kind relay makes one even for no parts at
+   all). It stays open until commit: only then the closing delimiter and the last chunk are sent.
+2. `fields_first_bytes`: files wait in memory, empty file inputs with them, until no field can come any more. More
+   bytes of files than that are TooLarge: nothing is ever put into another order without having been asked for.
+3. A length that is `known` follows from that of a raw body, since the form around it is ours.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterable, Callable, Sequence
+
+import aiohttp
+
+from gateway.concurrency.pipe import Progress, add_chunk, gathered
+from gateway.errors import TooLarge
+from gateway.model import Entry, Part, Receipt, Upload
+from gateway.multipart.codec import Encoder
+from gateway.sinks import Answered
+from gateway.sinks.relay.sending.outbound import COALESCE_BYTES, Outbound
+from gateway.sinks.relay.shape import Sent, Shape, is_empty_input, written
+
+__all__ = ["RelayDelivery"]
+
+
+class RelayDelivery:
+    """One upload on its way to a destination. `make` makes the request; `way` is how its length is told."""
+
+    def __init__(
+        self,
+        name: str,
+        upload: Upload,
+        make: Callable[..., Outbound],
+        *,
+        way: str,
+        wired: bool,
+        shape: Shape,
+        read_seconds: float | None,
+    ) -> None:
+        self.read_seconds = read_seconds
+        self._name = name
+        self._upload = upload
+        self._make = make
+        self._way = way
+        self._wired = wired
+        self._shape = shape.for_body(upload)
+        # a raw body is wrapped as a form with one file
+        content_type = upload.content_type.encode("utf-8", "surrogateescape")
+        self._encoder = Encoder.like(content_type) if upload.multipart else Encoder()
+        self._progress: Progress | None = None
+        self._outbound: Outbound | None = None
+        self._made = asyncio.Event()
+        self._response: aiohttp.ClientResponse | None = None
+        self._turn = asyncio.Lock()  # first come, first served: the order of the wire
+        self._files: list[Part] = []
+        """As the destination gets them."""
+        self._waiting: list[tuple[Part, list[bytes]]] = []
+        self._waiting_bytes = 0
+        self._entries: Sequence[Entry] = ()
+        self._wired_files: Sequence[int] = ()
+        self._tail = b""
+
+    @property
+    def began(self) -> bool:
+        """Whether there is a request: all that came may have been left out."""
+        return self._outbound is not None
+
+    def takes_wire(self) -> bool:
+        return self._wired
+
+    def keep_time(self, progress: Progress) -> None:
+        self._progress = progress
+
+    async def accept(self, part: Part, chunks: AsyncIterable[bytes]) -> None:
+        if self._shape.leaves_out(part):
+            return
+        async with self._turn:
+            part = self._shape.renamed(part)
+            if part.is_file:
+                self._files.append(part)
+            if self._shape.fields_first_bytes and part.is_file:
+                self._waiting.append((part, []))
+                async for chunk in chunks:
+                    self._wait(chunk)
+                return
+            outbound = await self._begin(part)
+            await self._pass_on(outbound, chunks)
+
+    async def _pass_on(self, outbound: Outbound, chunks: AsyncIterable[bytes]) -> None:
+        """As soon as it comes: what is there is joined, what is not there is not waited for."""
+        async for batch, _ in gathered(chunks, COALESCE_BYTES):
+            for chunk in batch:
+                await outbound.put(chunk)
+            await outbound.flush()
+        await outbound.flush()  # of a part without bytes there is a head
+
+    async def accept_all(self, parts: list[tuple[Part, bytes]]) -> None:
+        async with self._turn:
+            for part, data in parts:
+                if self._shape.leaves_out(part):
+                    continue
+                part = self._shape.renamed(part)
+                if part.is_file and not is_empty_input(part, len(data)):
+                    self._files.append(part)
+                if self._shape.fields_first_bytes and part.is_file:
+                    self._waiting.append((part, []))
+                    self._wait(data)
+                else:
+                    outbound = await self._begin(part)
+                    await outbound.put(data)
+            if self._outbound is not None:  # a batch may be empty, and the first
+                await self._outbound.flush()
+
+    def _wait(self, chunk: bytes) -> None:
+        """Rule 2: more of the file that came last."""
+        limit = self._shape.fields_first_bytes
+        self._waiting_bytes += len(chunk)
+        if self._waiting_bytes > limit:
+            raise TooLarge(
+                f"the files are more than the {limit} bytes that may wait for the fields of sink {self._name}",
+                limit=limit,
+                sink=self._name,
+            )
+        add_chunk(self._waiting[-1][1], chunk)
+
+    async def accept_wire(self, chunks: AsyncIterable[bytes]) -> None:
+        upload = self._upload
+        async for batch, _ in gathered(chunks, COALESCE_BYTES):
+            outbound = self._made_for(upload.content_type, upload.content_length)
+            for chunk in batch:
+                await outbound.put(chunk)
+            await outbound.flush()
+
+    def hold_wire(self, files: Sequence[int], tail: bytes) -> None:
+        self._wired_files = list(files)
+        self._tail = tail
+
+    async def _begin(self, part: Part) -> Outbound:
+        outbound = await self._form(part)
+        await outbound.put(self._encoder.begin_part(part))
+        return outbound
+
+    async def _form(self, first: Part | None = None) -> Outbound:
+        """The request, with all that comes before its first part."""
+        if self._outbound is not None:
+            return self._outbound
+        length = self._known_length(first) if self._way == "known" else None
+        outbound = self._made_for(self._encoder.content_type, length)
+        for field in written(self._encoder, self._shape.before(self._upload)):
+            await outbound.put(field)
+        return outbound
+
+    def _known_length(self, part: Part | None) -> int:
+        """Rule 3; None where the raw body is left out."""
+        upload, shape = self._upload, self._shape
+        assert upload.content_length is not None
+        encoder = Encoder(self._encoder.boundary)
+        size = sum(map(len, written(encoder, shape.before(upload))))
+        if part is not None:
+            size += len(encoder.begin_part(part)) + upload.content_length
+        files = [] if part is None else [Sent.assumed(part, upload.content_length)]
+        return size + sum(map(len, written(encoder, shape.after(upload, files)))) + len(encoder.close())
+
+    def _made_for(self, content_type: str, length: int | None) -> Outbound:
+        if self._outbound is None:
+            self._outbound = self._make(
+                self._upload,
+                content_type=content_type,
+                length=length,
+                spooled=self._way == "spool",
+                unchanged=self._wired,
+                progress=self._progress,
+            )
+            self._made.set()
+        return self._outbound
+
+    async def watch(self) -> None:
+        """Make the request, and see to the answer, whenever it comes."""
+        await self._made.wait()
+        assert self._outbound is not None
+        await self._outbound.run()
+
+    def inform(self, entries: Sequence[Entry]) -> None:
+        self._entries = entries
+
+    async def commit(self) -> list[Receipt]:
+        nothing_came = self._outbound is None and not self._waiting and not self._wired_files
+        if nothing_came and self._upload.kind not in ("relay", "opaque"):
+            return []
+        if self._wired:
+            outbound, tail = self._made_for(self._upload.content_type, self._upload.content_length), self._tail
+        else:
+            outbound = await self._complete_form()
+            tail = self._encoder.close()
+        for _ in range(2):
+            await asyncio.sleep(0)  # an answer that is already here came before the closing delimiter
+        response = self._response = await outbound.finish(tail)
+        if not 200 <= response.status < 300:
+            raise Answered(self._name, response)
+        files = self._wired_files if self._wired else [part.index for part in self._files]
+        return [Receipt(index, self._name, status=response.status) for index in files]
+
+    async def _complete_form(self) -> Outbound:
+        """All but the closing delimiter."""
+        waiting, self._waiting = self._waiting, []
+        for part, chunks in waiting:
+            outbound = await self._begin(part)
+            for chunk in chunks:
+                await outbound.put(chunk)
+        outbound = await self._form()
+        files = [_sent(part, self._entries[part.index]) for part in self._files] if self._shape.wants_files else []
+        for field in written(self._encoder, self._shape.after(self._upload, files)):
+            await outbound.put(field)
+        return outbound
+
+    def answer(self) -> aiohttp.ClientResponse | None:
+        """The destination's response, after a commit; its body has not been read."""
+        return self._response
+
+    async def end(self) -> None:
+        """Let go of the connection; without a commit, break the request off."""
+        if self._outbound is not None:
+            await self._outbound.end()
+
+
+def _sent(part: Part, entry: Entry) -> Sent:
+    """What the flows made of it, if they made something of it."""
+    if entry.output is not None:
+        return Sent(part, entry.output.size, entry.output.sha256 or "")
+    return Sent(part, entry.size, entry.digests.get("sha256", ""))

@@ -1,0 +1,297 @@
+"""Uploads whose time is over: which ones a sweep removes, when it runs, and what it leaves alone."""
+
+from __future__ import annotations
+
+import asyncio
+import fcntl
+import logging
+import os
+import re
+import shutil
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from gateway.errors import Conflict
+from gateway.model import Part, Upload
+from gateway.sinks.disk import sink as disk_module
+from gateway.sinks.disk import upload_directory as shelf
+from gateway.sinks.disk.sink import DiskSink
+from gateway.sinks.disk.upload_directory import remove_expired
+
+_SECONDS = 60
+_NEVER = threading.Event()
+
+
+def ulid(number: int) -> str:
+    return f"01JD{number:022d}"
+
+
+def disk(root: Path, keep_seconds: float = 0) -> DiskSink:
+    return DiskSink(name="disk", root=str(root), fsync=False, keep_seconds=keep_seconds)
+
+
+def put(root: Path, number: int, *, age_seconds: float, manifest: bool = True) -> Path:
+    """An upload that was published so long ago."""
+    path = root / ulid(number)
+    path.mkdir(parents=True)
+    (path / "0").write_bytes(b"data")
+    then = time.time() - age_seconds
+    if manifest:
+        (path / "manifest.json").write_bytes(b"{}")
+        os.utime(path / "manifest.json", (then, then))
+    else:
+        os.utime(path, (then, then))
+    return path
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    async with asyncio.timeout(_SECONDS):
+        while True:
+            if condition():
+                return
+            await asyncio.sleep(0.05)
+
+
+@contextmanager
+def locked(path: Path, how: int) -> Iterator[None]:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, how | fcntl.LOCK_NB)
+        yield
+    finally:
+        os.close(descriptor)
+
+
+@pytest.mark.parametrize(("keep_seconds", "period"), [(1, 1), (4, 1), (60, 15), (240, 60), (86400, 60)])
+def test_a_sweep_comes_four_times_in_the_time_and_at_least_once_a_minute(keep_seconds: float, period: float) -> None:
+    assert disk(Path("unused"), keep_seconds).sweep_seconds == period
+
+
+async def test_a_start_removes_what_is_older_and_only_that(tmp_path: Path) -> None:
+    old = put(tmp_path, 1, age_seconds=1000)
+    old_without = put(tmp_path, 2, age_seconds=1000, manifest=False)
+    new = put(tmp_path, 3, age_seconds=10)
+    new_without = put(tmp_path, 4, age_seconds=10, manifest=False)
+    async with disk(tmp_path, 100):
+        assert sorted(tmp_path.iterdir()) == [new, new_without]
+    assert not old.exists()
+    assert not old_without.exists()
+
+
+async def test_zero_keeps_for_ever(tmp_path: Path) -> None:
+    path = put(tmp_path, 1, age_seconds=10**9)
+    async with disk(tmp_path) as sink:
+        assert sink._timer is None
+    assert path.exists()
+
+
+async def test_only_what_is_named_like_an_upload_expires(tmp_path: Path) -> None:
+    names = ["lost+found", "backup", ulid(1).lower(), ulid(1) + "0", "8" + ulid(1)[1:], f".{ulid(1)}"]
+    for name in names:
+        (tmp_path / name).mkdir()
+        os.utime(tmp_path / name, (0, 0))
+    (tmp_path / ulid(2)).write_bytes(b"a file")
+    os.utime(tmp_path / ulid(2), (0, 0))
+    async with disk(tmp_path, 1):
+        assert sorted(os.listdir(tmp_path)) == sorted([*names, ulid(2)])
+
+
+async def test_sweeps_go_on_while_the_sink_is_open(tmp_path: Path) -> None:
+    async with disk(tmp_path, 1) as sink:
+        for number in (1, 2):
+            async with sink.open(Upload(ulid(number), "/upload")) as delivery:
+                await delivery.accept_all([(Part(0, b"file", b"a.bin", None), b"data")])
+                delivery.keep_manifest(b"{}")
+                await delivery.commit()
+            assert (tmp_path / ulid(number)).exists()
+            await until(lambda: not os.listdir(tmp_path))
+    await asyncio.sleep(0)
+
+
+async def test_the_age_counts_from_the_end_of_the_upload(tmp_path: Path) -> None:
+    """A disk that does not keep the manifest has only the directory to tell by."""
+    async with disk(tmp_path) as sink:
+        async with sink.open(Upload(ulid(1), "/upload")) as delivery:
+            await delivery.accept_all([(Part(0, b"file", b"a.bin", None), b"data")])
+            os.utime(tmp_path / f".{ulid(1)}.incoming", (0, 0))
+            await delivery.commit()
+        assert remove_expired(tmp_path, 1000, _NEVER) == 0
+    assert (tmp_path / ulid(1) / "0").exists()
+
+
+async def test_what_is_being_read_outlives_its_time_until_it_was_read(tmp_path: Path) -> None:
+    path = put(tmp_path, 1, age_seconds=10)
+    other = put(tmp_path, 2, age_seconds=10)
+    with locked(path, fcntl.LOCK_SH):
+        async with disk(tmp_path, 1) as sink:
+            assert not other.exists()
+            async with sink.held(ulid(1)) as held:
+                assert held is not None
+                await asyncio.sleep(1.5)
+                assert await held.run(held.manifest) == b"{}"
+    async with disk(tmp_path, 1) as sink:
+        assert not path.exists()
+        async with sink.held(ulid(1)) as gone:
+            assert gone is None
+
+
+async def test_a_reader_in_another_process_is_respected_until_it_dies(tmp_path: Path) -> None:
+    path = put(tmp_path, 1, age_seconds=10)
+    program = (
+        "import fcntl, os, sys\n"
+        "fcntl.flock(os.open(sys.argv[1], os.O_RDONLY), fcntl.LOCK_SH)\n"
+        "print('locked', flush=True)\n"
+        "sys.stdin.read()\n"
+    )
+    command = [sys.executable, "-c", program, str(path)]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as reader:
+        assert reader.stdout is not None
+        assert reader.stdout.readline() == b"locked\n"
+        async with disk(tmp_path, 1) as sink:
+            assert path.exists()
+            with pytest.raises(Conflict):
+                await sink.delete(ulid(1))
+            reader.kill()
+            await until(lambda: not path.exists())
+
+
+async def test_a_reader_waits_for_a_removal_that_has_begun_and_finds_nothing(tmp_path: Path) -> None:
+    path = put(tmp_path, 1, age_seconds=0)
+    async with disk(tmp_path) as sink:
+        async with asyncio.TaskGroup() as group, sink.held(ulid(1), exclusive=True) as held:
+            assert held is not None
+
+            async def read() -> bool:
+                async with sink.held(ulid(1)) as share:
+                    return share is None
+
+            reading = group.create_task(read())
+            await asyncio.sleep(0.1)
+            assert not reading.done()
+            await held.run(held.remove)
+        assert reading.result()
+    assert not path.exists()
+
+
+async def test_a_reader_does_not_wait_for_ever(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(shelf, "_PATIENCE_SECONDS", 0.05)
+    path = put(tmp_path, 1, age_seconds=0)
+    async with disk(tmp_path) as sink:
+        with locked(path, fcntl.LOCK_EX), pytest.raises(Conflict):
+            async with sink.held(ulid(1)):
+                pass
+
+
+async def test_a_cancelled_reader_leaves_no_lock(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    put(tmp_path, 1, age_seconds=0)
+    taking, take = threading.Event(), shelf.lock_directory
+
+    def slow(path: Path, *, shared: bool = False) -> int | None:
+        taking.set()
+        time.sleep(0.2)
+        return take(path, shared=shared)
+
+    async with disk(tmp_path) as sink:
+        with monkeypatch.context() as patch:
+            patch.setattr(shelf, "lock_directory", slow)
+
+            async def read() -> None:
+                async with sink.held(ulid(1)):
+                    pytest.fail("it was cancelled before")
+
+            async with asyncio.TaskGroup() as group:
+                reading = group.create_task(read())
+                await asyncio.to_thread(taking.wait, 10)
+                reading.cancel()
+        assert await sink.delete(ulid(1))
+
+
+async def test_a_published_upload_can_be_read_before_its_own_upload_is_done(tmp_path: Path) -> None:
+    async with disk(tmp_path) as sink:
+        async with sink.open(Upload(ulid(1), "/upload")) as delivery:
+            await delivery.accept_all([(Part(0, b"file", b"a.bin", None), b"data")])
+            await delivery.commit()
+            async with sink.held(ulid(1)) as held:
+                assert held is not None
+            with pytest.raises(Conflict):
+                await sink.delete(ulid(1))
+        assert await sink.delete(ulid(1))
+
+
+# -- when things go wrong
+
+
+async def test_a_sweep_that_fails_is_told_and_the_next_one_comes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    calls: list[float] = []
+
+    def failing_once(root: Path, keep_seconds: float, stopped: threading.Event) -> int:
+        calls.append(time.monotonic())
+        if len(calls) == 2:
+            raise OSError("the disk is broken")
+        return 0
+
+    monkeypatch.setattr(disk_module, "remove_expired", failing_once)
+    async with disk(tmp_path, 1):
+        await until(lambda: len(calls) >= 3)
+    assert "the disk is broken" in caplog.text
+    after = len(calls)
+    await asyncio.sleep(1.2)
+    assert len(calls) == after, "it was swept after its end"
+
+
+async def test_an_upload_that_cannot_be_removed_does_not_keep_the_others(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    paths = [put(tmp_path, number, age_seconds=10) for number in range(3)]
+    rename = os.rename
+
+    def stuck(source: Path, target: Path) -> None:
+        if source == paths[1]:
+            raise PermissionError("it is not yours")
+        rename(source, target)
+
+    monkeypatch.setattr("gateway.sinks.disk.upload_directory.os.rename", stuck)
+    async with disk(tmp_path, 1):
+        assert [path.exists() for path in paths] == [False, True, False]
+    assert re.search(f"{ulid(1)} cannot be removed", caplog.text)
+
+
+async def test_a_stop_does_not_wait_for_all_that_is_left_to_sweep(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rmtree, sweeping = shutil.rmtree, threading.Event()
+
+    def slow(path: Path, ignore_errors: bool = False) -> None:
+        sweeping.set()
+        time.sleep(0.2)
+        rmtree(path, ignore_errors=ignore_errors)
+
+    async with disk(tmp_path, 1):
+        monkeypatch.setattr("gateway.sinks.disk.upload_directory.shutil.rmtree", slow)
+        for number in range(100):
+            put(tmp_path, number, age_seconds=10)
+        await asyncio.to_thread(sweeping.wait, _SECONDS)
+    assert len(os.listdir(tmp_path)) > 50
+
+
+async def test_what_a_crash_left_is_removed_at_the_start_as_before(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.WARNING)
+    for name in (f".{ulid(1)}.incoming", f".{ulid(2)}.deleted", f".{ulid(3)}.incoming"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "0").write_bytes(b"data")
+    kept = put(tmp_path, 4, age_seconds=0)
+    with locked(tmp_path / f".{ulid(3)}.incoming", fcntl.LOCK_EX):
+        async with disk(tmp_path, 1000):
+            assert sorted(os.listdir(tmp_path)) == [f".{ulid(3)}.incoming", kept.name]
+    assert caplog.records == []

@@ -1,0 +1,144 @@
+"""What /metrics counts: every upload once, by route and outcome, in the operator's words only."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import pytest
+from prometheus_client.parser import text_string_to_metric_families
+
+from tests.conftest import RunningGateway, StartDestination, StartGateway
+from tests.support.clients import Client, VanishingClient, ask, eventually, file, form, head
+
+SLOTS = ("gateway_uploads_in_flight", ())
+WHOLE = form(file(b"abc"))
+
+Samples = dict[tuple[str, tuple[tuple[str, str], ...]], float]
+
+
+async def _samples(gateway: RunningGateway) -> Samples:
+    answer = await ask(gateway.port, "/metrics")
+    assert answer.status == 200
+    assert answer.headers["content-type"].startswith("text/plain; version=0.0.4")
+    families = text_string_to_metric_families(answer.body.decode())
+    return {
+        (sample.name, tuple(sorted(sample.labels.items()))): sample.value
+        for family in families
+        for sample in family.samples
+        if not sample.name.endswith(("_created", "_bucket"))
+    }
+
+
+def _uploads(samples: Samples, route: str = "/upload") -> dict[str, float]:
+    """Outcome -> count."""
+    return {
+        dict(labels)["outcome"]: value
+        for (name, labels), value in samples.items()
+        if name == "gateway_uploads_total" and dict(labels)["route"] == route
+    }
+
+
+async def _ended(gateway: RunningGateway) -> Samples:
+    await eventually(lambda: not gateway.house.requests)
+    return await _samples(gateway)
+
+
+async def test_an_upload_is_counted_with_its_bytes_and_its_duration(start_gateway: StartGateway) -> None:
+    gateway = await start_gateway()
+    assert (await _samples(gateway))[SLOTS] == 0
+    for _ in range(2):
+        assert (await ask(gateway.port, "/upload", "POST", WHOLE)).status == 201
+    samples = await _samples(gateway)
+    route = (("route", "/upload"),)
+    assert _uploads(samples) == {"ok": 2}
+    assert samples["gateway_received_bytes_total", route] == 2 * len(WHOLE)
+    assert samples["gateway_sink_bytes_total", (("sink", "disk"),)] == 2 * len(b"abc")
+    assert samples["gateway_upload_seconds_count", route] == 2
+    assert 0 < samples["gateway_upload_seconds_sum", route] < 60
+
+
+async def test_an_upload_in_progress_is_in_flight_and_no_longer_when_it_ended(start_gateway: StartGateway) -> None:
+    gateway = await start_gateway()
+    async with Client(gateway.port) as client:
+        await client.send(head(content_length=len(WHOLE)) + WHOLE[:-1])
+        await eventually(lambda: gateway.house.gate.in_flight == 1)
+        assert (await _samples(gateway))[SLOTS] == 1
+        await client.send(WHOLE[-1:])
+        assert (await client.answer()).status == 201
+    assert (await _ended(gateway))[SLOTS] == 0
+
+
+async def test_refusals_and_faults_are_counted_by_their_slug(start_gateway: StartGateway) -> None:
+    gateway = await start_gateway(limits={"max_body_bytes": 4096, "max_parts": 2, "idle_seconds": 0.3})
+    for body, outcome, status in (
+        (form(file(bytes(5000))), "too-large", 413),
+        (form(file(b""), file(b""), file(b"")), "too-many-parts", 413),
+        (b"--b0undary\r\nNo header\r\n\r\n\r\n", "malformed", 400),
+        (WHOLE[:-9], "truncated", 400),
+    ):
+        assert (await ask(gateway.port, "/upload", "POST", body)).status == status
+        samples = await _ended(gateway)
+        assert (_uploads(samples)[outcome], samples[SLOTS]) == (1, 0)
+    answer = await ask(gateway.port, "/upload", "POST", WHOLE, content_type="multipart/mixed; boundary=b0undary")
+    assert (answer.status, _uploads(await _ended(gateway))["not-multipart"]) == (415, 1)
+    async with Client(gateway.port) as client:
+        await client.send(head(content_length=len(WHOLE)) + WHOLE[:50])
+        assert (await client.answer()).status == 408
+    samples = await _ended(gateway)
+    assert (_uploads(samples)["stalled"], samples[SLOTS]) == (1, 0)
+    assert sum(_uploads(samples).values()) == 6
+
+
+@pytest.mark.parametrize("how", ["fin", "rst"])
+async def test_a_client_that_went_away_is_counted_as_gone(
+    start_gateway: StartGateway, how: Literal["fin", "rst"]
+) -> None:
+    gateway = await start_gateway()
+    async with VanishingClient(gateway.port) as client:
+        await client.send(head(content_length=len(WHOLE)))
+        await eventually(lambda: gateway.house.gate.in_flight)
+        await client.vanish_after(WHOLE[:50], how)
+    samples = await _ended(gateway)
+    assert (_uploads(samples), samples[SLOTS]) == ({"client-gone": 1}, 0)
+
+
+async def test_a_client_that_went_away_before_its_answer_is_counted_once(start_gateway: StartGateway) -> None:
+    gateway = await start_gateway()
+    async with VanishingClient(gateway.port) as client:
+        await client.send(head(content_length=len(WHOLE)) + WHOLE[:-1])
+        await eventually(lambda: gateway.house.gate.in_flight)
+        await client.vanish_after(WHOLE[-1:], "rst")  # it may be too late for the last byte, too
+    samples = await _ended(gateway)
+    assert (sum(_uploads(samples).values()), samples[SLOTS]) == (1, 0)
+    assert set(_uploads(samples)) <= {"ok", "client-gone"}
+
+
+async def test_destinations_have_their_outcomes_and_their_bytes(
+    start_gateway: StartGateway, start_destination: StartDestination
+) -> None:
+    destination = await start_destination()
+    gateway = await start_gateway(api=f"{destination.url}/upload", limits={"stall_seconds": 0.3})
+    for query, status in (("", 200), ("?status=503", 503), ("?never_answer=1", 504), ("?die_after_bytes=1", 502)):
+        assert (await ask(gateway.port, f"/proxy{query}", "POST", WHOLE)).status == status
+    samples = await _ended(gateway)
+    assert _uploads(samples, "/proxy") == {"ok": 1, "answered": 1, "sink-timeout": 1, "sink-refused": 1}
+    assert samples["gateway_sink_bytes_total", (("sink", "api"),)] >= len(b"abc")
+    assert samples[SLOTS] == 0
+
+
+async def test_no_word_of_a_client_becomes_a_label(start_gateway: StartGateway) -> None:
+    gateway = await start_gateway()
+    evil = form(file(b"abc", filename="evil", name="evil"))
+    await ask(gateway.port, "/upload", "POST", evil)
+    await ask(gateway.port, "/upload/evil", "PUT", b"evil", content_type="evil/evil")
+    await ask(gateway.port, "/upload?evil=evil", "POST", evil, evil="evil", user_agent="evil")
+    await ask(gateway.port, "/evil", "POST", evil)
+    await ask(gateway.port, "/upload", "EVIL")
+    await ask(gateway.port, "/upload/evil%00", "PUT", b"evil", content_type="evil/evil")
+    answer = await ask(gateway.port, "/metrics")
+    assert b"evil" not in answer.body.lower()
+    samples = await _samples(gateway)
+    routes = {route.path for route in gateway.house.routes}
+    for _, labels in samples:
+        assert dict(labels).get("route", "/upload") in routes
+        assert dict(labels).get("sink", "disk") in gateway.house.sinks
