@@ -13,7 +13,7 @@ from aiohttp import web
 from gateway.config.settings import Settings
 from gateway.server.app import build_app, check_took_effect
 from gateway.server.demo_destination import receiver_app
-from gateway.server.handlers import HOUSE, House
+from gateway.server.handlers import SERVICES, Services
 from gateway.server.serve import DrainingRunner
 
 __all__ = ["Destination", "RunningGateway", "StartDestination", "StartGateway"]
@@ -29,8 +29,8 @@ class RunningGateway:
         self.url = f"http://{self.host}:{self.port}"
 
     @property
-    def house(self) -> House:
-        return self.runner.app[HOUSE]
+    def services(self) -> Services:
+        return self.runner.app[SERVICES]
 
     def stored(self) -> list[Path]:
         """Whatever lies under the root, temporary directories included."""

@@ -62,8 +62,8 @@ async def _seen(destination: Destination | Process) -> Any:
 
 async def _nothing_is_left(gateway: RunningGateway, destination: Destination) -> None:
     """Once everything has come to rest; and then the next request works."""
-    await eventually(lambda: not gateway.house.requests)
-    assert gateway.house.gate.in_flight == 0
+    await eventually(lambda: not gateway.services.requests)
+    assert gateway.services.gate.in_flight == 0
     assert gateway.stored() == []
     seen: dict[str, int] = {"started": 0, "aborted": -1}
     async with asyncio.timeout(30):
@@ -201,7 +201,7 @@ class TestG2NothingEarly:
     ) -> None:
         async with Client(gateway.port) as client:
             await client.send(request[:-withheld])
-            await eventually(lambda: gateway.house.gate.in_flight)
+            await eventually(lambda: gateway.services.gate.in_flight)
             await asyncio.sleep(0.3)
             (incoming, *_) = gateway.stored()
             assert [path.name for path in gateway.root.iterdir()] == [incoming.name]
@@ -247,13 +247,13 @@ class TestG3NothingLeft:
         async with asyncio.TaskGroup() as group:
             for _ in range(8):
                 group.create_task(cut())
-        await eventually(lambda: not gateway.house.requests)
+        await eventually(lambda: not gateway.services.requests)
         assert self._uploads(gateway) >= (end if how != "rst" else end // 2)  # a RST may outrun its request
         await _nothing_is_left(gateway, destination)
 
     @staticmethod
     def _uploads(gateway: RunningGateway) -> float:
-        counts = re.findall(rb"gateway_uploads_total{.*?} ([\d.]+)", gateway.house.metrics.text())
+        counts = re.findall(rb"gateway_uploads_total{.*?} ([\d.]+)", gateway.services.metrics.text())
         return sum(float(count) for count in counts)
 
     @pytest.mark.parametrize("target", ["/upload", "/proxy"])
@@ -344,7 +344,7 @@ class TestG4BackPressure:
             answer = await client.answer()
             sending.cancel()
         assert (answer.status, answer.json()["type"], answer.json()["sink"]) == (504, "/problems/sink-timeout", "api")
-        await eventually(lambda: not gateway.house.requests)
+        await eventually(lambda: not gateway.services.requests)
         assert gateway.stored() == []
 
     async def test_an_answer_that_nobody_reads_is_not_gathered(
@@ -374,8 +374,8 @@ class TestG4BackPressure:
             await asyncio.sleep(1)
             assert sent == early < 64 * MIB  # the kernel's buffers are full, and we hold no more
             client.reset()
-        await eventually(lambda: not gateway.house.requests)
-        assert gateway.house.gate.in_flight == 0
+        await eventually(lambda: not gateway.services.requests)
+        assert gateway.services.gate.in_flight == 0
 
 
 class TestG5RefusedBeforeRead:

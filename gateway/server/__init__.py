@@ -1,1 +1,1 @@
-"""The house around the wings: handlers, the application, processes that drain; metrics, and the demo destination."""
+"""What is around the wings: handlers, the application, processes that drain; metrics, and the demo destination."""

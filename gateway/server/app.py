@@ -1,4 +1,4 @@
-"""Settings -> an aiohttp application: the house, built."""
+"""Settings -> an aiohttp application, its sinks and flows made, and what the handlers share."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from gateway.flows import Flow
 from gateway.http.answers import strip_aiohttp_headers
 from gateway.http.forwarding import HeaderRules, TrustedNetworks
 from gateway.intake.admission import Gate, Slots
-from gateway.server.handlers import HOUSE, House, add_request_id, add_routes, problems
+from gateway.server.handlers import SERVICES, Services, add_request_id, add_routes, problems
 from gateway.server.metrics import Metrics
 from gateway.sinks import Sink
 from gateway.sinks.discard import DiscardSink
@@ -75,7 +75,7 @@ def build_app(settings: Settings, *, metrics: Metrics | None = None, slots: Slot
     )
     downloader = Downloader(**settings.download.model_dump())
     hashing = ThreadPoolExecutor(2, thread_name_prefix="hash")
-    app[HOUSE] = House(
+    app[SERVICES] = Services(
         limits=settings.as_limits(),
         gate=Gate(settings.server.max_uploads, slots),
         sinks=sinks,

@@ -45,13 +45,13 @@ from gateway.sinks.relay.sink import RelaySink
 from gateway.upload.dispatch import Outcome, dispatch, refuse_on_headers, takes_wire
 from gateway.upload.routes import Route
 
-__all__ = ["HOUSE", "House", "add_request_id", "add_routes", "problems"]
+__all__ = ["SERVICES", "Services", "add_request_id", "add_routes", "problems"]
 
 log = logging.getLogger("gateway.uploads")
 
 
 @dataclass
-class House:
+class Services:
     """What the handlers share."""
 
     limits: Limits
@@ -73,7 +73,7 @@ class House:
         return [sink for sink in self.sinks.values() if isinstance(sink, DiskSink)]
 
 
-HOUSE: web.AppKey[House] = web.AppKey("house", House)
+SERVICES: web.AppKey[Services] = web.AppKey("services", Services)
 UPLOAD_ID = web.RequestKey("upload_id", str)
 SENT_REQUEST_ID = web.RequestKey("request_id", str)
 BODY_READ = web.RequestKey("body_read", bool)
@@ -95,49 +95,49 @@ class UploadHandler:
         return await self._upload(request, raw=True)
 
     async def _upload(self, request: web.Request, *, raw: bool) -> web.StreamResponse:
-        house, route = request.app[HOUSE], self._route
+        services, route = request.app[SERVICES], self._route
         upload_id = request[UPLOAD_ID] = new_ulid()
         identity = request[SENT_REQUEST_ID] = request_id(request.headers.items(), upload_id)
         request[BODY_READ] = False
         try:
             mixed, opaque = route.kind == "relay", route.kind == "opaque"
-            multipart = check_headers(request, house.limits, raw=raw, mixed=mixed, encoded=opaque)
-            upload = self._described(request, house, multipart=multipart)
-            slot = house.gate.slot()
+            multipart = check_headers(request, services.limits, raw=raw, mixed=mixed, encoded=opaque)
+            upload = self._described(request, services, multipart=multipart)
+            slot = services.gate.slot()
         except GatewayError as error:
-            house.metrics.upload_refused(route=route.path, outcome=error.slug())
+            services.metrics.upload_refused(route=route.path, outcome=error.slug())
             log_upload(upload_id, identity, route.path, error.slug(), error=error)
             raise
-        with slot, Intake(request, house.limits) as intake, Record(house.metrics, upload, intake) as record:
+        with slot, Intake(request, services.limits) as intake, Record(services.metrics, upload, intake) as record:
             try:
-                keep_raw = takes_wire(route, house.sinks)
+                keep_raw = takes_wire(route, services.sinks)
                 events = self._events(
-                    request, intake, house.limits, multipart=multipart, keep_raw=keep_raw, opaque=opaque
+                    request, intake, services.limits, multipart=multipart, keep_raw=keep_raw, opaque=opaque
                 )
-                refuse_on_headers(upload, route, house.sinks)
+                refuse_on_headers(upload, route, services.sinks)
                 await accept_body(request)
                 async with AsyncExitStack() as stack:
                     outcome = record.outcome = await dispatch(
                         upload,
                         events,
                         route,
-                        house.sinks,
-                        house.flows,
-                        house.limits,
-                        house.executor,
+                        services.sinks,
+                        services.flows,
+                        services.limits,
+                        services.executor,
                         stack,
                         record.dropped,
                     )
-                    close = house.gate.draining or not intake.ended
+                    close = services.gate.draining or not intake.ended
                     if outcome.answer is not None:
-                        return await self._pass_through(request, house.limits, outcome, outcome.answer, close=close)
+                        return await self._pass_through(request, services.limits, outcome, outcome.answer, close=close)
                 # Only now, for what is stored stays locked until the sinks are left: who has read its manifest may
                 # delete it at once.
-                return await self._answer(request, house.limits, outcome, close=close)
+                return await self._answer(request, services.limits, outcome, close=close)
             finally:
                 request[BODY_READ] = intake.ended
 
-    def _described(self, request: web.Request, house: House, *, multipart: bool) -> Upload:
+    def _described(self, request: web.Request, services: Services, *, multipart: bool) -> Upload:
         peer, length = request.remote or "", request.content_length
         if length is None and hdrs.TRANSFER_ENCODING not in request.headers:
             length = 0  # RFC 9112 6.3
@@ -147,7 +147,7 @@ class UploadHandler:
             self._route.kind,
             request.method,
             query=request.raw_path.partition("?")[2],
-            headers=believed(request.headers.items(), trusted=peer in house.trusted),
+            headers=believed(request.headers.items(), trusted=peer in services.trusted),
             content_type=request.headers.get(hdrs.CONTENT_TYPE, ""),
             content_length=length,
             multipart=multipart,
@@ -224,28 +224,28 @@ def _raw_filename(request: web.Request) -> bytes | None:
 
 async def get_download(request: web.Request) -> web.StreamResponse:
     """A remote URL, streamed. It takes a slot as an upload does: it may hold as much."""
-    house = request.app[HOUSE]
+    services = request.app[SERVICES]
     outcome = InternalError.slug()
     try:
-        with house.gate.slot():
-            response = await house.downloader.respond(request, close=house.gate.draining)
+        with services.gate.slot():
+            response = await services.downloader.respond(request, close=services.gate.draining)
         outcome = "ok"
         return response
     except GatewayError as error:
         outcome = error.slug()
         raise
     finally:
-        house.metrics.download_ended(outcome)
+        services.metrics.download_ended(outcome)
 
 
-# -- the house itself
+# -- the services itself
 
 
 async def selftest_buffering(request: web.Request) -> web.StreamResponse:
-    house = request.app[HOUSE]
-    check_headers(request, house.limits, raw=True)
-    with house.gate.slot():
-        return await answer_buffering(request, house.limits)
+    services = request.app[SERVICES]
+    check_headers(request, services.limits, raw=True)
+    with services.gate.slot():
+        return await answer_buffering(request, services.limits)
 
 
 async def healthz(request: web.Request) -> web.Response:
@@ -253,13 +253,14 @@ async def healthz(request: web.Request) -> web.Response:
 
 
 async def readyz(request: web.Request) -> web.Response:
-    draining = request.app[HOUSE].gate.draining
+    draining = request.app[SERVICES].gate.draining
     return web.Response(status=503 if draining else 200, text="draining\n" if draining else "ok\n")
 
 
 async def metrics(request: web.Request) -> web.Response:
     return web.Response(
-        body=request.app[HOUSE].metrics.text(), headers={hdrs.CONTENT_TYPE: "text/plain; version=0.0.4; charset=utf-8"}
+        body=request.app[SERVICES].metrics.text(),
+        headers={hdrs.CONTENT_TYPE: "text/plain; version=0.0.4; charset=utf-8"},
     )
 
 
@@ -267,9 +268,9 @@ async def metrics(request: web.Request) -> web.Response:
 
 
 def add_routes(app: web.Application) -> None:
-    house = app[HOUSE]
-    app[DISKS] = house.disks
-    for route in house.routes:
+    services = app[SERVICES]
+    app[DISKS] = services.disks
+    for route in services.routes:
         uploads = UploadHandler(route)
         if route.kind == "opaque":
             _add(app, route.path, identified=True, POST=uploads.put, PUT=uploads.put, PATCH=uploads.put)
@@ -325,12 +326,12 @@ async def _not_found(request: web.Request) -> web.Response:
 @web.middleware
 async def problems(request: web.Request, handler: Handler) -> web.StreamResponse:
     """Whatever goes wrong leaves as problem+json; who went away leaves without a traceback."""
-    house, task = request.app[HOUSE], asyncio.current_task()
+    services, task = request.app[SERVICES], asyncio.current_task()
     assert task is not None
-    house.requests.add(task)
+    services.requests.add(task)
     try:
         response = await handler(request)
-        if house.gate.draining and not response.prepared:
+        if services.gate.draining and not response.prepared:
             response.force_close()
         return response
     except GatewayError as error:
@@ -345,12 +346,12 @@ async def problems(request: web.Request, handler: Handler) -> web.StreamResponse
         log.exception("a request failed")
         return _problem(request, InternalError())
     finally:
-        house.requests.discard(task)
+        services.requests.discard(task)
 
 
 def _problem(request: web.Request, error: GatewayError) -> web.Response:
     upload_id = request.get(UPLOAD_ID)
-    sink = request.app[HOUSE].sinks.get(str(error.members.get("sink")))
+    sink = request.app[SERVICES].sinks.get(str(error.members.get("sink")))
     return problem(
         error,
         instance=f"/uploads/{upload_id}" if upload_id else None,

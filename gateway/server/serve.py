@@ -27,7 +27,7 @@ from aiohttp.http_exceptions import HttpProcessingError
 
 from gateway.config.settings import Settings
 from gateway.server.app import build_app, check_took_effect
-from gateway.server.handlers import HOUSE
+from gateway.server.handlers import SERVICES
 
 __all__ = [
     "SIGNALS",
@@ -65,21 +65,21 @@ class DrainingRunner(web.AppRunner):
         self._drain_seconds = drain_seconds
 
     async def cleanup(self) -> None:
-        house = self.app[HOUSE]
-        house.gate.draining = True
+        services = self.app[SERVICES]
+        services.gate.draining = True
         for site in list(self.sites):
             await site.stop()
-        if house.requests:
-            log.info("draining: %d requests in progress", len(house.requests))
+        if services.requests:
+            log.info("draining: %d requests in progress", len(services.requests))
         loop = asyncio.get_running_loop()
         deadline = loop.time() + self._drain_seconds
-        while house.requests and loop.time() < deadline:
-            await asyncio.wait(house.requests, timeout=deadline - loop.time())
-        if house.requests:
-            log.warning("draining: %d requests are broken off", len(house.requests))
-            for request in list(house.requests):
+        while services.requests and loop.time() < deadline:
+            await asyncio.wait(services.requests, timeout=deadline - loop.time())
+        if services.requests:
+            log.warning("draining: %d requests are broken off", len(services.requests))
+            for request in list(services.requests):
                 request.cancel()
-            await asyncio.wait(house.requests, timeout=_ABORT_SECONDS)
+            await asyncio.wait(services.requests, timeout=_ABORT_SECONDS)
         await super().cleanup()
 
 

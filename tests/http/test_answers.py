@@ -389,7 +389,7 @@ async def test_the_gateway_serves_on_after_answers_that_broke(start_gateway: Sta
     gateway = await start_gateway(api=destination.url, server={"max_uploads": 1})
     for _ in range(3):
         assert (await _post(gateway.port, "/proxy")).all("content-length") == ["100"]
-    assert gateway.house.gate.in_flight == 0
+    assert gateway.services.gate.in_flight == 0
 
 
 async def test_a_client_that_stops_reading_its_answer_does_not_hold_its_slot_for_ever(
@@ -402,6 +402,6 @@ async def test_a_client_that_stops_reading_its_answer_does_not_hold_its_slot_for
     try:
         writer.write(head("/proxy", content_length=len(BODY)) + BODY)
         assert await reader.readuntil(b"\r\n") == b"HTTP/1.1 200 OK\r\n"
-        await eventually(lambda: gateway.house.gate.in_flight == 0, seconds=10)
+        await eventually(lambda: gateway.services.gate.in_flight == 0, seconds=10)
     finally:
         writer.transport.abort()

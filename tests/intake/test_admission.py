@@ -296,7 +296,7 @@ async def test_one_upload_too_many_is_refused_until_a_slot_is_free(
     gateway = await start_gateway(server={"max_uploads": 1})
     async with Client(gateway.port) as holder, Client(gateway.port) as other:
         await holder.send(_post_head(FORM, LENGTH) + BODY[:20])
-        await eventually(lambda: gateway.house.gate.in_flight == 1)
+        await eventually(lambda: gateway.services.gate.in_flight == 1)
         await other.send(_post_head(FORM, LENGTH, *expect))
         answer = await other.answer()
         document = _is_problem(answer, 503)
@@ -314,7 +314,7 @@ async def test_what_is_wrong_with_a_request_is_told_before_that_there_is_no_slot
     gateway = await start_gateway(server={"max_uploads": 1})
     async with Client(gateway.port) as holder, Client(gateway.port) as other:
         await holder.send(_post_head(FORM, LENGTH) + BODY[:20])
-        await eventually(lambda: gateway.house.gate.in_flight == 1)
+        await eventually(lambda: gateway.services.gate.in_flight == 1)
         await other.send(_post_head("Content-Type: multipart/mixed; boundary=x", LENGTH))
         _is_problem(await other.answer(), 415)
 
@@ -328,10 +328,10 @@ async def test_a_draining_gateway_refuses_uploads_on_open_connections_and_finish
         await holder.send(_post_head(FORM, LENGTH) + BODY[:20])
         await other.send(HEALTHZ)
         assert (await other.answer()).status == 200
-        await eventually(lambda: gateway.house.gate.in_flight == 1)
+        await eventually(lambda: gateway.services.gate.in_flight == 1)
         async with asyncio.TaskGroup() as group:
             group.create_task(gateway.runner.cleanup())
-            await eventually(lambda: gateway.house.gate.draining)
+            await eventually(lambda: gateway.services.gate.draining)
             await other.send(_post_head(FORM, LENGTH, *expect))
             answer = await other.answer()
             assert _is_problem(answer, 503)["type"] == "/problems/draining"

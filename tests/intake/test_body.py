@@ -49,9 +49,9 @@ def _is_stalled(answer: Answer, limit: float) -> None:
 
 
 async def _kept_nothing(gateway: RunningGateway) -> None:
-    await eventually(lambda: not gateway.house.requests)
+    await eventually(lambda: not gateway.services.requests)
     assert gateway.stored() == []
-    assert gateway.house.gate.in_flight == 0
+    assert gateway.services.gate.in_flight == 0
     answer = await ask(gateway.port, "/upload", "POST", BODY)
     assert answer.status == 201
 
@@ -192,7 +192,7 @@ class TestFraming:
         async with Client(gateway.port) as client:
             await client.send(head(transfer_encoding="chunked") + sound)
             if before:
-                await eventually(lambda: gateway.house.requests)
+                await eventually(lambda: gateway.services.requests)
             await client.send(broken)
             answered = await client.ended(20)
         assert answered.startswith((b"HTTP/1.1 4", b"HTTP/1.0 4"))  # the latter are aiohttp's own
@@ -234,9 +234,9 @@ class TestClientGone:
         gateway = await start_gateway()
         async with VanishingClient(gateway.port) as client:
             await client.send(head(content_length=len(BODY)))
-            await eventually(lambda: gateway.house.gate.in_flight)
+            await eventually(lambda: gateway.services.gate.in_flight)
             await client.vanish_after(BODY[:cut], how)
-        await eventually(lambda: not gateway.house.requests)
+        await eventually(lambda: not gateway.services.requests)
         (line,) = [record for record in caplog.records if record.name.startswith("gateway.uploads")]
         assert (line.levelno, line.getMessage(), line.exc_info) == (logging.INFO, "upload client-gone", None)
         await _kept_nothing(gateway)

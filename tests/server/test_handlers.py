@@ -286,7 +286,7 @@ class TestHouse:
             assert (await ask(gateway.port, target, "HEAD")).status == 200
 
     async def test_while_draining_it_lives_but_is_not_ready(self, gateway: RunningGateway) -> None:
-        gateway.house.gate.draining = True
+        gateway.services.gate.draining = True
         assert (await ask(gateway.port, "/healthz")).status == 200
         assert (await ask(gateway.port, "/readyz")).status == 503
         answer = await ask(gateway.port, "/upload", "POST", form(file(b"abc")))
@@ -361,8 +361,8 @@ async def test_a_client_that_never_reads_a_large_manifest_is_cut_off(start_gatew
     writer.write(b"POST /upload HTTP/1.1\r\nHost: a\r\nContent-Type: multipart/form-data; boundary=b\r\n")
     writer.write(b"Content-Length: %d\r\n\r\n" % (len(body) + 7) + body + b"--b--\r\n")
     await writer.drain()
-    await eventually(lambda: not gateway.house.requests and b'outcome="ok"' in gateway.house.metrics.text())
-    assert gateway.house.gate.in_flight == 0
+    await eventually(lambda: not gateway.services.requests and b'outcome="ok"' in gateway.services.metrics.text())
+    assert gateway.services.gate.in_flight == 0
     writer.transport.abort()
 
 

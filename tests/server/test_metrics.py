@@ -39,7 +39,7 @@ def _uploads(samples: Samples, route: str = "/upload") -> dict[str, float]:
 
 
 async def _ended(gateway: RunningGateway) -> Samples:
-    await eventually(lambda: not gateway.house.requests)
+    await eventually(lambda: not gateway.services.requests)
     return await _samples(gateway)
 
 
@@ -61,7 +61,7 @@ async def test_an_upload_in_progress_is_in_flight_and_no_longer_when_it_ended(st
     gateway = await start_gateway()
     async with Client(gateway.port) as client:
         await client.send(head(content_length=len(WHOLE)) + WHOLE[:-1])
-        await eventually(lambda: gateway.house.gate.in_flight == 1)
+        await eventually(lambda: gateway.services.gate.in_flight == 1)
         assert (await _samples(gateway))[SLOTS] == 1
         await client.send(WHOLE[-1:])
         assert (await client.answer()).status == 201
@@ -96,7 +96,7 @@ async def test_a_client_that_went_away_is_counted_as_gone(
     gateway = await start_gateway()
     async with VanishingClient(gateway.port) as client:
         await client.send(head(content_length=len(WHOLE)))
-        await eventually(lambda: gateway.house.gate.in_flight)
+        await eventually(lambda: gateway.services.gate.in_flight)
         await client.vanish_after(WHOLE[:50], how)
     samples = await _ended(gateway)
     assert (_uploads(samples), samples[SLOTS]) == ({"client-gone": 1}, 0)
@@ -106,7 +106,7 @@ async def test_a_client_that_went_away_before_its_answer_is_counted_once(start_g
     gateway = await start_gateway()
     async with VanishingClient(gateway.port) as client:
         await client.send(head(content_length=len(WHOLE)) + WHOLE[:-1])
-        await eventually(lambda: gateway.house.gate.in_flight)
+        await eventually(lambda: gateway.services.gate.in_flight)
         await client.vanish_after(WHOLE[-1:], "rst")  # it may be too late for the last byte, too
     samples = await _ended(gateway)
     assert (sum(_uploads(samples).values()), samples[SLOTS]) == (1, 0)
@@ -138,7 +138,7 @@ async def test_no_word_of_a_client_becomes_a_label(start_gateway: StartGateway) 
     answer = await ask(gateway.port, "/metrics")
     assert b"evil" not in answer.body.lower()
     samples = await _samples(gateway)
-    routes = {route.path for route in gateway.house.routes}
+    routes = {route.path for route in gateway.services.routes}
     for _, labels in samples:
         assert dict(labels).get("route", "/upload") in routes
-        assert dict(labels).get("sink", "disk") in gateway.house.sinks
+        assert dict(labels).get("sink", "disk") in gateway.services.sinks

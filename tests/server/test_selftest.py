@@ -65,4 +65,4 @@ async def test_a_proxy_that_holds_bodies_back_is_found_out(
 async def test_what_is_no_test_is_refused(gateway: RunningGateway, target: str, body: bytes, status: int) -> None:
     answer = await ask(gateway.port, target, "POST", body, content_type="text/plain")
     assert answer.status == status
-    assert gateway.house.gate.in_flight == 0
+    assert gateway.services.gate.in_flight == 0

@@ -75,7 +75,7 @@ async def stored_manifest(gateway: RunningGateway, manifest: dict[str, Any]) -> 
 
 def dropped_by_metric(gateway: RunningGateway) -> dict[tuple[str, str], float]:
     found = re.findall(
-        r'gateway_sink_dropped_total\{reason="(\w+)",sink="(\w+)"\} ([\d.]+)', gateway.house.metrics.text().decode()
+        r'gateway_sink_dropped_total\{reason="(\w+)",sink="(\w+)"\} ([\d.]+)', gateway.services.metrics.text().decode()
     )
     return {(sink, reason): float(count) for reason, sink, count in found}
 
@@ -152,7 +152,7 @@ async def test_one_that_keeps_up_gets_everything_and_gives_its_receipts(
     assert [(part["name"], part["size"], part["sha256"]) for part in seen] == [
         (name.decode(), len(data), sha256(data)) for name, _, data in parts
     ]
-    memory = gateway.house.sinks["c"]
+    memory = gateway.services.sinks["c"]
     assert isinstance(memory, MemorySink)
     assert memory.kept[manifest["upload"]] == {index: parts[index][2] for index in files}
     assert dropped_by_metric(gateway) == {}
@@ -237,7 +237,7 @@ async def test_one_that_fails_is_dropped(start_gateway: StartGateway, what: str,
         assert [receipt["location"] is not None for receipt in receipts_of(manifest, "disk")] == [True] * 3
         assert await stored_manifest(gateway, manifest) == manifest
         assert dropped_by_metric(gateway) == {("b", "failed"): 1}
-    sink = gateway.house.sinks["b"]
+    sink = gateway.services.sinks["b"]
     if isinstance(sink, MemorySink):
         assert (sink.kept, sink.open_deliveries, sink.open_parts) == ({}, 0, 0)
 
@@ -364,7 +364,7 @@ async def test_one_that_does_not_let_itself_be_cancelled_is_told_of_and_the_mani
         routes=route("disk", spare(lag_seconds=0.3), spare("c", lag_seconds=0.3)),
         limits={"stall_seconds": 0.3},
     )
-    stubborn = gateway.house.sinks["b"]
+    stubborn = gateway.services.sinks["b"]
     assert isinstance(stubborn, StubbornSink)
 
     def settled() -> bool:
@@ -528,7 +528,7 @@ async def test_it_does_not_commit_where_a_required_sink_fails(start_gateway: Sta
     async with nothing_left_running():
         status, problem = await post(gateway, (b"file", b"a.bin", b"data"))
     assert (status, problem["sink"]) == (503, "a")
-    memory = gateway.house.sinks["b"]
+    memory = gateway.services.sinks["b"]
     assert isinstance(memory, MemorySink)
     assert (memory.committed, memory.open_deliveries) == (0, 0)
     assert gateway.stored() == []
@@ -551,8 +551,8 @@ async def test_a_client_that_vanishes_leaves_nothing_anywhere(
                 await client.send(request[:cut])
                 await asyncio.sleep(0.02)  # so that the destinations have been reached
                 await client.vanish_after(b"", how)
-        await eventually(lambda: not gateway.house.requests)
-    assert gateway.house.gate.in_flight == 0
+        await eventually(lambda: not gateway.services.requests)
+    assert gateway.services.gate.in_flight == 0
     assert gateway.stored() == []
     for destination in (required, mirror):
         seen: dict[str, int] = {"started": 0, "aborted": -1}

@@ -40,7 +40,7 @@ def route(*sinks: str, **members: Any) -> list[dict[str, Any]]:
 
 
 def sink_of(gateway: RunningGateway, name: str, kind: type[S]) -> S:
-    sink = gateway.house.sinks[name]
+    sink = gateway.services.sinks[name]
     assert isinstance(sink, kind)
     return sink
 
@@ -59,9 +59,9 @@ async def keeping_nothing(gateway: RunningGateway) -> AsyncIterator[None]:
     """Whatever happens within leaves no task, no file, and no delivery that is open."""
     async with nothing_left_running():
         yield
-        await eventually(lambda: gateway.house.gate.in_flight == 0)
+        await eventually(lambda: gateway.services.gate.in_flight == 0)
     assert gateway.stored() == []
-    for sink in gateway.house.sinks.values():
+    for sink in gateway.services.sinks.values():
         if isinstance(sink, MemorySink):
             assert (sink.kept, sink.open_deliveries, sink.open_parts) == ({}, 0, 0)
 

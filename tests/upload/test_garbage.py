@@ -60,7 +60,7 @@ def left() -> Counter[str]:
 
 
 async def at_rest(gateway: RunningGateway) -> None:
-    await eventually(lambda: not gateway.house.requests)
+    await eventually(lambda: not gateway.services.requests)
     await asyncio.sleep(0.1)
 
 

@@ -189,7 +189,7 @@ async def test_a_file_that_a_sink_fails_on_is_dropped_by_all(
     assert [receipt["sink"] for receipt in manifest["parts"][0]["receipts"]] == ["disk", "m", "picky"]
     await check_kept(gateway, answer, {0: b"first", 2: b"last"})
     for name in ("m", "picky"):
-        sink = gateway.house.sinks[name]
+        sink = gateway.services.sinks[name]
         assert isinstance(sink, MemorySink)
         assert sink.kept == {manifest["upload"]: {0: b"first", 2: b"last"}}
         assert sorted(sink.dropped) == [1, 3]
@@ -314,7 +314,7 @@ async def test_a_body_that_is_broken_or_too_much_keeps_nothing(
             except ConnectionError:
                 pass
             answer = await client.answer()
-        await eventually(lambda: not gateway.house.requests)
+        await eventually(lambda: not gateway.services.requests)
     assert answer.status == status
     assert gateway.stored() == []
 
@@ -359,9 +359,9 @@ async def test_a_client_that_vanishes_leaves_nothing(start_gateway: StartGateway
                 await client.send(request[:cut])
                 await asyncio.sleep(0.01)
                 await client.vanish_after(b"", how)
-        await eventually(lambda: not gateway.house.requests)
+        await eventually(lambda: not gateway.services.requests)
     assert gateway.stored() == []
-    memory = gateway.house.sinks["m"]
+    memory = gateway.services.sinks["m"]
     assert isinstance(memory, MemorySink)
     assert (memory.kept, memory.open_deliveries, memory.open_parts) == ({}, 0, 0)
     answer = await ask(gateway.port, "/upload", "POST", body)
@@ -402,7 +402,7 @@ async def test_a_best_effort_sink_gets_every_byte_however_late(start_gateway: St
     gateway = await start_gateway(
         sinks={"m": double("GatedSink", name="m")}, routes=[*route("none", _spare("m")), *route(_spare("m"), path="/m")]
     )
-    gated = gateway.house.sinks["m"]
+    gated = gateway.services.sinks["m"]
     assert isinstance(gated, GatedSink)
     data = random_bytes(3 * MIB)
     for path in ("/upload", "/m"):
@@ -434,7 +434,7 @@ async def test_a_best_effort_sink_forgets_as_the_others_do(start_gateway: StartG
     receipts = [[receipt["sink"] for receipt in part["receipts"]] for part in answer.json()["parts"]]
     assert receipts == [["disk", "m", "d"], []] * 4
     await check_kept(gateway, answer, {0: data, 2: data, 4: data, 6: data})
-    memory = gateway.house.sinks["m"]
+    memory = gateway.services.sinks["m"]
     assert isinstance(memory, MemorySink)
     assert set(memory.kept[answer.json()["upload"]]) == {0, 2, 4, 6}
 
@@ -456,7 +456,7 @@ async def test_a_part_that_is_forgotten_while_it_waits_for_its_slot_never_begins
         routes=route("disk", _spare("m")),
         limits={"parallel_parts": 1, "max_file_bytes": MIB},
     )
-    gated = gateway.house.sinks["m"]
+    gated = gateway.services.sinks["m"]
     assert isinstance(gated, GatedSink)
     async with nothing_left_running():
         answer = await _post_and_open(gateway, gated.gate, file(b"data"), file(bytes(2 * MIB)))
@@ -472,7 +472,7 @@ async def test_nor_does_one_of_a_batch(start_gateway: StartGateway) -> None:
         routes=_bad_ones_also_to("a"),
         limits={"parallel_parts": 1},
     )
-    gated = gateway.house.sinks["m"]
+    gated = gateway.services.sinks["m"]
     assert isinstance(gated, GatedSink)
     async with nothing_left_running():
         answer = await _post_and_open(gateway, gated.gate, file(b"0", "good"), file(b"1", "bad"), file(b"2", "good"))
@@ -489,7 +489,7 @@ async def test_a_part_of_a_batch_is_forgotten_when_the_batch_is_done(start_gatew
         },
         routes=_bad_ones_also_to("a"),
     )
-    gated = gateway.house.sinks["m"]
+    gated = gateway.services.sinks["m"]
     assert isinstance(gated, GatedBulkSink)
     async with nothing_left_running():
         answer = await _post_and_open(gateway, gated.gate, file(b"0", "good"), file(b"1", "bad"), file(b"2", "good"))

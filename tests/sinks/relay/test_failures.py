@@ -46,7 +46,7 @@ async def relaying(
     gateway = await start_gateway(api=upstream.url, routes=STORE, limits={"stall_seconds": stall_seconds})
     async with nothing_left_running():
         yield gateway
-        await eventually(lambda: gateway.house.gate.in_flight == 0)
+        await eventually(lambda: gateway.services.gate.in_flight == 0)
     assert gateway.stored() == []
 
 

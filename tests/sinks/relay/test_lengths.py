@@ -177,7 +177,7 @@ async def test_passthrough_of_a_body_whose_client_vanishes_is_never_complete(
         gateway = await relay(start_gateway, upstream, "passthrough")
         async with nothing_left_running(), VanishingClient(gateway.port) as client:
             await client.vanish_after(head(path, content_length=len(body), **kind) + body[:-1], "fin")
-            await eventually(lambda: gateway.house.gate.in_flight == 0)
+            await eventually(lambda: gateway.services.gate.in_flight == 0)
         await eventually(lambda: all(exchange.lost for exchange in upstream.exchanges))
         assert upstream.whole_bodies == []
 
@@ -242,7 +242,7 @@ async def test_what_does_not_declare_its_length_is_refused_before_it_is_asked_fo
             answer = await client.answer()
         assert (answer.status, kind(answer), answer.json()["sink"]) == (411, "length-required", "api")
         assert upstream.exchanges == []
-        assert gateway.house.gate.in_flight == 0
+        assert gateway.services.gate.in_flight == 0
 
 
 async def test_of_several_ways_the_first_that_can_be_used_is(start_gateway: StartGateway) -> None:
@@ -295,7 +295,7 @@ async def test_no_request_is_made_for_a_spooled_body_before_it_is_whole(start_ga
             assert kind(await send(gateway, "/proxy", body[:-8])) == "truncated"
             async with VanishingClient(gateway.port) as client:
                 await client.vanish_after(head("/proxy", content_length=len(body)) + body[:2_000_000], "rst")
-            await eventually(lambda: gateway.house.gate.in_flight == 0)
+            await eventually(lambda: gateway.services.gate.in_flight == 0)
         assert upstream.exchanges == []
         await eventually(lambda: open_files() <= before)
 

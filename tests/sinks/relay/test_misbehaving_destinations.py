@@ -93,7 +93,7 @@ async def relaying(
         before = descriptors()
         async with asyncio.timeout(PATIENCE_SECONDS), nothing_left_running():
             yield gateway, upstream
-            await eventually(lambda: gateway.house.gate.in_flight == 0)
+            await eventually(lambda: gateway.services.gate.in_flight == 0)
         await gone([upstream])
         await eventually(lambda: descriptors() <= before)
         assert gateway.stored() == []

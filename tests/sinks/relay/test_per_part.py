@@ -297,7 +297,7 @@ async def test_many_descriptors_are_not_needed_for_many_files_that_wait(start_ga
             await asyncio.sleep(0.5)
             assert len(os.listdir("/proc/self/fd")) <= before + 4
         assert upstream.exchanges == []
-        await eventually(lambda: not gateway.house.requests)
+        await eventually(lambda: not gateway.services.requests)
 
 
 async def test_a_request_is_complete_when_its_part_is_and_not_before(start_gateway: StartGateway) -> None:
@@ -395,7 +395,7 @@ async def test_a_slow_destination_slows_the_client(start_gateway: StartGateway) 
             assert not sending.done()
             sending.cancel()
             await asyncio.wait([sending])
-        await eventually(lambda: not gateway.house.requests)
+        await eventually(lambda: not gateway.services.requests)
         assert not upstream.saw_a_whole_body
 
 
@@ -595,7 +595,7 @@ async def test_a_client_that_vanishes_breaks_off_what_was_not_complete(
                         await client.send(request[:cut])
                         await asyncio.sleep(0.01)
                         await client.vanish_after(b"", how)
-                    await eventually(lambda: not gateway.house.requests)
+                    await eventually(lambda: not gateway.services.requests)
                     await eventually(lambda: all(one.complete or one.lost for one in upstream.exchanges))
                     arrived = files(upstream)
                     assert arrived.items() <= parts.items()

@@ -109,7 +109,7 @@ async def test_write_seconds(start_gateway: StartGateway, path: str) -> None:
         gateway = await relay(start_gateway, upstream.url, write_seconds=0.3)
         async with nothing_left_running():
             assert timeout_of(await send(gateway, path, form(file(random_bytes(32 << 20))))) == "write"
-        await eventually(lambda: gateway.house.gate.in_flight == 0)
+        await eventually(lambda: gateway.services.gate.in_flight == 0)
         assert not upstream.saw_a_whole_body
 
 
@@ -299,6 +299,6 @@ async def test_a_connection_to_somebody_who_does_not_read_is_closed_all_the_same
                     await client.send_for(1, body[:1_000_000])
                 if "_" not in why:
                     await gateway.runner.cleanup()
-            await eventually(lambda: gateway.house.gate.in_flight == 0)
+            await eventually(lambda: gateway.services.gate.in_flight == 0)
         # what is left is the upstream's own
         await eventually(lambda: len(os.listdir("/proc/self/fd")) <= before + len(upstream.exchanges))

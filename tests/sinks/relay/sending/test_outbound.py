@@ -149,7 +149,7 @@ async def test_whatever_mood_destinations_are_in_no_upload_arrives_twice_and_non
             assert len(copies) <= 1
             assert status in (0, 200, 411, 413, 502, 503)
             assert status != 200 or copies
-        destinations = gateway.house.sinks["api"].destinations  # type: ignore[attr-defined]
+        destinations = gateway.services.sinks["api"].destinations  # type: ignore[attr-defined]
         assert [(one.busy, one.probe) for one in destinations.all] == [(0, None)] * 4
 
 
@@ -213,7 +213,7 @@ async def test_a_destination_that_does_not_read_is_left_for_another(start_gatewa
         async with nothing_left_running():
             assert (await send(gateway, "/proxy", body)).status == 200
         assert len(upstream.whole_bodies) == 1
-        await eventually(lambda: gateway.house.gate.in_flight == 0)
+        await eventually(lambda: gateway.services.gate.in_flight == 0)
 
 
 # -- what another destination does not get
@@ -362,6 +362,6 @@ async def test_uploads_go_to_whoever_has_the_fewest(start_gateway: StartGateway)
         for client in clients:
             await client.send(body[-10:])
             assert (await client.answer()).status == 200
-        await eventually(lambda: gateway.house.gate.in_flight == 0)
-        destinations = gateway.house.sinks["api"].destinations  # type: ignore[attr-defined]
+        await eventually(lambda: gateway.services.gate.in_flight == 0)
+        destinations = gateway.services.sinks["api"].destinations  # type: ignore[attr-defined]
         assert [one.busy for one in destinations.all] == [0, 0, 0]
