@@ -32,6 +32,7 @@ from multidict import CIMultiDict
 from yarl import URL
 
 from gateway import __version__
+from gateway.concurrency.timer import RearmingTimer
 from gateway.downloads.guard import AddressGuard, UrlRules, redirect_target, target_of
 from gateway.errors import ClientGone, Forbidden, GatewayError, SinkRefused, SinkTimeout, SinkUnavailable
 from gateway.http.answers import reset
@@ -337,25 +338,21 @@ def _report_loss(answer: aiohttp.ClientResponse) -> None:
 @asynccontextmanager
 async def _while_connected(request: web.Request) -> AsyncIterator[None]:
     """Cancels what it holds when the client has hung up, and raises ClientGone: a clock that runs out then."""
-    loop = asyncio.get_running_loop()
-    timer: asyncio.TimerHandle | None = None
 
-    def look() -> None:
-        nonlocal timer
-        if request.transport is None or request.transport.is_closing():
-            clock.reschedule(loop.time())
-        else:
-            timer = loop.call_later(_LOOK_SECONDS, look)
+    def look() -> float | None:
+        if request.transport is not None and not request.transport.is_closing():
+            return _LOOK_SECONDS
+        clock.reschedule(asyncio.get_running_loop().time())
+        return None
 
-    clock = asyncio.timeout(None)
+    clock, timer = asyncio.timeout(None), RearmingTimer(look)
     try:
         async with clock:
-            look()
+            timer.look()
             yield
     except TimeoutError as error:
         if clock.expired():
             raise ClientGone("the client hung up before the end of the download") from error
         raise
     finally:
-        if timer is not None:
-            timer.cancel()
+        timer.stop()

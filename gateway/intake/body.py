@@ -12,6 +12,7 @@ import asyncio
 from aiohttp import web
 from aiohttp.http_exceptions import HttpProcessingError
 
+from gateway.concurrency.timer import RearmingTimer
 from gateway.errors import ClientGone, Malformed, Stalled, TooLarge
 from gateway.model import Limits
 
@@ -34,7 +35,7 @@ class Intake:
         self._chunked = request.content_length is None
         self._limits = limits
         self._loop = asyncio.get_running_loop()
-        self._timer: asyncio.TimerHandle | None = None
+        self._timer = RearmingTimer(self._look)
         self._reading: asyncio.Task[object] | None = None
         self._stalled: Stalled | None = None
         self._waiting_since: float | None = None
@@ -45,12 +46,11 @@ class Intake:
 
     def __enter__(self) -> Intake:
         self._receive_in_large_pieces()
-        self._watch()
+        self._timer.look()
         return self
 
     def __exit__(self, *exc_info: object) -> None:
-        if self._timer is not None:
-            self._timer.cancel()
+        self._timer.stop()
 
     async def readany(self) -> bytes:
         """The next bytes, as they were received; b"" at the end of the body."""
@@ -92,8 +92,8 @@ class Intake:
         if getattr(transport, "max_size", high_water) < high_water and (declared is None or declared >= high_water):
             transport.max_size = high_water  # type: ignore[union-attr]
 
-    def _watch(self) -> None:
-        """Look at the clocks, end a wait that is over the limit, and come back when one could next be."""
+    def _look(self) -> float | None:
+        """End a wait that is over a limit. In how many seconds one could next be; None where there is no limit."""
         limits, now = self._limits, self._loop.time()
         idle = waited = 0.0
         if self._waiting_since is not None:
@@ -103,7 +103,7 @@ class Intake:
             if stalled is not None and self._reading is not None:
                 self._stalled = stalled
                 self._reading.cancel()
-                return
+                return None
         delays = []
         if limits.idle_seconds:
             delays.append(limits.idle_seconds - idle)
@@ -111,8 +111,7 @@ class Intake:
             delays.append(limits.deadline_seconds - waited)
         if limits.min_rate_bytes:
             delays.append(1.0)
-        if delays:
-            self._timer = self._loop.call_later(max(min(delays), 0.01), self._watch)
+        return min(delays, default=None)
 
     def _verdict(self, idle: float, waited: float) -> Stalled | None:
         limits = self._limits

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Sequence
 
+from gateway.concurrency.timer import RearmingTimer
 from gateway.errors import FlowStalled, GatewayError, SinkTimeout
 from gateway.flows import FlowChain
 from gateway.upload.lanes import Lane
@@ -21,16 +22,15 @@ class StallWatch:
         self._pump = pump
         self._limit = limit
         self._tasks = tasks
-        self._loop = asyncio.get_running_loop()
-        self._timer = self._loop.call_later(limit, self._look) if limit else None
+        self._timer = RearmingTimer(self._look)
+        if limit:
+            self._timer.look_in(limit)
 
     def stop(self) -> None:
-        # A timer that was cancelled has forgotten us: what an upload held goes with it, not with the next collection.
-        if self._timer is not None:
-            self._timer.cancel()
+        self._timer.stop()
 
-    def _look(self) -> None:
-        now, limit = self._loop.time(), self._limit
+    def _look(self) -> float | None:
+        now, limit = asyncio.get_running_loop().time(), self._limit
         owing: list[tuple[float, Lane | FlowChain]] = [
             *((lane.progress.moved_at, lane) for lane in self._lanes if lane.progress.owed),
             *((progress.moved_at, chain) for chain, progress in self._pump.flowing.items() if progress.owed),
@@ -38,17 +38,16 @@ class StallWatch:
         # Who has not moved for longest is the one that the others wait for.
         since, slowest = min(owing, key=lambda one: one[0], default=(now, None))
         if slowest is None or now - since < limit:
-            self._timer = self._loop.call_later(max(since + limit - now, 0.01), self._look)
-            return
+            return since + limit - now
         error = _stalled(slowest, limit)
         if isinstance(slowest, FlowChain) and self._pump.forgo(slowest, error):
-            self._timer = self._loop.call_later(0.01, self._look)
-            return
+            return 0
         failing = _fail(error)
         try:
             self._tasks.create_task(failing)
         except RuntimeError:  # the group is failing already
             failing.close()
+        return None
 
 
 def _stalled(who: Lane | FlowChain, limit: float) -> GatewayError:
