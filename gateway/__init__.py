@@ -32,7 +32,8 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from gateway.errors import ClientFault, GatewayError, Malformed, TooLarge, TooManyParts, Truncated
-    from gateway.multipart.codec import Decoder, Encoder
+    from gateway.multipart.codec import Decoder
+    from gateway.multipart.encoder import Encoder
     from gateway.multipart.reader import StreamingMultipartReader
     from gateway.multipart.writer import StreamingMultipartWriter
 
@@ -54,7 +55,7 @@ __version__ = "0.1.0"
 
 _ROOMS = {
     "Decoder": "gateway.multipart.codec",
-    "Encoder": "gateway.multipart.codec",
+    "Encoder": "gateway.multipart.encoder",
     "StreamingMultipartReader": "gateway.multipart.reader",
     "StreamingMultipartWriter": "gateway.multipart.writer",
 }

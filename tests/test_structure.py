@@ -48,7 +48,11 @@ PURE = {
     "model",
     "manifest",
     "multipart.codec",
+    "multipart.content_type",
+    "multipart.encoder",
+    "multipart.filenames",
     "multipart.headers",
+    "multipart.rendering",
     "upload.routes",
     "http.conditions",
     "http.forwarding",
@@ -66,6 +70,7 @@ TESTED_ELSEWHERE = {
     "http.sockets": ("sinks.relay.test_misbehaving_destinations", "an answer that a reset is close behind"),
     "manifest": ("http.test_answers", "what is answered"),
     "model": ("upload.test_routes", "nouns without behaviour"),
+    "multipart.encoder": ("multipart.test_codec", "what it writes is read back"),
     "server.app": ("server.test_serve", "it is built in every test over a socket"),
     "server.record": ("server.test_handlers", "a line and counts for each upload over a socket"),
     "server.results": ("server.test_handlers", "what the client reads, over a socket"),
@@ -174,7 +179,7 @@ def test_an_import_upwards_or_a_wing_without_a_floor_would_be_found(name: str, i
 
 def test_the_modules_are_found() -> None:
     assert {"errors", "multipart.codec", "server.handlers", "sinks.__init__", "sinks.disk.sink"} <= MODULES.keys()
-    assert _neighbours("sinks.disk.sink") >= {"multipart.headers", "model", "sinks.disk.upload_directory"}
+    assert _neighbours("sinks.disk.sink") >= {"multipart.filenames", "model", "sinks.disk.upload_directory"}
 
 
 @pytest.mark.parametrize("name", sorted(PURE))

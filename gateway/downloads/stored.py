@@ -33,7 +33,7 @@ from gateway.errors import NotFound, PreconditionFailed, RangeNotSatisfiable
 from gateway.http.answers import reset
 from gateway.http.conditions import chosen
 from gateway.http.problems import problem
-from gateway.multipart.headers import safe_name
+from gateway.multipart.filenames import safe_name
 from gateway.sinks.disk.sink import DiskSink
 from gateway.sinks.disk.upload_directory import UPLOAD_ID, Held, StoredFile
 

@@ -10,8 +10,8 @@ from aiohttp import HttpVersion11, hdrs, web
 
 from gateway.errors import Busy, Draining, Malformed, NotMultipart, TooLarge, UnsupportedTransferCoding
 from gateway.model import Limits
-from gateway.multipart.codec import MIXED_TYPES
-from gateway.multipart.headers import boundary_of, media_type, other_parameters
+from gateway.multipart.content_type import MIXED_TYPES, boundary_of, other_parameters
+from gateway.multipart.headers import media_type
 
 __all__ = ["Gate", "Slots", "accept_body", "check_headers"]
 

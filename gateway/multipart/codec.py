@@ -1,4 +1,4 @@
-r"""Multipart bytes <-> events, both ways: the one parser of this project. No I/O, no event loop.
+r"""Multipart bytes -> events: the one parser of this project. No I/O, no event loop.
 
 The theory. A body (RFC 2046 5.1.1, RFC 7578) is
 
@@ -34,9 +34,7 @@ bytes fed in (for a relay that passes the wire bytes on); else `raw` is empty.
 
 from __future__ import annotations
 
-import secrets
 import sys
-from collections.abc import Sequence
 from enum import Enum, auto
 from typing import NamedTuple
 
@@ -46,19 +44,11 @@ from gateway.multipart.headers import (
     USUAL_HEAD,
     filename_of,
     form_fields,
-    media_type,
     only,
-    other_parameters,
     parse_header_block,
-    render_head,
-    render_headers,
-    render_parameter,
 )
 
-__all__ = ["MIXED_TYPES", "Decoder", "Encoder", "Event", "Kind"]
-
-MIXED_TYPES = frozenset([b"multipart/mixed", b"multipart/related"])
-"""What is relayed part by part beside forms: all headers of a part belong to it, and it has no name."""
+__all__ = ["Decoder", "Event", "Kind"]
 
 _CR, _LF, _SPACE, _TAB = b"\r\n \t"
 _new_tuple = tuple.__new__  # what a NamedTuple's own constructor comes down to, at a third of its price
@@ -127,10 +117,10 @@ class Decoder:
         self._parts = 0
         self._ignored_bytes = 0
         self._preamble_is_blank = True
-        self._held = b"\r\n"  # bytes that may begin a delimiter, or an unfinished header block (rule 1)
-        self._lead = 2  # how many bytes of what is held are not ours to give out: rule 1's CRLF, rule 3's
-        self._block_at = 0  # HEADERS: where in the held bytes the header block begins
-        self._resume_at = 0  # HEADERS: up to where the held bytes were searched for the blank line
+        self._unparsed = b"\r\n"  # bytes that may begin a delimiter, or an unfinished header block (rule 1)
+        self._lead = 2  # how many of the unparsed bytes are not ours to give out: rule 1's CRLF, rule 3's
+        self._block_at = 0  # HEADERS: where in the unparsed bytes the header block begins
+        self._resume_at = 0  # HEADERS: up to where the unparsed bytes were searched for the blank line
         self._searched_to = 0  # up to where the quick way found that no delimiter begins in this buffer
         self._last_name = b""
         self._last_type: bytes | None = None
@@ -160,8 +150,8 @@ class Decoder:
     def _receive(self, data: bytes) -> list[Event]:
         if self.complete:
             return self._ignore(data, "epilogue")
-        buffer = self._held + data if self._held else data
-        self._held = b""
+        buffer = self._unparsed + data if self._unparsed else data
+        self._unparsed = b""
         events: list[Event] = []
         position = 0
         while True:
@@ -237,7 +227,7 @@ class Decoder:
             )
         if end < 0:
             self._resume_at = max(block_at - 2, len(buffer) - 3) - start
-            self._held = buffer[start:]
+            self._unparsed = buffer[start:]
             return None
         if self._max_parts and self._parts >= self._max_parts:
             raise TooManyParts(f"the body has more than {self._max_parts} parts", limit=self._max_parts)
@@ -291,7 +281,7 @@ class Decoder:
                 events.append(Event(Kind.DATA, None, data, data if self._keep_raw else b""))
             events.append(Event(Kind.END))
         if after is None:
-            self._held = buffer[found:]
+            self._unparsed = buffer[found:]
             return None
         if closing:
             if not self._parts and not self._preamble_is_blank:
@@ -341,54 +331,3 @@ class Decoder:
         if self._ignored_bytes > _MAX_IGNORED_BYTES:
             raise TooLarge(f"more than {_MAX_IGNORED_BYTES} bytes of {what}", limit=_MAX_IGNORED_BYTES)
         return [Event(Kind.IGNORED, None, b"", data)] if data and self._keep_raw else []
-
-
-class Encoder:
-    """The way out: what to write before, between and after the parts' data. The data itself goes as it is.
-
-    The boundary is random (128 bits), so that no data can hold it. A body ends in CRLF, which some
-    receivers insist on.
-    """
-
-    def __init__(
-        self,
-        boundary: bytes | None = None,
-        *,
-        subtype: bytes = b"form-data",
-        parameters: Sequence[tuple[bytes, bytes]] = (),
-    ) -> None:
-        self.boundary = secrets.token_hex(16).encode() if boundary is None else boundary
-        self._separator = b"--" + self.boundary + b"\r\n"
-        self._subtype = subtype
-        self._parameters = parameters
-
-    @classmethod
-    def like(cls, content_type: bytes) -> Encoder:
-        """For a body of the same subtype: multipart/mixed or /related with its parameters, else a form."""
-        kind = media_type(content_type)
-        if kind not in MIXED_TYPES:
-            return cls()
-        return cls(subtype=kind.partition(b"/")[2], parameters=other_parameters(content_type))
-
-    @property
-    def content_type(self) -> str:
-        parameters = [render_parameter(name, value) for name, value in self._parameters]
-        return b"".join([b"multipart/", self._subtype, *parameters, b"; boundary=", self.boundary]).decode()
-
-    def begin(self, head: bytes) -> bytes:
-        """The delimiter and header block that begin a part; `head` ends in its blank line."""
-        separator, self._separator = self._separator, b"\r\n--" + self.boundary + b"\r\n"
-        return separator + head
-
-    def begin_form_part(self, part: Part) -> bytes:
-        """The same for a part of a form. A file without a name of its own is called `file`."""
-        filename = b"file" if part.is_file and part.raw_filename is None else part.raw_filename
-        return self.begin(render_head(part.raw_name, filename, part.content_type))
-
-    def begin_part(self, part: Part) -> bytes:
-        """The same for a part of whatever this body is."""
-        return self.begin_form_part(part) if self._subtype == b"form-data" else self.begin(render_headers(part))
-
-    def close(self) -> bytes:
-        """The closing delimiter."""
-        return self._separator[:-2] + b"--\r\n"

@@ -1,4 +1,4 @@
-r"""Part headers and their parameters, both ways; pure functions over bytes.
+r"""Part headers and their parameters, read; pure functions over bytes.
 
 Reading is where multipart parsers disagree, and a disagreement between two of them is an exploit. The
 rules, and where they come from:
@@ -20,47 +20,38 @@ rules, and where they come from:
    (RFC 7578 4.2), but some clients do. RFC 2231 continuations are joined where there is nothing else.
 5. Names stay bytes. A name with a control character other than TAB, CR, LF is refused: no sink could
    show or send it.
-
-Writing knows one form only: the WHATWG one, raw bytes, never `filename*`.
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from urllib.parse import quote as urlquote
 from urllib.parse import unquote_to_bytes
 
 from gateway.errors import Malformed, TooLarge
-from gateway.model import Part
 
 __all__ = [
+    "MEDIA_TYPE",
+    "TOKEN",
     "USUAL_HEAD",
-    "boundary_of",
     "filename_of",
     "form_fields",
     "has_controls",
     "media_type",
     "only",
-    "other_parameters",
+    "parameters",
     "parse_header_block",
-    "quote",
     "reject_controls",
-    "render_head",
-    "render_headers",
-    "render_parameter",
-    "safe_name",
-    "safe_segment",
 ]
 
-_TOKEN = rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]+"
-_HEADER = re.compile(rb"(" + _TOKEN + rb"):[ \t]*([^\x00-\x08\x0a-\x1f\x7f]*)")
+TOKEN = rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]+"
+_HEADER = re.compile(rb"(" + TOKEN + rb"):[ \t]*([^\x00-\x08\x0a-\x1f\x7f]*)")
 _FOLD = re.compile(rb"\r\n[ \t]+")
-_MEDIA_TYPE = re.compile(rb"[ \t]*([^;\s]*)[ \t]*")
+MEDIA_TYPE = re.compile(rb"[ \t]*([^;\s]*)[ \t]*")
 # One parameter. The unquoted form is wider than a token (people write `filename=a b.txt`), but has no quote.
 _RFC_QUOTED, _WHATWG_QUOTED = rb'(?:[^"\\]|\\.)*', rb'[^"]*'
 _RFC_PARAMETER, _WHATWG_PARAMETER = (
-    re.compile(rb";[ \t]*(?:(" + _TOKEN + rb")[ \t]*=[ \t]*(?:\"(" + quoted + rb")\"|([^;\"]*)))?[ \t]*")
+    re.compile(rb";[ \t]*(?:(" + TOKEN + rb")[ \t]*=[ \t]*(?:\"(" + quoted + rb")\"|([^;\"]*)))?[ \t]*")
     for quoted in (_RFC_QUOTED, _WHATWG_QUOTED)
 )
 _BACKSLASH_ESCAPE = re.compile(rb'\\(["\\])')
@@ -108,9 +99,9 @@ def parse_header_block(block: bytes, *, max_headers: int) -> list[tuple[bytes, b
     return headers
 
 
-def _parameters(value: bytes) -> tuple[bytes, dict[bytes, bytes]]:
+def parameters(value: bytes) -> tuple[bytes, dict[bytes, bytes]]:
     """`form-data; name="a"` -> (b"form-data", {b"name": b"a"}), rule 3. Raises Malformed."""
-    match = _MEDIA_TYPE.match(value)
+    match = MEDIA_TYPE.match(value)
     assert match is not None  # both ends of the pattern may be empty
     kind, start = match[1].lower(), match.end()
     for pattern in (_RFC_PARAMETER, _WHATWG_PARAMETER):
@@ -122,10 +113,10 @@ def _parameters(value: bytes) -> tuple[bytes, dict[bytes, bytes]]:
             if name is not None:
                 found.append((name.lower(), plain.rstrip(b" \t") if quoted is None else _unquote(quoted)))
         if position == len(value):
-            parameters = dict(found)
-            if len(parameters) != len(found):
+            by_name = dict(found)
+            if len(by_name) != len(found):
                 raise Malformed("a header parameter is given twice")
-            return kind, parameters
+            return kind, by_name
         if b"\\" not in value:
             break  # both dialects read it alike
     raise Malformed("header parameters are malformed")
@@ -204,6 +195,12 @@ def _filename(parameters: dict[bytes, bytes]) -> bytes | None:
     return None if plain is None else reject_controls(plain)
 
 
+def media_type(content_type: bytes) -> bytes:
+    """`Multipart/Form-Data; boundary=x` -> b"multipart/form-data"."""
+    match = MEDIA_TYPE.match(content_type)
+    return match[1].lower() if match else b""
+
+
 def only(headers: Sequence[tuple[bytes, bytes]], wanted: bytes) -> bytes | None:
     """The value of a header that may occur once (rule 2)."""
     values = [value for name, value in headers if name == wanted]
@@ -217,139 +214,17 @@ def form_fields(headers: Sequence[tuple[bytes, bytes]]) -> tuple[bytes, bytes | 
     disposition = only(headers, b"content-disposition")
     if disposition is None:
         raise Malformed("a part has no Content-Disposition")
-    kind, parameters = _parameters(disposition)
+    kind, given = parameters(disposition)
     if kind != b"form-data":
         raise Malformed("a part's Content-Disposition is not form-data")
-    name = parameters.get(b"name")
+    name = given.get(b"name")
     if name is None:
-        name = _extended(parameters.get(b"name*"))
+        name = _extended(given.get(b"name*"))
     if name is None:
         raise Malformed("a part has no name")
-    return reject_controls(name), _filename(parameters), only(headers, b"content-type") or None
+    return reject_controls(name), _filename(given), only(headers, b"content-type") or None
 
 
 def filename_of(disposition: bytes) -> bytes | None:
     """The file name in a Content-Disposition of any kind (a raw body's, a mixed part's). Raises Malformed."""
-    return _filename(_parameters(disposition)[1])
-
-
-def media_type(content_type: bytes) -> bytes:
-    """`Multipart/Form-Data; boundary=x` -> b"multipart/form-data"."""
-    match = _MEDIA_TYPE.match(content_type)
-    return match[1].lower() if match else b""
-
-
-def boundary_of(content_type: bytes) -> bytes:
-    """The boundary parameter: 1 to 70 printable ASCII characters, no space at the end (RFC 2046 5.1.1).
-
-    Liberal in one thing: `$` and other printables outside of `bchars` occur in the wild.
-    Raises Malformed where it is absent, doubled or bad.
-    """
-    boundary = _parameters(content_type)[1].get(b"boundary")
-    if boundary is None:
-        raise Malformed("the Content-Type has no boundary")
-    boundary = re.sub(rb"\\(.)", rb"\1", boundary)
-    if not re.fullmatch(rb"[\x20-\x7e]{0,69}[\x21-\x7e]", boundary):
-        raise Malformed("the boundary is not 1 to 70 printable ASCII characters")
-    return boundary
-
-
-_QUOTED_PARAMETER = re.compile(
-    rb";[ \t]*(?:(" + _TOKEN + rb")[ \t]*=[ \t]*(?:\"((?:[^\"\\]|\\.)*)\"|([^;\"\s]*)))?[ \t]*"
-)
-
-
-def other_parameters(content_type: bytes) -> list[tuple[bytes, bytes]]:
-    """All parameters of a multipart type but its boundary, in order: `type`, `start`, `start-info` (RFC 2387 3).
-
-    Only RFC quoting is undone: a `start` has to go on meaning the same Content-ID. Raises Malformed.
-    """
-    match = _MEDIA_TYPE.match(content_type)
-    assert match is not None  # both ends of the pattern may be empty
-    found: list[tuple[bytes, bytes]] = []
-    position = match.end()
-    while position < len(content_type):
-        parameter = _QUOTED_PARAMETER.match(content_type, position)
-        if parameter is None:
-            raise Malformed("the parameters of the Content-Type are malformed")
-        position = parameter.end()
-        name, quoted, plain = parameter.groups()
-        if name is not None and name.lower() != b"boundary":
-            value = plain if quoted is None else re.sub(rb"\\(.)", rb"\1", quoted)
-            if not re.fullmatch(rb"[\x20-\x7e]*", value):
-                raise Malformed("a parameter of the Content-Type is not printable ASCII")
-            found.append((name.lower(), value))
-    return found
-
-
-def render_parameter(name: bytes, value: bytes) -> bytes:
-    """`; name=value`, as a quoted-string where it is no token (RFC 2045 5.1)."""
-    if not re.fullmatch(_TOKEN, value):
-        value = b'"' + value.replace(b"\\", b"\\\\").replace(b'"', b'\\"') + b'"'
-    return b"; " + name + b"=" + value
-
-
-def render_headers(part: Part) -> bytes:
-    """The header block of a part that is none of a form: its headers as they came, in order, blank line included.
-
-    What flows made of its type and file name goes in their places.
-    """
-    head, names = b"", {name for name, _ in part.headers}
-    headers = list(part.headers)
-    if part.raw_filename is not None and b"content-disposition" not in names:
-        headers.append((b"content-disposition", b"attachment"))
-    if part.content_type is not None and b"content-type" not in names:
-        headers.append((b"content-type", part.content_type))
-    for name, value in headers:
-        if name == b"content-type" and part.content_type is not None:
-            value = part.content_type
-        elif name == b"content-disposition" and filename_of(value) != part.raw_filename:
-            kind = _parameters(value)[0]
-            value = kind + (b'; filename="' + quote(part.raw_filename) + b'"' if part.raw_filename is not None else b"")
-        head += name.title() + b": " + value + b"\r\n"
-    return head + b"\r\n"
-
-
-def quote(value: bytes) -> bytes:
-    """A name for a quoted parameter, the WHATWG way: bytes as they are, `"`, CR and LF escaped."""
-    return value.replace(b'"', b"%22").replace(b"\r", b"%0D").replace(b"\n", b"%0A")
-
-
-def render_head(
-    name: bytes,
-    filename: bytes | None,
-    content_type: bytes | None,
-    extra: Sequence[tuple[bytes, bytes]] = (),
-) -> bytes:
-    """The header block of a part of a form in its one canonical form, blank line included."""
-    head = b'Content-Disposition: form-data; name="' + quote(name) + b'"'
-    if filename is not None:
-        head += b'; filename="' + quote(filename) + b'"'
-    if content_type is not None:
-        head += b"\r\nContent-Type: " + content_type
-    for key, value in extra:
-        head += b"\r\n" + key + b": " + value
-    return head + b"\r\n\r\n"
-
-
-_PLAIN_NAME = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]{0,199}")
-_UNSAFE = re.compile(r"[\x00-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u2066-\u2069\ufffe\uffff]")
-
-
-def safe_segment(filename: str | None) -> str:
-    """The safe name as the last segment of a path, percent-encoded."""
-    if filename is not None and _PLAIN_NAME.fullmatch(filename):
-        return filename
-    return urlquote(safe_name(filename), safe="")
-
-
-def safe_name(filename: str | None) -> str:
-    """A file name fit to be a path's last segment: the last segment over both separators, no controls
-    (nor marks that turn the reading direction), no dot-names, at most 200 bytes of UTF-8, else `file`.
-    """
-    if filename is not None and _PLAIN_NAME.fullmatch(filename):
-        return filename
-    name = re.split(r"[/\\]", filename or "")[-1]
-    name = _UNSAFE.sub("", name).strip()
-    name = name.encode(errors="replace")[:200].decode(errors="ignore").strip()
-    return "file" if name.strip(".") == "" else name
+    return _filename(parameters(disposition)[1])

@@ -30,7 +30,8 @@ from multidict import CIMultiDict, CIMultiDictProxy
 from gateway.errors import Malformed
 from gateway.model import Part, text
 from gateway.multipart.codec import Decoder, Event, Kind
-from gateway.multipart.headers import boundary_of, media_type
+from gateway.multipart.content_type import boundary_of
+from gateway.multipart.headers import media_type
 
 __all__ = ["ByteSource", "StreamingBodyPartReader", "StreamingMultipartReader", "raw_body_events"]
 

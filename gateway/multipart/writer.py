@@ -13,7 +13,7 @@ What differs from the stock writer: it can wait for parts, its back-pressure rea
 part costs one write and not four, and names go as browsers send them (raw bytes, `%22`), where the stock
 one percent-encodes whole file names, which most servers store as they come.
 
-How: see lent.py. Whoever feeds writes to the connection directly, at its pace.
+How: see http/lent_connection.py. Whoever feeds writes to the connection directly, at its pace.
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ from aiohttp.abc import AbstractStreamWriter
 
 from gateway.http.lent_connection import ConnectionLost, LentConnection
 from gateway.model import Part
-from gateway.multipart.codec import Encoder
-from gateway.multipart.headers import render_head
+from gateway.multipart.encoder import Encoder
+from gateway.multipart.rendering import render_head
 
 __all__ = ["StreamingMultipartWriter"]
 

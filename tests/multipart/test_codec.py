@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 
 from gateway.errors import GatewayError, Malformed, TooLarge, TooManyParts, Truncated
 from gateway.model import Part
-from gateway.multipart.codec import Decoder, Encoder, Event, Kind
+from gateway.multipart.codec import Decoder, Event, Kind
+from gateway.multipart.encoder import Encoder
 
 HEAD = b'Content-Disposition: form-data; name="a"'
 IGNORED_CAP = 65536

@@ -19,7 +19,8 @@ import pytest
 from gateway.errors import GatewayError
 from gateway.model import Part
 from gateway.multipart.codec import Decoder, Kind
-from gateway.multipart.headers import boundary_of, media_type
+from gateway.multipart.content_type import boundary_of
+from gateway.multipart.headers import media_type
 
 HERE = Path(__file__).resolve().parent
 DIRECTORY = Path(os.environ.get("GATEWAY_CONFORMANCE") or HERE.parents[2] / "shared" / "conformance")

@@ -16,7 +16,8 @@ from pytest_aiohttp import AiohttpClient, AiohttpServer
 
 from gateway.errors import GatewayError, Malformed, TooLarge, TooManyParts, Truncated
 from gateway.model import Part
-from gateway.multipart.codec import Encoder, Kind
+from gateway.multipart.codec import Kind
+from gateway.multipart.encoder import Encoder
 from gateway.multipart.reader import StreamingBodyPartReader, StreamingMultipartReader, raw_body_events
 
 FORM = "multipart/form-data; boundary=b"

@@ -12,7 +12,8 @@ import pytest
 
 from gateway.errors import GatewayError, NoRoute, TooLarge
 from gateway.model import Entry, Limits, Part, Receipt
-from gateway.multipart.codec import Decoder, Encoder, Event
+from gateway.multipart.codec import Decoder, Event
+from gateway.multipart.encoder import Encoder
 from gateway.upload.lanes import Lane
 from gateway.upload.pump import Pump
 from gateway.upload.routes import Match, Route, Rule

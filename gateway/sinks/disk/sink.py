@@ -43,7 +43,7 @@ from aiofiles.threadpool import wrap
 from gateway.concurrency.pipe import gathered
 from gateway.concurrency.threads import TrackedExecutor, uninterrupted
 from gateway.model import Part, Receipt, Upload
-from gateway.multipart.headers import safe_segment
+from gateway.multipart.filenames import safe_segment
 from gateway.sinks.disk.upload_directory import (
     INCOMING,
     MANIFEST,

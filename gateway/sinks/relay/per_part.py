@@ -28,7 +28,7 @@ from gateway.concurrency.pipe import Progress, gathered
 from gateway.digests import PartDigest
 from gateway.errors import GatewayError, LengthRequired, Malformed
 from gateway.model import Part, Receipt, Upload
-from gateway.multipart.codec import Encoder
+from gateway.multipart.encoder import Encoder
 from gateway.multipart.headers import only
 from gateway.sinks import Answered, refused
 from gateway.sinks.relay.sending.outbound import COALESCE_BYTES, Outbound

@@ -17,7 +17,7 @@ import aiohttp
 from gateway.concurrency.pipe import Progress, add_chunk, gathered
 from gateway.errors import TooLarge
 from gateway.model import Entry, Part, Receipt, Upload
-from gateway.multipart.codec import Encoder
+from gateway.multipart.encoder import Encoder
 from gateway.sinks import Answered
 from gateway.sinks.relay.sending.outbound import COALESCE_BYTES, Outbound
 from gateway.sinks.relay.shape import Sent, Shape, is_empty_input, written

@@ -17,8 +17,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from gateway.model import Part, Upload
-from gateway.multipart.codec import MIXED_TYPES, Encoder
-from gateway.multipart.headers import media_type, render_head
+from gateway.multipart.content_type import MIXED_TYPES
+from gateway.multipart.encoder import Encoder
+from gateway.multipart.headers import media_type
+from gateway.multipart.rendering import render_head
 
 __all__ = ["FILE_PLACEHOLDERS", "UPLOAD_PLACEHOLDERS", "Sent", "Shape", "Template", "is_empty_input", "written"]
 

@@ -8,8 +8,10 @@ import pytest
 
 from gateway.errors import Malformed
 from gateway.model import Part
-from gateway.multipart.codec import Decoder, Encoder, Kind
-from gateway.multipart.headers import boundary_of, other_parameters, render_headers
+from gateway.multipart.codec import Decoder, Kind
+from gateway.multipart.content_type import boundary_of, other_parameters
+from gateway.multipart.encoder import Encoder
+from gateway.multipart.rendering import render_headers
 from tests.conftest import RunningGateway, StartGateway
 from tests.contract import nothing_left_running
 from tests.support.clients import Answer, ask, random_bytes

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from gateway.model import Part, Upload
-from gateway.multipart.codec import Encoder
+from gateway.multipart.encoder import Encoder
 from gateway.sinks.relay.shape import Sent, Shape, Template, is_empty_input, written
 from tests.contract import field, file
 
