@@ -7,9 +7,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any, ClassVar
 
-__all__ = ["Entry", "Limits", "Manifest", "Output", "Part", "Receipt", "Upload", "text"]
+from annotated_types import Ge
+
+__all__ = ["Count", "Entry", "Limits", "Manifest", "Output", "Part", "Receipt", "Seconds", "Upload", "text"]
+
+Count = Annotated[int, Ge(0)]
+"""Bytes, or a number of things; where it is configured, something negative is a mistake."""
+Seconds = Annotated[float, Ge(0)]
 
 
 class _Nothing(dict[str, Any]):
@@ -154,21 +160,23 @@ class Upload:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Limits:
-    """Bytes and seconds; 0 = unlimited. config.py has the reason for each default."""
+    """Bytes and seconds; 0 = unlimited. These are the keys of `[limits]`; config/gateway.toml has their reasons."""
 
-    max_body_bytes: int = 0
-    max_file_bytes: int = 0
-    max_parts: int = 1000
-    max_field_bytes: int = 1 << 20
-    max_fields_bytes: int = 8 << 20
-    max_header_bytes: int = 16384
-    max_headers: int = 64
-    idle_seconds: float = 30
-    min_rate_bytes: int = 0
-    deadline_seconds: float = 0
-    parallel_parts: int = 4
-    window_bytes: int = 1 << 20
-    stall_seconds: float = 30
+    __pydantic_config__: ClassVar = {"extra": "forbid"}  # for whoever configures them: a key that is none is a mistake
+
+    max_body_bytes: Count = 0
+    max_file_bytes: Count = 0
+    max_parts: Count = 1000
+    max_field_bytes: Count = 1 << 20
+    max_fields_bytes: Count = 8 << 20
+    max_header_bytes: Count = 16384
+    max_headers: Count = 64
+    idle_seconds: Seconds = 30
+    min_rate_bytes: Count = 0
+    deadline_seconds: Seconds = 0
+    parallel_parts: Count = 4
+    window_bytes: Count = 1 << 20
+    stall_seconds: Seconds = 30
 
 
 def text(raw: bytes) -> str:

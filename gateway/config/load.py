@@ -17,9 +17,10 @@ from pydantic import ValidationError
 from pydantic_settings import EnvSettingsSource, SettingsError
 
 from gateway.config.contradictions import contradictions
-from gateway.config.settings import LimitSettings, Settings, with_defaults
+from gateway.config.settings import Settings, with_defaults
 from gateway.config.sinks import BUILT_IN_SINKS, RelaySettings
 from gateway.flows import BATCH_BYTES as FLOW_BATCH_BYTES
+from gateway.model import Limits
 from gateway.sinks.disk.sink import BATCH_BYTES
 from gateway.sinks.relay.sending.spool import BATCH_BYTES as SPOOL_BATCH_BYTES
 from gateway.upload.lanes import BULK_BYTES
@@ -46,7 +47,7 @@ def load(path: str | Path | None = None) -> Settings:
         except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
             raise ConfigError([f"{path}: {error}"]) from error
     # Keys with a leading underscore would be arguments of pydantic-settings, not ours.
-    strangers = [f"{key}: Extra inputs are not permitted" for key in document if key.startswith("_")]
+    strangers = [f"{key}: there is no such key" for key in document if key.startswith("_")]
     document = {key: value for key, value in document.items() if not key.startswith("_")}
     strangers += _strange_variables()
     try:
@@ -85,6 +86,14 @@ def _laid_over(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, 
     return merged
 
 
+_MESSAGES = {
+    "model_attributes_type": "not a table",
+    "dataclass_type": "not a table",
+    "extra_forbidden": "there is no such key",
+    "unexpected_keyword_argument": "there is no such key",
+}
+
+
 def _lines(error: ValidationError) -> list[str]:
     """A line per mistake. Never the value: it may be a secret."""
     lines = []
@@ -92,7 +101,7 @@ def _lines(error: ValidationError) -> list[str]:
         path = [str(key) for key in detail["loc"]]
         if path[0] == "sinks" and len(path) > 2:
             del path[2]  # the tag of the union
-        message = "not a table" if detail["type"] == "model_attributes_type" else detail["msg"]
+        message = _MESSAGES.get(detail["type"], detail["msg"])
         if path[0] == "sinks" and path[-1] == "type":
             message = f"not one of {', '.join(BUILT_IN_SINKS)}, nor of the form package.module:Class"
         lines.append(f"{'.'.join(path)}: {message}")
@@ -143,7 +152,7 @@ def memory_bound_bytes(settings: Settings) -> tuple[int, dict[str, int]]:
     return sum(bounds.values()), bounds
 
 
-def _requests(relay: RelaySettings, limits: LimitSettings) -> int:
+def _requests(relay: RelaySettings, limits: Limits) -> int:
     """How many may be under way at a time for one upload."""
     return limits.parallel_parts if relay.per == "part" else 1
 

@@ -21,25 +21,17 @@ from pydantic import (
 )
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
-from gateway.config.sinks import (
-    DOTTED_PATH,
-    Count,
-    RelaySettings,
-    Seconds,
-    SinkSettings,
-    Table,
-)
+from gateway.config.sinks import DOTTED_PATH, RelaySettings, SinkSettings, Table
 from gateway.digests import ALGORITHMS
 from gateway.downloads.guard import AddressGuard, UrlRules
 from gateway.http.forwarding import TrustedNetworks
-from gateway.model import Limits
+from gateway.model import Count, Limits, Seconds
 from gateway.upload.routes import BestEffort, Match, Route, Rule
 
 __all__ = [
     "BUILT_IN_FLOWS",
     "RESERVED_PATHS",
     "FlowSettings",
-    "LimitSettings",
     "Settings",
     "SinkUseSettings",
     "with_defaults",
@@ -82,22 +74,6 @@ class ServerSettings(Table):
     """Half of what is received in one call, and of what waits to be parsed; smaller ones cost a wake-up each."""
     trusted_networks: Annotated[tuple[str, ...], AfterValidator(_networks)] = ()
     """None: anybody can write into a header where they come from."""
-
-
-class LimitSettings(Table):
-    max_body_bytes: Count = 0
-    max_file_bytes: Count = 0
-    max_parts: Count = 1000
-    max_field_bytes: Count = 1 << 20
-    max_fields_bytes: Count = 8 << 20
-    max_header_bytes: Count = 16384
-    max_headers: Count = 64
-    idle_seconds: Seconds = 30
-    min_rate_bytes: Count = 0
-    deadline_seconds: Seconds = 0
-    parallel_parts: Count = 4
-    window_bytes: Count = 1 << 20
-    stall_seconds: Seconds = 30
 
 
 class FlowSettings(BaseModel):
@@ -237,7 +213,7 @@ class Settings(BaseSettings):
     )
 
     server: ServerSettings = ServerSettings()
-    limits: LimitSettings = LimitSettings()
+    limits: Limits = Limits()
     sinks: dict[str, SinkSettings] = Field(default_factory=dict)
     flows: dict[str, FlowSettings] = Field(default_factory=dict)
     download: DownloadSettings = DownloadSettings()
@@ -258,9 +234,6 @@ class Settings(BaseSettings):
     @classmethod
     def _with_defaults(cls, values: dict[str, Any]) -> dict[str, Any]:
         return with_defaults(values)
-
-    def as_limits(self) -> Limits:
-        return Limits(**self.limits.model_dump())
 
     def as_routes(self) -> list[Route]:
         return [

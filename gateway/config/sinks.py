@@ -19,17 +19,16 @@ from pydantic import (
 )
 
 from gateway.http.forwarding import TOKEN, check_static_header
+from gateway.model import Count, Seconds
 from gateway.sinks.relay.shape import Shape
 
 __all__ = [
     "BUILT_IN_SINKS",
     "DOTTED_PATH",
-    "Count",
     "DiscardSettings",
     "DiskSettings",
     "OwnSinkSettings",
     "RelaySettings",
-    "Seconds",
     "SinkSettings",
     "Table",
     "TlsSettings",
@@ -39,8 +38,6 @@ __all__ = [
 BUILT_IN_SINKS = ("disk", "relay", "discard")
 DOTTED_PATH = r"^[A-Za-z_][\w.]*:[A-Za-z_]\w*$"
 
-Count = Annotated[int, Field(ge=0)]
-Seconds = Annotated[float, Field(ge=0)]
 Url = Annotated[str, Field(pattern=r"^https?://[^/\s?#]+[^\s#]*$")]
 LENGTHS = ("chunked", "passthrough", "spool", "known")
 FileName = Annotated[str, Field(min_length=1)]

@@ -12,13 +12,14 @@ from typing import Any
 from aiohttp import web
 
 from gateway.config.load import ConfigError
-from gateway.config.settings import BUILT_IN_FLOWS, FlowSettings, LimitSettings, Settings
+from gateway.config.settings import BUILT_IN_FLOWS, FlowSettings, Settings
 from gateway.config.sinks import DiscardSettings, DiskSettings, OwnSinkSettings, RelaySettings
 from gateway.downloads.remote import Downloader
 from gateway.flows import Flow
 from gateway.http.answers import strip_aiohttp_headers
 from gateway.http.forwarding import HeaderRules, TrustedNetworks
 from gateway.intake.admission import Gate, Slots
+from gateway.model import Limits
 from gateway.server.handlers import SERVICES, Services, add_request_id, add_routes, problems
 from gateway.server.metrics import Metrics
 from gateway.sinks import Sink
@@ -76,7 +77,7 @@ def build_app(settings: Settings, *, metrics: Metrics | None = None, slots: Slot
     downloader = Downloader(**settings.download.model_dump())
     hashing = ThreadPoolExecutor(2, thread_name_prefix="hash")
     app[SERVICES] = Services(
-        limits=settings.as_limits(),
+        limits=settings.limits,
         gate=Gate(settings.server.max_uploads, slots),
         sinks=sinks,
         routes=routes,
@@ -136,7 +137,7 @@ def check_took_effect(runner: web.AppRunner, settings: Settings) -> None:
 
 
 def _sink(
-    name: str, settings: DiskSettings | RelaySettings | DiscardSettings | OwnSinkSettings, limits: LimitSettings
+    name: str, settings: DiskSettings | RelaySettings | DiscardSettings | OwnSinkSettings, limits: Limits
 ) -> Sink:
     match settings:
         case DiskSettings():
@@ -149,7 +150,7 @@ def _sink(
             return _own_sink(name, settings)
 
 
-def _relay(name: str, settings: RelaySettings, limits: LimitSettings) -> RelaySink:
+def _relay(name: str, settings: RelaySettings, limits: Limits) -> RelaySink:
     """Clocks that are not set are what any sink has."""
     options = settings.model_dump(exclude={"type", "url", "urls", *_CONNECTING, *_RULES})
     if not settings.all_urls:

@@ -12,7 +12,7 @@ import pytest
 
 from gateway.cli import main
 from gateway.config.load import ConfigError, load, memory_bound_bytes
-from gateway.config.settings import LimitSettings, ServerSettings, Settings
+from gateway.config.settings import ServerSettings, Settings
 from gateway.config.sinks import RelaySettings
 from gateway.model import Limits
 from gateway.server.app import build_app
@@ -335,7 +335,7 @@ def test_the_environment_overrides_the_file(config: Load, monkeypatch: pytest.Mo
     monkeypatch.setenv("GATEWAY_SERVER__PORT", "0")
     settings = config('[sinks.api]\nurl = "http://file/"\n[limits]\nmax_parts = 9\nmax_headers = 5')
     assert settings.sinks["api"].model_dump()["url"] == "http://elsewhere/upload?x=1"
-    assert (settings.as_limits().max_parts, settings.as_limits().max_headers) == (7, 5)
+    assert (settings.limits.max_parts, settings.limits.max_headers) == (7, 5)
     assert settings.server.port == 0
 
 
@@ -478,12 +478,12 @@ def test_explain_says_which_rule_takes_a_file(
 
 
 def _bound(**limits: int) -> int:
-    return memory_bound_bytes(Settings(limits=LimitSettings(**limits)))[0]
+    return memory_bound_bytes(Settings(limits=Limits(**limits)))[0]
 
 
 @pytest.mark.parametrize("key", ["window_bytes", "parallel_parts", "max_fields_bytes", "max_header_bytes"])
 def test_the_bound_grows_with_what_costs_memory(key: str) -> None:
-    value = getattr(load().as_limits(), key)
+    value = getattr(load().limits, key)
     assert _bound(**{key: value}) == _bound() < _bound(**{key: value * 4}) < _bound(**{key: value * 16})
 
 
@@ -522,11 +522,6 @@ def test_check_promises_no_bound_where_a_limit_that_bounds_memory_is_off(
     printed = capsys.readouterr().out
     assert "without bound" in printed
     assert key in printed
-
-
-def test_the_defaults_of_the_settings_are_those_of_the_nouns() -> None:
-    """Limits stand in two places: as keys with their reasons, and as what the rooms are given."""
-    assert load().as_limits() == Limits()
 
 
 def test_a_sink_in_a_rule_may_be_best_effort(config: Load) -> None:
