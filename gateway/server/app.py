@@ -6,7 +6,7 @@ import importlib
 import inspect
 from collections.abc import AsyncIterator, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import AbstractAsyncContextManager, AsyncExitStack, contextmanager
+from contextlib import AsyncExitStack, contextmanager
 from typing import Any
 
 from aiohttp import web
@@ -56,9 +56,9 @@ def build_app(settings: Settings, *, metrics: Metrics | None = None, slots: Slot
             flows[name] = _flow(name, settings.flows.get(name, FlowSettings()))
     for number, route in enumerate(routes):
         problems_found += [
-            f'routes.{number}.keep: "each" needs sinks that can drop one part, and {name} has no drops_parts = True'
+            f'routes.{number}.keep: "each" needs sinks that can drop one part, and {name} has no can_drop = True'
             for name in route.sinks
-            if route.keep_each and name in sinks and not getattr(sinks[name], "drops_parts", False)
+            if route.keep_each and name in sinks and not sinks[name].can_drop
         ]
     if problems_found:
         raise ConfigError(problems_found)
@@ -93,8 +93,7 @@ def build_app(settings: Settings, *, metrics: Metrics | None = None, slots: Slot
             stack.callback(hashing.shutdown)
             await stack.enter_async_context(downloader)
             for sink in sinks.values():
-                if isinstance(sink, AbstractAsyncContextManager):
-                    await stack.enter_async_context(sink)
+                await stack.enter_async_context(sink)
             yield
 
     app.cleanup_ctx.append(running)
@@ -217,15 +216,16 @@ def _import(path: str) -> Any:
 
 
 def _own_sink(name: str, settings: OwnSinkSettings) -> Sink:
-    """A sink of the user's, by its dotted path. It is told its `name` if it asks for it."""
+    """A sink of the user's, by its dotted path. It has its `name`, and is told it if it asks for it."""
     try:
         make = _import(settings.type)
         arguments = settings.arguments
         if "name" in inspect.signature(make).parameters:
             arguments.setdefault("name", name)
-        sink: Sink = make(**arguments)
+        sink = make(**arguments)
     except Exception as error:
         raise ConfigError([f"sinks.{name}: {settings.type} cannot be made: {error!r}"]) from error
-    if not hasattr(sink, "open"):
-        raise ConfigError([f"sinks.{name}: {settings.type} has no `open`, so it is no sink"])
+    if not isinstance(sink, Sink):
+        raise ConfigError([f"sinks.{name}: {settings.type} does not derive from gateway.sinks.Sink, so it is no sink"])
+    sink.name = name
     return sink

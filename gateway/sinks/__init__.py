@@ -1,71 +1,24 @@
 """The contract of sinks: the places that parts go to.
 
-A sink is opened once per upload and gives a delivery: its share of that upload. Three verbs, and what
-holds after each:
+A `Sink` is opened once per upload and gives a `Delivery`: its share of that upload. Whoever writes one derives from
+the two classes below, and must write three verbs: `open`, `accept` and `commit`. Everything else has a default that
+does no harm, or is a verb that is called only where a trait, an attribute of the class or of the object, says that it
+is there. Each verb says what holds after it, after an error and after a cancellation.
 
-- `accept` takes one part to its end and holds it safely, where nobody can see it. It may be called for
-  several parts at once; calls begin in the order of the wire (but where flows delay one: only relays are
-  then kept in order). `chunks` ends only if the part is whole.
-  A source that breaks raises out of it (asyncio.CancelledError, mostly): do not catch that and carry on.
-  Returning without having read everything is allowed; the rest is dropped.
-- `commit` makes all that was accepted visible. It is called at most once, after every `accept` of every
-  sink has returned and the body was read to its end.
-- Leaving the context without a `commit` that returned keeps nothing: no file, no object, no request that
-  a destination could take for a complete one. An abort waits for its own running thread jobs.
-
-Errors: raise the leaves of `gateway.errors` that are a sink's (SinkUnavailable, SinkTimeout, SinkFull,
-SinkRefused); an OSError is told apart by its number; anything else is logged and answered as
-SinkUnavailable.
-
-A sink that is itself an async context manager is entered when the gateway starts and left when it stops.
-
-Deliveries may have more verbs; the dispatcher uses them where they are there:
-
-- `accept_all(parts)`: many small parts that are already whole in memory, in the order of the wire, in
-  one go, with the same promise as `accept` for each of them.
-- `watch()`: runs beside the whole upload; raising ends the upload with that error, returning does not.
-  For sinks that may learn of their failure while nobody gives them anything.
-- `receipts()` and `keep_manifest(manifest)`: called right before `commit` on the one delivery that keeps
-  the upload's manifest (the first disk sink of the route). `replace_manifest(manifest)`: after its commit,
-  where best-effort sinks have come to another end than the manifest said; it raises, and keeps the one
-  that there was, or has replaced it as durably as `commit` kept that.
-- `drop(part)`: forget one part of those that were given, and keep the others; after it returned nothing of
-  the part is kept, whatever is committed. It is called where `keep = "each"`, before `commit`: when the
-  part's `accept` has returned, raised or was cancelled, or never began; other accepts may be running. A
-  sink says at start-up that its deliveries have this verb: `drops_parts = True`. Where it has `accept_all`
-  as well, an error of that is one of all the parts in it.
-- `completes_parts`, an attribute (default False): whether an `accept` makes its part visible when it is whole, which
-  is for uploads with `parts_alone` only. Such a delivery gets its files one by one, whatever their size, and
-  `accept_all` has fields and empty file inputs only; no part waits for its turn there.
-- `inform(entries)`: called right before `commit`, with the entries of the manifest: sizes and digests are known.
-- `committed()`: the receipts of what is visible, of a delivery that can commit in part. Asked for where a commit, this
-  one's or another's, failed.
-- `began`, an attribute: whether anything of what was given went anywhere. Without it, all did.
-- `answer()`: an HTTP destination's response, for routes that pass it through. `read_seconds`, an attribute, is
-  how long its bytes may be waited for (None: as long as any sink).
-- `let_see(see)`: called once, before all else, on a delivery that handles bytes in threads. It calls
-  `see(index, data)` there with all bytes of each part that it is given, in their order (a part of `accept_all` in
-  one piece), before the accept of that part returns: what is to be hashed need not be taken to a thread twice.
-- `keep_time(progress)`: called once, before all else, on a delivery that has clocks of its own; within
-  `progress.excused()` it is not watched for stalls.
-- `accept_wire(chunks)` in place of all `accept`s, where `takes_wire()` and the delivery is the only one of its
-  upload: the bytes of the body as they came, each only after it was parsed and checked, up to the closing
-  delimiter. That and what came after it are given by `hold_wire(files, tail)` right before `commit`, with the
-  indices of the files; of a body that is not multipart there is no tail.
-
-A sink may have `admit(upload)`, too: it raises what the upload is refused with on its headers alone, before its
-body is asked for. And `leaves_out(part)`: whether it takes nothing of this part, fields included, which then gets no
-receipt; None where it takes all.
+Errors: raise the leaves of `gateway.errors` that are a sink's (SinkUnavailable, SinkTimeout, SinkFull, SinkRefused); an
+OSError is told apart by its number; anything else is logged and answered as SinkUnavailable.
 """
 
+# ruff: noqa: B027 - verbs that do nothing by default, so that a sink need not have them, are what the classes are for
 from __future__ import annotations
 
 import errno
 import os
+from abc import ABC, abstractmethod
 from collections.abc import AsyncIterable, Callable, Sequence
 from contextlib import AbstractAsyncContextManager
-from functools import cache
-from typing import Protocol, TypeGuard, TypeVar, runtime_checkable
+from enum import IntEnum
+from typing import Any
 
 from aiohttp import ClientResponse
 
@@ -73,117 +26,181 @@ from gateway.concurrency.pipe import Progress
 from gateway.errors import SinkFault, SinkFull, SinkRefused, SinkUnavailable
 from gateway.model import Entry, Part, Receipt, Upload
 
-__all__ = [
-    "Admitting",
-    "Answered",
-    "Answering",
-    "Bulk",
-    "Delivery",
-    "Dropping",
-    "Informed",
-    "Keeper",
-    "PartlyCommitting",
-    "Seen",
-    "Sink",
-    "TimeKeeping",
-    "Watched",
-    "Wired",
-    "offers",
-    "refused",
-    "sink_fault",
-]
-
-T = TypeVar("T")
+__all__ = ["Answered", "Delivery", "Sink", "Stage", "refused", "sink_fault"]
 
 
-class Sink(Protocol):
-    """A place that parts go to. `commit_stage` (default 1) orders commits: 0 relays, 1 others, 2 disks.
+class Stage(IntEnum):
+    """When a sink commits, in this order: what cannot be taken back must say no while all else still can."""
 
-    `drops_parts` (default False): whether its deliveries have the verb `drop`.
-    """
+    RELAY = 0
+    """What it said yes to stays. Its deliveries get the fields, too, and all parts in the order of the wire."""
+    OTHER = 1
+    STORE = 2
+    """It can take everything back until its own commit, so it is last."""
 
-    def open(self, upload: Upload) -> AbstractAsyncContextManager[Delivery]: ...
+
+class Sink(ABC):
+    """A place that parts go to. Entered when the gateway starts, left when it stops."""
+
+    name: str = ""
+    """Under which it is configured; it is what its receipts and errors say."""
+    stage = Stage.OTHER
+    can_drop = False
+    """Whether its deliveries have the verb `drop`: needed where `keep = "each"`."""
+    takes_wire = False
+    """Whether deliveries of it may have the trait of that name, so that the bytes have to be kept as they came."""
+
+    async def __aenter__(self) -> Any:
+        """Start: what all uploads share. An error keeps the gateway from starting."""
+        return self
+
+    async def __aexit__(self, *exc_info: object) -> None:
+        """Stop. No delivery is open any more."""
+
+    @abstractmethod
+    def open(self, upload: Upload) -> AbstractAsyncContextManager[Delivery]:
+        """A context with the delivery of one upload.
+
+        Leaving it without a `commit` that returned, after an error and after a cancellation as well, keeps nothing:
+        no file, no object, no request that a destination could take for a complete one. It waits for its own running
+        jobs. What was committed stays.
+        """
+
+    def admit(self, upload: Upload) -> None:
+        """Raise what the upload is refused with on its headers alone, before its body is asked for."""
+
+    def leaves_out(self, part: Part) -> bool:
+        """Whether it takes nothing of this part, which then gets no receipt."""
+        return False
 
 
-class Delivery(Protocol):
+class Delivery(ABC):
     """One sink's share of one upload."""
 
-    async def accept(self, part: Part, chunks: AsyncIterable[bytes]) -> None: ...
+    takes_batches = False
+    """Whether it has `accept_all`."""
+    takes_wire = False
+    """Whether it gets the bytes of the body, by `accept_wire`, in place of parts: as the only one of its upload."""
+    keeps_manifest = False
+    """Whether it has `receipts`, `keep_manifest` and `replace_manifest`: the first of a route's keeps it."""
+    is_watched = False
+    """Whether it has `watch`, which costs a task."""
+    completes_parts = False
+    """Whether an `accept` makes its part visible when it is whole, which is for uploads with `parts_alone` only. Such
+    a delivery gets its files one by one, whatever their size, and `accept_all` has fields and empty file inputs only;
+    no part waits for its turn there.
+    """
+    read_seconds: float | None = None
+    """How long the bytes of its `answer` may be waited for; None: as long as any sink may stall."""
 
-    async def commit(self) -> list[Receipt]: ...
+    @property
+    def began(self) -> bool:
+        """Whether anything of what was given went anywhere, so that a commit makes something visible."""
+        return True
 
+    # -- one part after the other
 
-@runtime_checkable
-class Bulk(Protocol):
-    async def accept_all(self, parts: list[tuple[Part, bytes]]) -> None: ...
+    @abstractmethod
+    async def accept(self, part: Part, chunks: AsyncIterable[bytes]) -> None:
+        """Take one part to its end and hold it safely, where nobody can see it.
 
+        It may be called for several parts at once; calls begin in the order of the wire (but where flows delay one:
+        only relays are then kept in order). `chunks` ends only if the part is whole. A source that breaks raises out
+        of it (asyncio.CancelledError, mostly): do not catch that and carry on. Returning without having read
+        everything is allowed; the rest is dropped. After an error, or a cancellation, the part is not kept: the
+        upload ends without a commit, or `drop` is called.
+        """
 
-@runtime_checkable
-class Seen(Protocol):
-    def let_see(self, see: Callable[[int, bytes], None]) -> None: ...
+    async def accept_all(self, parts: Sequence[tuple[Part, bytes]]) -> None:
+        """Many small parts that are already whole in memory, in the order of the wire, in one go.
 
+        The same promise as `accept`, for each of them; an error of it is one of all the parts in it.
+        """
+        raise NotImplementedError
 
-@runtime_checkable
-class Watched(Protocol):
-    async def watch(self) -> None: ...
+    async def drop(self, part: Part) -> None:
+        """Forget one part of those that were given, and keep the others.
 
+        Called where `keep = "each"`, before `commit`: when the part's `accept` has returned, raised or was cancelled,
+        or never began; other accepts may be running. After it returned nothing of the part is kept, whatever is
+        committed; an error of it ends the upload.
+        """
+        raise NotImplementedError
 
-@runtime_checkable
-class Keeper(Protocol):
-    def receipts(self) -> list[Receipt]: ...
+    # -- the end
 
-    def keep_manifest(self, manifest: bytes) -> None: ...
+    def inform(self, entries: Sequence[Entry]) -> None:
+        """The entries of the manifest, right before `commit`: sizes and digests are known."""
 
-    async def replace_manifest(self, manifest: bytes) -> None: ...
+    @abstractmethod
+    async def commit(self) -> Sequence[Receipt]:
+        """Make all that was accepted visible, and say where: files that no receipt is of get a plain one.
 
+        Called at most once, after every `accept` of every sink has returned and the body was read to its end. After
+        an error or a cancellation leaving the context takes back what can be taken back; `committed` says what
+        stays.
+        """
 
-@runtime_checkable
-class Dropping(Protocol):
-    async def drop(self, part: Part) -> None: ...
+    def committed(self) -> Sequence[Receipt]:
+        """The receipts of what is visible although a commit, this one's or another's, failed."""
+        return ()
 
+    def answer(self) -> ClientResponse | None:
+        """An HTTP destination's response, after the commit, for routes that pass it through."""
+        return None
 
-@runtime_checkable
-class Informed(Protocol):
-    def inform(self, entries: Sequence[Entry]) -> None: ...
+    # -- what keeps the manifest
 
+    def receipts(self) -> Sequence[Receipt]:
+        """What `commit` is going to return; asked right before it, since the manifest says so."""
+        raise NotImplementedError
 
-@runtime_checkable
-class PartlyCommitting(Protocol):
-    def committed(self) -> list[Receipt]: ...
+    def keep_manifest(self, manifest: bytes) -> None:
+        """Commit this with the rest."""
+        raise NotImplementedError
 
+    async def replace_manifest(self, manifest: bytes) -> None:
+        """After the commit, where best-effort sinks have come to another end than the manifest said.
 
-@runtime_checkable
-class Answering(Protocol):
-    def answer(self) -> ClientResponse | None: ...
+        It has replaced the manifest as durably as `commit` kept it, or raises and keeps the one that there was.
+        """
+        raise NotImplementedError
 
+    # -- the body as it came
 
-@runtime_checkable
-class TimeKeeping(Protocol):
-    def keep_time(self, progress: Progress) -> None: ...
+    async def accept_wire(self, chunks: AsyncIterable[bytes]) -> None:
+        """In place of all `accept`s: the bytes of the body as they came, each only after it was parsed and checked,
+        up to the closing delimiter. Its promise is that of `accept`.
+        """
+        raise NotImplementedError
 
+    def hold_wire(self, files: Sequence[int], tail: bytes) -> None:
+        """Right before `commit`: the closing delimiter and what came after it, which a body that is not multipart
+        does not have, and the indices of the files.
+        """
+        raise NotImplementedError
 
-@runtime_checkable
-class Wired(Protocol):
-    def takes_wire(self) -> bool: ...
+    # -- clocks and threads
 
-    async def accept_wire(self, chunks: AsyncIterable[bytes]) -> None: ...
+    async def watch(self) -> None:
+        """Runs beside the whole upload, for sinks that may learn of their failure while nobody gives them anything.
 
-    def hold_wire(self, files: Sequence[int], tail: bytes) -> None: ...
+        Raising ends the upload with that error, returning does not. It is cancelled after the last commit.
+        """
+        raise NotImplementedError
 
+    def keep_time(self, progress: Progress) -> None:
+        """Called once, before all else: a delivery that has clocks of its own is not watched for stalls within
+        `progress.excused()`.
+        """
 
-@runtime_checkable
-class Admitting(Protocol):
-    def admit(self, upload: Upload) -> None: ...
+    def let_see(self, see: Callable[[int, bytes], None]) -> bool:
+        """Called once, before all else; a delivery that handles bytes in threads calls `see(index, data)` there.
 
-
-@cache
-def _has(delivery: type, contract: type) -> bool:
-    return issubclass(delivery, contract)
-
-
-def offers(delivery: object, contract: type[T]) -> TypeGuard[T]:
-    """`isinstance`, remembered by class: to ask a Protocol takes longer than to read a small upload."""
-    return _has(type(delivery), contract)  # type: ignore[arg-type]  # a class is hashable, whatever its objects are
+        With all bytes of each part that it is given, in their order (a part of `accept_all` in one piece), before the
+        accept of that part returns: what is to be hashed need not be taken to a thread twice. False: it will not.
+        """
+        return False
 
 
 class Answered(Exception):

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterable, AsyncIterator
+from collections.abc import AsyncIterable, AsyncIterator, Sequence
 from contextlib import asynccontextmanager, suppress
 
 from gateway.model import Part, Receipt, Upload
+from gateway.sinks import Delivery, Sink
 
 __all__ = ["DiscardSink"]
 
 
-class DiscardSink:
-    commit_stage = 1
-    drops_parts = True
+class DiscardSink(Sink):
+    """Its receipts say where nothing is."""
+
+    can_drop = True
 
     def __init__(self, *, name: str) -> None:
         self.name = name
@@ -22,7 +24,8 @@ class DiscardSink:
         yield DiscardDelivery(self.name)
 
 
-class DiscardDelivery:
+class DiscardDelivery(Delivery):
+    takes_batches = True
     began = False  # nothing of it ever becomes visible, so nothing of it can stay
 
     def __init__(self, name: str) -> None:
@@ -34,7 +37,7 @@ class DiscardDelivery:
             pass
         self._parts.append(part.index)
 
-    async def accept_all(self, parts: list[tuple[Part, bytes]]) -> None:
+    async def accept_all(self, parts: Sequence[tuple[Part, bytes]]) -> None:
         self._parts += [part.index for part, _ in parts]
 
     async def drop(self, part: Part) -> None:

@@ -26,7 +26,7 @@ from dataclasses import dataclass, field, replace
 from gateway.concurrency.pipe import Pipe, Progress, Window
 from gateway.concurrency.scope import Scope
 from gateway.model import Entry, Part, Receipt, Upload
-from gateway.sinks import Bulk, Delivery, Dropping, Informed, Sink, Watched, offers
+from gateway.sinks import Delivery, Sink, Stage
 from gateway.upload.failures import translated
 from gateway.upload.lanes import Lane, Slots, completed
 from gateway.upload.routes import BestEffort
@@ -46,12 +46,12 @@ class BestEffortLane:
 
     takes_batches = True
 
-    def __init__(self, name: str, stage: int, terms: BestEffort, parallel_parts: int) -> None:
+    def __init__(self, name: str, stage: Stage, terms: BestEffort, parallel_parts: int) -> None:
         self.name = name
         self.progress = Progress()
         self.files: list[int] = []
         """The files that it should get, by index, whether it was dropped or not."""
-        self.is_relay = self.keeps_order = stage == 0
+        self.is_relay = self.keeps_order = stage is Stage.RELAY
         self.forgotten: set[int] = set()
         """Parts that are not kept, by index."""
         self.dropped: str | None = None
@@ -208,19 +208,18 @@ class BestEffortLane:
 
     async def _serve(self, delivery: Delivery) -> None:
         async with asyncio.TaskGroup() as tasks:
-            watching = tasks.create_task(self._watch(delivery)) if offers(delivery, Watched) else None
+            watching = tasks.create_task(self._watch(delivery)) if delivery.is_watched else None
             async with asyncio.TaskGroup() as accepting:
                 await self._deliver(delivery, accepting)
             await self._may_commit.wait()
             with self._failing():
-                if offers(delivery, Informed):
-                    delivery.inform(self._entries)
-                self.receipts = await delivery.commit() or []
+                delivery.inform(self._entries)
+                self.receipts = list(await delivery.commit() or ())
             self._scope.stay()
             if watching is not None:
                 watching.cancel()
 
-    async def _watch(self, delivery: Watched) -> None:
+    async def _watch(self, delivery: Delivery) -> None:
         with self._failing():
             await delivery.watch()
 
@@ -235,7 +234,7 @@ class BestEffortLane:
                 else:
                     await forgetting
                 continue
-            for one in item.each() if item.is_batch and not offers(delivery, Bulk) else [item]:
+            for one in item.each() if item.is_batch and not delivery.takes_batches else [item]:
                 await slots.take()
                 self._leave_out(one)  # while it waited
                 if one.is_nothing:
@@ -276,7 +275,6 @@ class BestEffortLane:
     async def _accept(self, delivery: Delivery, item: _Item) -> None:
         with self._failing():
             if item.part is None:
-                assert offers(delivery, Bulk)
                 await delivery.accept_all(item.parts)
             else:
                 await delivery.accept(item.part, _Whole(item.parts[0][1]) if item.pipe is None else item.pipe)
@@ -296,7 +294,6 @@ class BestEffortLane:
         if running is not None and running.task is not None:
             await asyncio.wait([running.task])
         with self._failing():
-            assert offers(delivery, Dropping)
             await delivery.drop(item.part)
 
     @contextmanager

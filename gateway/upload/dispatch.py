@@ -41,7 +41,7 @@ from gateway.flows import Flow
 from gateway.manifest import manifest_json
 from gateway.model import Limits, Manifest, Receipt, Upload
 from gateway.multipart.codec import Event
-from gateway.sinks import Admitting, Answered, Delivery, Sink, offers, refused
+from gateway.sinks import Answered, Delivery, Sink, refused
 from gateway.upload.besteffort import AnyLane, BestEffortLane
 from gateway.upload.failures import first_error, forget_frames, translated
 from gateway.upload.keep_each import EachPump
@@ -111,7 +111,7 @@ async def _dispatched(
     lanes: list[Lane] = []
     spares: list[BestEffortLane] = []
     for name in route.sinks:
-        stage = getattr(sinks[name], "commit_stage", 1)
+        stage = sinks[name].stage
         if (terms := route.best_effort.get(name)) is not None:
             spares.append(BestEffortLane(name, stage, terms, limits.parallel_parts))
         else:
@@ -171,13 +171,13 @@ async def _dispatched(
 def refuse_on_headers(upload: Upload, route: Route, sinks: Mapping[str, Sink]) -> None:
     """Raise what a sink of the route refuses this upload with before its body is asked for."""
     for name in route.sinks:
-        if offers(sink := sinks[name], Admitting) and name not in route.best_effort:
-            sink.admit(upload)
+        if name not in route.best_effort:
+            sinks[name].admit(upload)
 
 
 def takes_wire(route: Route, sinks: Mapping[str, Sink]) -> bool:
     """Whether the route's sink gets the bytes as they came, so that they have to be kept."""
-    return route.kind == "opaque" or any(getattr(sinks[name], "takes_wire", False) for name in route.sinks)
+    return route.kind == "opaque" or any(sinks[name].takes_wire for name in route.sinks)
 
 
 @dataclass(slots=True)
@@ -194,11 +194,14 @@ async def _opened(name: str, sink: Sink, upload: Upload, stall_seconds: float, s
     with translated(name):
         try:
             async with asyncio.timeout(stall_seconds or None) as clock:
-                return await stack.enter_async_context(sink.open(upload))
+                delivery = await stack.enter_async_context(sink.open(upload))
         except TimeoutError as error:
             if not clock.expired():
                 raise
             raise SinkTimeout(f"sink {name} did not open in {stall_seconds:g} s", sink=name) from error
+        if not isinstance(delivery, Delivery):
+            raise TypeError(f"sink {name} opened {delivery!r}, which is no gateway.sinks.Delivery")
+        return delivery
 
 
 async def _commit(
@@ -213,9 +216,9 @@ async def _commit(
     order = sorted(lanes, key=lambda lane: (lane.stage, lane is keeper))
     for number, lane in enumerate(order):
         if lane is keeper:
-            record.enter(lane.keeper_receipts())
+            record.enter(lane.name, lane.keeper_receipts())
             for spare in spares:
-                record.enter(spare.account())
+                record.enter(spare.name, spare.account())
             kept.manifest = manifest_json(manifest)
             lane.keep_manifest(kept.manifest)
         lane.inform(manifest.entries)
@@ -227,7 +230,7 @@ async def _commit(
                     kept.anything = True
                     kept.receipts += partly
             raise
-        entered = receipts if lane is keeper else record.enter(receipts)
+        entered = receipts if lane is keeper else record.enter(lane.name, receipts)
         if lane.began:
             kept.anything = True
             kept.receipts += entered
@@ -263,7 +266,7 @@ async def _end_best_effort(
         for receipt in (account := spare.account()):
             entry = manifest.entries[receipt.part]
             entry.receipts = [before for before in entry.receipts if before.sink != spare.name]
-        record.enter(account)
+        record.enter(spare.name, account)
     keeper = _keeper(lanes)
     if keeper is not None and (settled := manifest_json(manifest)) != kept.manifest:
         try:
@@ -284,27 +287,19 @@ class _Record:
     def __init__(self, manifest: Manifest, route: Route, sinks: Mapping[str, Sink]) -> None:
         self._manifest = manifest
         self._place = {name: number for number, name in enumerate(route.sinks)}
-        self._leaves_out = {
-            name: leaves_out
-            for name in route.sinks
-            if (leaves_out := getattr(sinks[name], "leaves_out", None)) is not None
-        }
+        self._sinks = sinks
 
-    def enter(self, receipts: Sequence[Receipt]) -> Sequence[Receipt]:
-        """Those that count: a sink has no receipt for what it leaves out."""
-        if self._leaves_out:
-            receipts = [receipt for receipt in receipts if not self._is_of_nothing(receipt)]
+    def enter(self, name: str, receipts: Sequence[Receipt]) -> Sequence[Receipt]:
+        """Those of that sink that count: it has no receipt for what it leaves out."""
+        entries, leaves_out = self._manifest.entries, self._sinks[name].leaves_out
+        receipts = [receipt for receipt in receipts if not leaves_out(entries[receipt.part].part)]
         for receipt in receipts:
-            entry = self._manifest.entries[receipt.part]
+            entry = entries[receipt.part]
             if entry.receipts:
                 entry.receipts = sorted((*entry.receipts, receipt), key=lambda one: self._place[one.sink])
             else:
                 entry.receipts = (receipt,)
         return receipts
-
-    def _is_of_nothing(self, receipt: Receipt) -> bool:
-        leaves_out = self._leaves_out.get(receipt.sink)
-        return leaves_out is not None and leaves_out(self._manifest.entries[receipt.part].part)
 
 
 def _incomplete(error: Exception, committed: Sequence[Receipt]) -> Incomplete:

@@ -19,21 +19,7 @@ from aiohttp import ClientResponse
 from gateway.concurrency.pipe import Pipe, Progress, Window
 from gateway.errors import GatewayError
 from gateway.model import Entry, Part, Receipt
-from gateway.sinks import (
-    Answered,
-    Answering,
-    Bulk,
-    Delivery,
-    Dropping,
-    Informed,
-    Keeper,
-    PartlyCommitting,
-    Seen,
-    TimeKeeping,
-    Watched,
-    Wired,
-    offers,
-)
+from gateway.sinks import Answered, Delivery, Stage
 from gateway.upload.failures import translated
 
 __all__ = ["BULK_BYTES", "Lane", "Slots", "completed"]
@@ -89,10 +75,9 @@ class Slots:
 class Lane:
     """A delivery, its progress and its batch. `tasks` is where accepting goes on; it may fail as a whole."""
 
-    def __init__(self, name: str, stage: int, delivery: Delivery, window_bytes: int) -> None:
+    def __init__(self, name: str, stage: Stage, delivery: Delivery, window_bytes: int) -> None:
         self.name = name
         self.stage = stage
-        """When it commits: 0 relays, 1 others, 2 disks."""
         self.progress = Progress()
         self.files: list[int] = []
         """The files that it was given, by index."""
@@ -104,11 +89,9 @@ class Lane:
         self.spare: Callable[[Sequence[tuple[Part, bytes]], Exception], None] | None = None
         """Takes the failure of a batch, where it is not that of the whole upload."""
         self._delivery = delivery
-        self.bulk: Bulk | None = delivery if offers(delivery, Bulk) else None
-        """For the short way, where the sink has one."""
-        completes_parts = getattr(delivery, "completes_parts", False)
-        self.takes_batches = self.bulk is not None and not completes_parts
-        self.keeps_order = self.is_relay and not completes_parts
+        self.takes_batches = delivery.takes_batches and not delivery.completes_parts
+        """Whether its small files go the short way."""
+        self.keeps_order = self.is_relay and not delivery.completes_parts
         """Whether parts wait for their turn."""
         self._window_bytes = window_bytes
         self._batch_window = Window(window_bytes, self.progress)
@@ -119,32 +102,28 @@ class Lane:
         self._begun = 0  # how many times something was handed over
         self._taken: asyncio.Future[None] | None = None
         self._turn: asyncio.Future[None] | None = None
-        if offers(delivery, TimeKeeping):
-            delivery.keep_time(self.progress)
+        delivery.keep_time(self.progress)
 
     @property
     def is_relay(self) -> bool:
-        return self.stage == 0
+        return self.stage is Stage.RELAY
 
     @property
     def is_keeper(self) -> bool:
-        return offers(self._delivery, Keeper)
+        return self._delivery.keeps_manifest
 
     @property
     def is_watched(self) -> bool:
-        return offers(self._delivery, Watched)
+        return self._delivery.is_watched
 
     @property
     def is_wired(self) -> bool:
         """Whether it is to get the bytes of the wire, in place of parts."""
-        return offers(self._delivery, Wired) and self._delivery.takes_wire()
+        return self._delivery.takes_wire
 
     def let_see(self, see: Callable[[int, bytes], None]) -> bool:
         """Have `see` called with all bytes of all parts, in a thread of the sink's. False if it has none."""
-        if not offers(self._delivery, Seen):
-            return False
-        self._delivery.let_see(see)
-        return True
+        return self._delivery.let_see(see)
 
     # -- turns
 
@@ -210,12 +189,11 @@ class Lane:
 
     async def _deliver(self, batch: list[tuple[Part, bytes]], size: int, begun: int) -> None:
         """A batch, and what gathers meanwhile."""
-        assert self.bulk is not None
         while True:
             self.progress.begin_finishing()
             try:
                 with translated(self.name):
-                    await self.bulk.accept_all(batch)
+                    await self._delivery.accept_all(batch)
             except (GatewayError, Answered) as error:
                 if self.spare is None:
                     raise
@@ -272,7 +250,6 @@ class Lane:
 
     async def drop(self, part: Part) -> None:
         """The sink forgets a part; none of its accepts runs any more."""
-        assert offers(self._delivery, Dropping)
         self.forgotten.add(part.index)
         self.progress.begin_finishing()
         try:
@@ -291,7 +268,6 @@ class Lane:
         return pipe
 
     async def _accept_wire(self, pipe: Pipe) -> None:
-        assert offers(self._delivery, Wired)
         try:
             with translated(self.name):
                 await self._delivery.accept_wire(pipe)
@@ -300,26 +276,21 @@ class Lane:
 
     def hold_wire(self, tail: bytes) -> None:
         """What is left of the body, for the commit."""
-        assert offers(self._delivery, Wired)
         self._delivery.hold_wire(self.files, tail)
 
     # -- the upload as a whole
 
     async def watch(self) -> None:
-        assert offers(self._delivery, Watched)
         with translated(self.name):
             await self._delivery.watch()
 
     def keeper_receipts(self) -> list[Receipt]:
-        assert offers(self._delivery, Keeper)
         return self._complete(self._delivery.receipts())
 
     def keep_manifest(self, manifest: bytes) -> None:
-        assert offers(self._delivery, Keeper)
         self._delivery.keep_manifest(manifest)
 
     async def replace_manifest(self, manifest: bytes) -> None:
-        assert offers(self._delivery, Keeper)
         self.progress.begin_finishing()
         try:
             with translated(self.name):
@@ -328,17 +299,16 @@ class Lane:
             self.progress.end_finishing()
 
     def inform(self, entries: Sequence[Entry]) -> None:
-        if offers(self._delivery, Informed):
-            self._delivery.inform(entries)
+        self._delivery.inform(entries)
 
-    def committed(self) -> list[Receipt]:
+    def committed(self) -> Sequence[Receipt]:
         """What is visible, of a sink that can commit in part."""
-        return self._delivery.committed() if offers(self._delivery, PartlyCommitting) else []
+        return self._delivery.committed()
 
     @property
     def began(self) -> bool:
         """Whether something went to the sink that a commit makes visible."""
-        return self.given and getattr(self._delivery, "began", True)
+        return self.given and self._delivery.began
 
     async def commit(self) -> list[Receipt]:
         """A receipt for each file: a plain one where the sink says nothing of it."""
@@ -352,13 +322,12 @@ class Lane:
 
     def answer(self) -> ClientResponse | None:
         """The response of a destination, after its commit."""
-        return self._delivery.answer() if offers(self._delivery, Answering) else None
+        return self._delivery.answer()
 
     @property
     def read_seconds(self) -> float | None:
         """How long the bytes of that response may be waited for; None is as long as any sink."""
-        seconds: float | None = getattr(self._delivery, "read_seconds", None)
-        return seconds
+        return self._delivery.read_seconds
 
     def _complete(self, receipts: Sequence[Receipt]) -> list[Receipt]:
         files = [index for index in self.files if index not in self.forgotten] if self.forgotten else self.files

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Callable, Iterator
+from contextlib import AbstractAsyncContextManager
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +15,10 @@ from gateway.cli import main
 from gateway.config.load import ConfigError, load, memory_bound_bytes
 from gateway.config.settings import ServerSettings, Settings
 from gateway.config.sinks import RelaySettings
-from gateway.model import Limits
+from gateway.model import Limits, Upload
 from gateway.server.app import build_app
+from gateway.server.handlers import SERVICES
+from gateway.sinks import Delivery, Sink
 from gateway.upload.routes import BestEffort
 
 SECRET = "hunter2"
@@ -378,13 +381,14 @@ def test_a_sink_that_only_the_environment_names_is_known_when_other_keys_are_wro
 # -- sinks of the user's
 
 
-class CountingSink:
+class CountingSink(Sink):
     """What it was made with. It is never opened here."""
 
     def __init__(self, *, name: str, seconds: float = 0, count: int = 0, words: tuple[str, ...] = ()) -> None:
         self.made_with = {"name": name, "seconds": seconds, "count": count, "words": words}
 
-    def open(self, upload: object) -> None: ...
+    def open(self, upload: Upload) -> AbstractAsyncContextManager[Delivery]:
+        raise AssertionError
 
 
 NO_SINK = dict[str, Any]
@@ -413,6 +417,31 @@ def test_a_sink_of_the_users_that_cannot_be_made_is_named(config: Load, kind: st
         build_app(settings)
     (problem,) = caught.value.problems
     assert problem.startswith(f"sinks.mine: {kind} ")
+
+
+class Unrelated:
+    """It has the verb, and not the rest of the contract."""
+
+    def open(self, upload: Upload) -> None: ...
+
+
+def test_a_sink_of_the_users_derives_from_the_contract(config: Load) -> None:
+    with pytest.raises(ConfigError, match=r"Unrelated does not derive from gateway\.sinks\.Sink"):
+        build_app(config(f'[sinks.mine]\ntype = "{__name__}:Unrelated"'))
+
+
+def test_a_sink_of_the_users_that_lacks_a_verb_is_a_mistake(config: Load) -> None:
+    with pytest.raises(ConfigError, match=r"cannot be made: .*Verbless.*open"):
+        build_app(config(f'[sinks.mine]\ntype = "{__name__}:Verbless"'))
+
+
+class Verbless(Sink):
+    """A sink that cannot be opened."""
+
+
+def test_a_sink_of_the_users_that_does_not_ask_for_its_name_has_it_all_the_same(config: Load) -> None:
+    services = build_app(config(f'[sinks.mine]\ntype = "{__name__}:Undropping"'))[SERVICES]
+    assert services.sinks["mine"].name == "mine"
 
 
 # -- the commands
@@ -535,10 +564,10 @@ def test_a_sink_in_a_rule_may_be_best_effort(config: Load) -> None:
 
 def test_a_sink_of_the_users_that_drops_no_parts_is_a_mistake_where_each_is_kept(config: Load) -> None:
     document = '[sinks.own]\ntype = "tests.config.test_load:Undropping"\n' + _sinks('"disk", "own"', keep="each")
-    with pytest.raises(ConfigError, match=r"routes\.0\.keep: .* own has no drops_parts"):
+    with pytest.raises(ConfigError, match=r"routes\.0\.keep: .* own has no can_drop"):
         build_app(config(document))
 
 
-class Undropping:
-    def open(self) -> None:
-        """Never asked."""
+class Undropping(Sink):
+    def open(self, upload: Upload) -> AbstractAsyncContextManager[Delivery]:
+        raise AssertionError

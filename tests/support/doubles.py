@@ -18,23 +18,24 @@ import random
 import re
 import socket
 import struct
-from collections.abc import AsyncIterable, AsyncIterator
+from collections.abc import AsyncIterable, AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from typing import Any, Literal, cast
 
 from gateway.model import Part, Receipt, Upload
+from gateway.sinks import Delivery, Sink, Stage
 
 # -- sinks
 
 
-class MemorySink:
+class MemorySink(Sink):
     """Behaves well: what was committed is in `kept`. The others spoil one of its verbs."""
 
-    drops_parts = True
+    can_drop = True
 
     def __init__(self, *, name: str = "memory", stage: int = 1) -> None:
         self.name = name
-        self.commit_stage = stage
+        self.stage = Stage(stage)
         self.kept: dict[str, dict[int, bytes]] = {}
         """Upload -> part -> bytes."""
         self.began: list[int] = []
@@ -62,7 +63,7 @@ class MemorySink:
         return [Receipt(index, self.name, f"memory:{index}") for index in parts]
 
 
-class MemoryDelivery:
+class MemoryDelivery(Delivery):
     def __init__(self, sink: MemorySink, upload: Upload) -> None:
         self._sink = sink
         self._upload = upload
@@ -142,7 +143,9 @@ class PickySink(MemorySink):
 
 
 class PickyDelivery(MemoryDelivery):
-    async def accept_all(self, parts: list[tuple[Part, bytes]]) -> None:
+    takes_batches = True
+
+    async def accept_all(self, parts: Sequence[tuple[Part, bytes]]) -> None:
         for part, data in parts:
             if (part.filename or "").startswith("bad"):
                 raise RuntimeError("a picky sink")

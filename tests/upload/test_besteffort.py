@@ -18,6 +18,7 @@ from aiohttp import ClientSession
 from gateway.config.load import memory_bound_bytes
 from gateway.config.settings import Settings
 from gateway.model import Part, Upload
+from gateway.sinks import Stage
 from gateway.upload.besteffort import PART_BYTES, BestEffortLane
 from gateway.upload.routes import BestEffort
 from tests.conftest import RunningGateway, StartDestination, StartGateway
@@ -410,7 +411,7 @@ async def test_who_forgets_a_part_that_is_under_way_goes_on_with_the_others() ->
                 if part.index == 0:
                     await self.gate.wait()  # it takes its time to let go
 
-    lane, sink = BestEffortLane("b", 1, BestEffort(lag_bytes=MIB, lag_seconds=60), 4), Sink()
+    lane, sink = BestEffortLane("b", Stage.OTHER, BestEffort(lag_bytes=MIB, lag_seconds=60), 4), Sink()
     first, second = Part(0, b"f", b"f", None, is_file=True), Part(1, b"f", b"f", None, is_file=True)
     async with asyncio.TaskGroup() as tasks:
         tasks.create_task(lane.live(sink, Upload("id", "/upload", "upload")))
@@ -448,7 +449,7 @@ async def test_a_drain_does_not_wait_for_it_beyond_its_seconds(start_gateway: St
 
 async def test_a_part_that_is_dropped_never_looks_whole() -> None:
     """What lay in its pipe is gone, and it was finished: a sink that completes parts one by one would send it so."""
-    lane = BestEffortLane("b", 1, BestEffort(lag_bytes=4 * PART_BYTES, lag_seconds=1), 4)
+    lane = BestEffortLane("b", Stage.OTHER, BestEffort(lag_bytes=4 * PART_BYTES, lag_seconds=1), 4)
     part = Part(0, b"f", b"f", None, is_file=True)
     pipe, _ = lane.open(part)
     await pipe.send(b"first")
@@ -493,7 +494,7 @@ async def test_memory_stays_bounded_beside_one_that_never_reads(tmp_path: Path) 
 
 
 async def test_what_waits_never_exceeds_the_lag() -> None:
-    lane = BestEffortLane("b", 1, BestEffort(lag_bytes=10 * PART_BYTES, lag_seconds=1), 4)
+    lane = BestEffortLane("b", Stage.OTHER, BestEffort(lag_bytes=10 * PART_BYTES, lag_seconds=1), 4)
     part = Part(0, b"f", b"f", None, is_file=True)
     pipe, _ = lane.open(part)
     for _ in range(8):

@@ -6,7 +6,7 @@ import asyncio
 import base64
 import hashlib
 import os
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -521,12 +521,14 @@ class GatedBulkSink(GatedSink):
 
 
 class _GatedBulkDelivery(MemoryDelivery):
+    takes_batches = True
+
     def __init__(self, sink: GatedBulkSink, upload: Upload) -> None:
         super().__init__(sink, upload)
         self._gated = sink
         self._taking: set[int] = set()
 
-    async def accept_all(self, parts: list[tuple[Part, bytes]]) -> None:
+    async def accept_all(self, parts: Sequence[tuple[Part, bytes]]) -> None:
         indices = {part.index for part, _ in parts}
         self._taking |= indices
         await self._gated.gate.wait()

@@ -10,10 +10,11 @@ import pytest
 
 from gateway.errors import SinkFull, SinkUnavailable, TooLarge
 from gateway.model import Part, Receipt
+from gateway.sinks import Delivery, Stage
 from gateway.upload.lanes import Lane, Slots
 
 
-class Recorder:
+class Recorder(Delivery):
     """A delivery that writes down what it is given."""
 
     def __init__(self, *, fail_with: Exception | None = None, receipts: Sequence[Receipt] = ()) -> None:
@@ -32,7 +33,9 @@ class Recorder:
 
 
 class BulkRecorder(Recorder):
-    async def accept_all(self, parts: list[tuple[Part, bytes]]) -> None:
+    takes_batches = True
+
+    async def accept_all(self, parts: Sequence[tuple[Part, bytes]]) -> None:
         await asyncio.sleep(0)
         self.seen += [(part.index, data) for part, data in parts]
 
@@ -43,7 +46,7 @@ def part(index: int) -> Part:
 
 async def test_a_batch_is_handed_over_in_one_go_and_in_order() -> None:
     delivery = BulkRecorder()
-    lane = Lane("a", 1, delivery, 1000)
+    lane = Lane("a", Stage.OTHER, delivery, 1000)
     async with asyncio.TaskGroup() as tasks:
         for index in range(3):
             lane.add(part(index), b"%d" % index)
@@ -55,8 +58,8 @@ async def test_a_batch_is_handed_over_in_one_go_and_in_order() -> None:
 
 
 async def test_only_sinks_that_can_take_many_go_the_short_way() -> None:
-    assert Lane("a", 1, BulkRecorder(), 1).bulk is not None
-    assert Lane("a", 1, Recorder(), 1).bulk is None
+    assert Lane("a", Stage.OTHER, BulkRecorder(), 1).takes_batches
+    assert not Lane("a", Stage.OTHER, Recorder(), 1).takes_batches
 
 
 async def test_a_slot_is_free_again_when_all_tasks_of_its_part_have_ended() -> None:
@@ -79,7 +82,7 @@ async def test_a_slot_is_free_again_when_all_tasks_of_its_part_have_ended() -> N
 
 
 async def test_a_relay_waits_for_the_turn_of_what_flows_still_work_on_and_others_do_not() -> None:
-    for stage, waits in ((0, True), (1, False)):
+    for stage, waits in ((Stage.RELAY, True), (Stage.OTHER, False)):
         lane = Lane("a", stage, Recorder(), 1000)
         before, done = lane.keep_turn(part(0))
         assert before is None
@@ -93,7 +96,7 @@ async def test_a_relay_waits_for_the_turn_of_what_flows_still_work_on_and_others
 
 
 async def test_each_file_has_a_receipt_though_the_sink_says_nothing_of_it() -> None:
-    lane = Lane("a", 1, Recorder(receipts=[Receipt(2, "a", "/two")]), 1000)
+    lane = Lane("a", Stage.OTHER, Recorder(receipts=[Receipt(2, "a", "/two")]), 1000)
     lane.files += [1, 2]
     assert await lane.commit() == [Receipt(1, "a"), Receipt(2, "a", "/two")]
 
@@ -108,7 +111,7 @@ async def test_each_file_has_a_receipt_though_the_sink_says_nothing_of_it() -> N
     ],
 )
 async def test_a_sinks_errors_are_told_as_ours(raised: Exception, told: type[Exception]) -> None:
-    lane = Lane("a", 1, Recorder(fail_with=raised), 1000)
+    lane = Lane("a", Stage.OTHER, Recorder(fail_with=raised), 1000)
     with pytest.RaisesGroup(told):
         async with asyncio.TaskGroup() as tasks:
             pipe, _ = lane.open(part(0), tasks)
@@ -123,13 +126,13 @@ async def test_a_batch_that_was_taken_while_a_slot_was_waited_for_is_not_deliver
             self.batches: list[int] = []
             self.gate = asyncio.Event()
 
-        async def accept_all(self, parts: list[tuple[Part, bytes]]) -> None:
+        async def accept_all(self, parts: Sequence[tuple[Part, bytes]]) -> None:
             self.batches.append(len(parts))
             await self.gate.wait()
             await super().accept_all(parts)
 
     delivery = Counting()
-    lane, slots = Lane("a", 1, delivery, 1 << 20), Slots(1)
+    lane, slots = Lane("a", Stage.OTHER, delivery, 1 << 20), Slots(1)
     async with asyncio.TaskGroup() as tasks:
         lane.add(part(0), b"0")
         await lane.hand_over(tasks, slots)
@@ -147,14 +150,14 @@ async def test_what_gathers_behind_a_part_of_the_long_way_is_not_taken_before_th
     class Prompt(BulkRecorder):
         """Takes a batch without waiting for anything."""
 
-        async def accept_all(self, parts: list[tuple[Part, bytes]]) -> None:
+        async def accept_all(self, parts: Sequence[tuple[Part, bytes]]) -> None:
             self.seen += [(part.index, data) for part, data in parts]
 
         async def accept(self, part: Part, chunks: AsyncIterable[bytes]) -> None:
             self.seen.append((part.index, b"begun"))
 
     delivery = Prompt()
-    lane, slots = Lane("a", 0, delivery, 1 << 20), Slots(4)
+    lane, slots = Lane("a", Stage.RELAY, delivery, 1 << 20), Slots(4)
     async with asyncio.TaskGroup() as tasks:
         lane.add(part(0), b"0")
         await lane.hand_over(tasks, slots)

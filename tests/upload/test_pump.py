@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-from collections.abc import AsyncIterable, AsyncIterator
+from collections.abc import AsyncIterable, AsyncIterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -14,13 +14,16 @@ from gateway.errors import GatewayError, NoRoute, TooLarge
 from gateway.model import Entry, Limits, Part, Receipt
 from gateway.multipart.codec import Decoder, Event
 from gateway.multipart.encoder import Encoder
+from gateway.sinks import Delivery, Stage
 from gateway.upload.lanes import Lane
 from gateway.upload.pump import Pump
 from gateway.upload.routes import Match, Route, Rule
 
 
-class Keeping:
+class Keeping(Delivery):
     """A delivery that keeps everything in memory; as a relay it must be given all in order."""
+
+    takes_batches = True
 
     def __init__(self) -> None:
         self.seen: list[tuple[int, bytes]] = []
@@ -30,7 +33,7 @@ class Keeping:
         async with self._turn:
             self.seen.append((part.index, b"".join([chunk async for chunk in chunks])))
 
-    async def accept_all(self, parts: list[tuple[Part, bytes]]) -> None:
+    async def accept_all(self, parts: Sequence[tuple[Part, bytes]]) -> None:
         async with self._turn:
             self.seen += [(part.index, data) for part, data in parts]
 
@@ -53,7 +56,7 @@ def body(*parts: tuple[str | None, bytes]) -> bytes:
 
 
 async def pumped(
-    data: bytes, *, cut: int, stage: int = 0, **limits: Any
+    data: bytes, *, cut: int, stage: Stage = Stage.RELAY, **limits: Any
 ) -> tuple[list[Entry], list[tuple[int, bytes]]]:
     """What the manifest and a sink get of a body that comes `cut` bytes at a time."""
 
@@ -91,7 +94,7 @@ async def test_a_relay_gets_all_parts_in_the_order_of_the_wire(cut: int) -> None
 
 @pytest.mark.parametrize("cut", CUTS)
 async def test_another_sink_gets_the_files_only(cut: int) -> None:
-    entries, seen = await pumped(body(*MIXED), cut=cut, stage=1)
+    entries, seen = await pumped(body(*MIXED), cut=cut, stage=Stage.OTHER)
     assert sorted(seen) == [(0, b"A" * 300), (3, b""), (4, b"no name, but bytes"), (6, b"C")]
     assert [entry.value for entry in entries if not entry.part.is_file] == ["field", ""]
 
@@ -108,7 +111,7 @@ async def test_another_sink_gets_the_files_only(cut: int) -> None:
     ],
 )
 async def test_what_breaks_a_limit_or_has_no_rule_ends_the_upload(
-    cut: int, parts: list[tuple[str | None, bytes]], limits: dict[str, int], error: type[GatewayError]
+    cut: int, parts: list[tuple[str | None, bytes]], limits: dict[str, Any], error: type[GatewayError]
 ) -> None:
     with pytest.raises(error):
         await pumped(body(*parts), cut=cut, **limits)
@@ -146,8 +149,8 @@ class Feeder:
 HEAD = Encoder(b"b").begin_form_part(Part(0, b"name", b"a.bin", None, is_file=True))
 
 
-@pytest.mark.parametrize("stage", [0, 1])
-async def test_the_beginning_of_a_file_waits_for_the_rest_but_not_for_a_slow_client(stage: int) -> None:
+@pytest.mark.parametrize("stage", [Stage.RELAY, Stage.OTHER])
+async def test_the_beginning_of_a_file_waits_for_the_rest_but_not_for_a_slow_client(stage: Stage) -> None:
     class Eager(Keeping):
         def __init__(self) -> None:
             super().__init__()

@@ -31,7 +31,7 @@ import os
 import shutil
 import threading
 import time
-from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterable
+from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from functools import partial
@@ -44,6 +44,7 @@ from gateway.concurrency.pipe import gathered
 from gateway.concurrency.threads import TrackedExecutor, uninterrupted
 from gateway.model import Part, Receipt, Upload
 from gateway.multipart.filenames import safe_segment
+from gateway.sinks import Delivery, Sink, Stage
 from gateway.sinks.disk.upload_directory import (
     INCOMING,
     MANIFEST,
@@ -69,14 +70,14 @@ _CREATE = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
 T = TypeVar("T")
 
 
-class DiskSink:
+class DiskSink(Sink):
     """`root` is a directory, made if need be; `threads` write and read for all together.
 
     `keep_seconds` after it was published an upload is removed; 0 keeps it for ever.
     """
 
-    commit_stage = 2  # last: it alone can be taken back until the rename
-    drops_parts = True
+    stage = Stage.STORE
+    can_drop = True
 
     def __init__(self, *, name: str, root: str, fsync: bool = True, keep_seconds: float = 0, threads: int = 4) -> None:
         self.name = name
@@ -172,8 +173,10 @@ class DiskSink:
         return await asyncio.get_running_loop().run_in_executor(self._executor, function, *args)
 
 
-class DiskDelivery:
+class DiskDelivery(Delivery):
     """One upload on its way to disk."""
+
+    takes_batches = keeps_manifest = True
 
     def __init__(self, sink: DiskSink, upload: Upload, executor: TrackedExecutor) -> None:
         self._sink = sink
@@ -199,8 +202,9 @@ class DiskDelivery:
                     return lock
             time.sleep(0.001)  # a sweep takes one empty directory away, then never comes back
 
-    def let_see(self, see: Callable[[int, bytes], None]) -> None:
+    def let_see(self, see: Callable[[int, bytes], None]) -> bool:
         self._see = see
+        return True
 
     async def accept(self, part: Part, chunks: AsyncIterable[bytes]) -> None:
         with translated(self._sink.name):
@@ -217,7 +221,7 @@ class DiskDelivery:
             await self._run(self._close, raw)
             self._receipts[part.index] = self._receipt(part)
 
-    async def accept_all(self, parts: list[tuple[Part, bytes]]) -> None:
+    async def accept_all(self, parts: Sequence[tuple[Part, bytes]]) -> None:
         with translated(self._sink.name):
             await self._run(self._write_all, parts)
             for part, _ in parts:
@@ -277,7 +281,7 @@ class DiskDelivery:
         file.close()
         self._files.discard(file)
 
-    def _write_all(self, parts: list[tuple[Part, bytes]]) -> None:
+    def _write_all(self, parts: Sequence[tuple[Part, bytes]]) -> None:
         # Plain descriptors: a file object costs more than writing a small file. The fsyncs come after the writes of
         # a group: the first one's journal entry serves them all. Groups, because descriptors are few.
         prefix, fsync, see = f"{self._incoming}/", self._sink.fsync, self._see

@@ -30,7 +30,7 @@ from gateway.errors import GatewayError, LengthRequired, Malformed
 from gateway.model import Part, Receipt, Upload
 from gateway.multipart.encoder import Encoder
 from gateway.multipart.headers import only
-from gateway.sinks import Answered, refused
+from gateway.sinks import Answered, Delivery, refused
 from gateway.sinks.relay.sending.outbound import COALESCE_BYTES, Outbound
 from gateway.sinks.relay.sending.spool import Region, Spool
 from gateway.sinks.relay.shape import Sent, Shape, is_empty_input, written
@@ -46,11 +46,13 @@ class _Kept:
     region: Region
 
 
-class PartsDelivery:
+class PartsDelivery(Delivery):
     """One upload on its way to a destination, a request for each file. `make` makes one.
 
     `spool` is this delivery's, to be closed with it.
     """
+
+    takes_batches = True
 
     def __init__(
         self,
@@ -99,7 +101,7 @@ class PartsDelivery:
         else:
             await self._keep(part, chunks)
 
-    async def accept_all(self, parts: list[tuple[Part, bytes]]) -> None:
+    async def accept_all(self, parts: Sequence[tuple[Part, bytes]]) -> None:
         # all fields before the first wait: files that come after this batch want them
         kept = [(self._shape.renamed(part), data) for part, data in parts if not self._shape.leaves_out(part)]
         self._fields += [(part, data) for part, data in kept if not part.is_file]

@@ -18,15 +18,17 @@ from gateway.concurrency.pipe import Progress, add_chunk, gathered
 from gateway.errors import TooLarge
 from gateway.model import Entry, Part, Receipt, Upload
 from gateway.multipart.encoder import Encoder
-from gateway.sinks import Answered
+from gateway.sinks import Answered, Delivery
 from gateway.sinks.relay.sending.outbound import COALESCE_BYTES, Outbound
 from gateway.sinks.relay.shape import Sent, Shape, is_empty_input, written
 
 __all__ = ["RelayDelivery"]
 
 
-class RelayDelivery:
+class RelayDelivery(Delivery):
     """One upload on its way to a destination. `make` makes the request; `way` is how its length is told."""
+
+    takes_batches = is_watched = True
 
     def __init__(
         self,
@@ -44,7 +46,7 @@ class RelayDelivery:
         self._upload = upload
         self._make = make
         self._way = way
-        self._wired = wired
+        self.takes_wire = wired
         self._shape = shape.for_body(upload)
         # a raw body is wrapped as a form with one file
         content_type = upload.content_type.encode("utf-8", "surrogateescape")
@@ -66,9 +68,6 @@ class RelayDelivery:
     def began(self) -> bool:
         """Whether there is a request: all that came may have been left out."""
         return self._outbound is not None
-
-    def takes_wire(self) -> bool:
-        return self._wired
 
     def keep_time(self, progress: Progress) -> None:
         self._progress = progress
@@ -96,7 +95,7 @@ class RelayDelivery:
             await outbound.flush()
         await outbound.flush()  # of a part without bytes there is a head
 
-    async def accept_all(self, parts: list[tuple[Part, bytes]]) -> None:
+    async def accept_all(self, parts: Sequence[tuple[Part, bytes]]) -> None:
         async with self._turn:
             for part, data in parts:
                 if self._shape.leaves_out(part):
@@ -170,7 +169,7 @@ class RelayDelivery:
                 content_type=content_type,
                 length=length,
                 spooled=self._way == "spool",
-                unchanged=self._wired,
+                unchanged=self.takes_wire,
                 progress=self._progress,
             )
             self._made.set()
@@ -189,7 +188,7 @@ class RelayDelivery:
         nothing_came = self._outbound is None and not self._waiting and not self._wired_files
         if nothing_came and self._upload.kind not in ("relay", "opaque"):
             return []
-        if self._wired:
+        if self.takes_wire:
             outbound, tail = self._made_for(self._upload.content_type, self._upload.content_length), self._tail
         else:
             outbound = await self._complete_form()
@@ -199,7 +198,7 @@ class RelayDelivery:
         response = self._response = await outbound.finish(tail)
         if not 200 <= response.status < 300:
             raise Answered(self._name, response)
-        files = self._wired_files if self._wired else [part.index for part in self._files]
+        files = self._wired_files if self.takes_wire else [part.index for part in self._files]
         return [Receipt(index, self._name, status=response.status) for index in files]
 
     async def _complete_form(self) -> Outbound:

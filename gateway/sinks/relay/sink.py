@@ -17,7 +17,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, AsyncExitStack, asynccontextmanager, nullcontext
 from dataclasses import replace
@@ -30,6 +30,7 @@ from gateway.concurrency.pipe import Progress
 from gateway.errors import LengthRequired
 from gateway.http.forwarding import HeaderRules, outbound_headers
 from gateway.model import Part, Upload
+from gateway.sinks import Sink, Stage
 from gateway.sinks.relay.per_part import PartsDelivery
 from gateway.sinks.relay.per_upload import RelayDelivery
 from gateway.sinks.relay.sending.connect import Connecting
@@ -42,10 +43,10 @@ from gateway.sinks.relay.shape import Shape
 __all__ = ["RelaySink"]
 
 
-class RelaySink:
+class RelaySink(Sink):
     """One of the `urls` gets the POST. Times are in seconds, 0 = none; the README has the meaning of each key."""
 
-    commit_stage = 0  # first: its yes cannot be taken back, so its no must come while all else still can
+    stage = Stage.RELAY
 
     def __init__(
         self,
@@ -82,7 +83,7 @@ class RelaySink:
         self.takes_wire = "passthrough" in self.lengths
         self.read_seconds = read_seconds
         """Between bytes of the answer; None is for whoever reads it to decide."""
-        self.drops_parts = per == "part"
+        self.can_drop = per == "part"
         self.shape = Shape(
             rename=rename,
             drop=drop,
@@ -90,7 +91,6 @@ class RelaySink:
             add_after=add_after,
             fields_first_bytes=fields_first_bytes,
         )
-        self.leaves_out: Callable[[Part], bool] | None = self.shape.leaves_out if drop else None
         self.replay_bytes = replay_bytes
         self._parallel_parts = parallel_parts
         self.destinations = Destinations(
@@ -141,12 +141,15 @@ class RelaySink:
 
     def admit(self, upload: Upload) -> None:
         """Refuse what there is no way to send, on its headers alone. Raises LengthRequired."""
-        if not self.drops_parts:
+        if not self.can_drop:
             self._way(upload)
+
+    def leaves_out(self, part: Part) -> bool:
+        return self.shape.leaves_out(part)
 
     @asynccontextmanager
     async def open(self, upload: Upload) -> AsyncIterator[RelayDelivery | PartsDelivery]:
-        delivery = self._per_part(upload) if self.drops_parts else self._per_upload(upload)
+        delivery = self._per_part(upload) if self.can_drop else self._per_upload(upload)
         try:
             yield delivery
         finally:
