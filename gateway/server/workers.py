@@ -41,7 +41,9 @@ __all__ = ["WorkersFailed", "supervise"]
 
 log = logging.getLogger("gateway.workers")
 
-_BOOTSTRAP = "import sys; sys.path[:] = sys.argv[2:]; from gateway.worker import work; sys.exit(work(int(sys.argv[1])))"
+_BOOTSTRAP = (
+    "import sys; sys.path[:] = sys.argv[2:]; from gateway.server.worker import work; sys.exit(work(int(sys.argv[1])))"
+)
 """The parent's modules, wherever it found them."""
 _MOST_FAILURES = 5
 """In a row; a machine that is short of memory for a moment gets over that."""
