@@ -78,6 +78,8 @@ TESTED_ELSEWHERE = {
     "server.results": ("server.test_handlers", "what the client reads, over a socket"),
     "server.slots": ("server.test_workers", "between processes"),
     "server.worker": ("server.test_workers", "the other half of them"),
+    "sinks.disk.delivery": ("sinks.disk.test_sink", "one upload is what a disk sink is opened for"),
+    "sinks.disk.jobs": ("sinks.disk.test_sink", "what is on disk, and when it is durable"),
     "sinks.disk.upload_directory": ("downloads.test_stored_expiry", "locks, sweeps and removals"),
     "sinks.relay.per_upload": ("sinks.relay.test_sink", "the one request of an upload is what a relay is, by default"),
     "upload.failures": ("upload.test_garbage", "what is let go of; which is told: test_dispatch_failures"),
@@ -181,7 +183,7 @@ def test_an_import_upwards_or_a_wing_without_a_floor_would_be_found(name: str, i
 
 def test_the_modules_are_found() -> None:
     assert {"errors", "multipart.codec", "server.handlers", "sinks.__init__", "sinks.disk.sink"} <= MODULES.keys()
-    assert _neighbours("sinks.disk.sink") >= {"multipart.filenames", "model", "sinks.disk.upload_directory"}
+    assert _neighbours("sinks.disk.delivery") >= {"multipart.filenames", "model", "sinks.disk.upload_directory"}
 
 
 @pytest.mark.parametrize("name", sorted(PURE))

@@ -21,7 +21,7 @@ from gateway.config.settings import Settings, with_defaults
 from gateway.config.sinks import BUILT_IN_SINKS, RelaySettings
 from gateway.flows import BATCH_BYTES as FLOW_BATCH_BYTES
 from gateway.model import Limits
-from gateway.sinks.disk.sink import BATCH_BYTES
+from gateway.sinks.disk.delivery import BATCH_BYTES
 from gateway.sinks.relay.sending.spool import BATCH_BYTES as SPOOL_BATCH_BYTES
 from gateway.upload.lanes import BULK_BYTES
 

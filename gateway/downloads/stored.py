@@ -35,7 +35,7 @@ from gateway.http.conditions import chosen
 from gateway.http.problems import problem
 from gateway.multipart.filenames import safe_name
 from gateway.sinks.disk.sink import DiskSink
-from gateway.sinks.disk.upload_directory import UPLOAD_ID, Held, StoredFile
+from gateway.sinks.disk.upload_directory import UPLOAD_ID, LockedUpload, StoredFile
 
 __all__ = [
     "DISKS",
@@ -80,7 +80,9 @@ async def delete_upload(request: web.Request) -> web.Response:
     """All of it or, where somebody reads it on one of the disks, nothing."""
     upload_id = _upload_id(request)
     async with AsyncExitStack() as stack:
-        shares = [await stack.enter_async_context(disk.held(upload_id, exclusive=True)) for disk in request.app[DISKS]]
+        shares = [
+            await stack.enter_async_context(disk.locked(upload_id, exclusive=True)) for disk in request.app[DISKS]
+        ]
         if not any(shares):
             raise NotFound(f"there is no upload {upload_id}")
         for share in filter(None, shares):
@@ -104,7 +106,7 @@ async def get_file(request: web.Request) -> web.StreamResponse:
 
 
 async def _answer_file(
-    request: web.Request, upload_id: str, part: Mapping[str, Any], share: Held, stored: StoredFile
+    request: web.Request, upload_id: str, part: Mapping[str, Any], share: LockedUpload, stored: StoredFile
 ) -> web.StreamResponse:
     described = _as_stored(part, share.sink)
     digest, modified = described["sha256"], int(stored.modified)
@@ -139,7 +141,7 @@ async def get_archive(request: web.Request) -> web.StreamResponse:
     """All files of an upload as one zip, not compressed, so that its length is known before it is made."""
     upload_id = _upload_id(request)
     async with _reading(request, upload_id) as (parts, shares):
-        places: dict[int, Held] = {}
+        places: dict[int, LockedUpload] = {}
         for share in reversed(shares):  # of two that have a file the first one gives it, as in get_file
             for index in await share.run(share.indexes):
                 places[index] = share
@@ -148,7 +150,7 @@ async def get_archive(request: web.Request) -> web.StreamResponse:
         paths = [share.path / str(part["index"]) for part, share in files]
         reader = shares[-1]  # the first to let go, and it waits for its jobs
         archive = await reader.run(_Archive, list(zip(paths, names, strict=True)))
-        await reader.run(reader.keep, archive)
+        await reader.run(reader.close_later, archive)
         headers: dict[str, str] = {
             hdrs.CONTENT_TYPE: "application/zip",
             hdrs.CONTENT_LENGTH: str(archive.left),
@@ -160,10 +162,12 @@ async def get_archive(request: web.Request) -> web.StreamResponse:
 
 
 @asynccontextmanager
-async def _reading(request: web.Request, upload_id: str) -> AsyncIterator[tuple[list[Mapping[str, Any]], list[Held]]]:
+async def _reading(
+    request: web.Request, upload_id: str
+) -> AsyncIterator[tuple[list[Mapping[str, Any]], list[LockedUpload]]]:
     """(the parts of its manifest, what each disk has of it), locked until left. Raises NotFound, Conflict."""
     async with AsyncExitStack() as stack:
-        found = [await stack.enter_async_context(disk.held(upload_id)) for disk in request.app[DISKS]]
+        found = [await stack.enter_async_context(disk.locked(upload_id)) for disk in request.app[DISKS]]
         shares = [share for share in found if share is not None]
         for share in shares:
             manifest = await share.run(share.manifest)
@@ -196,7 +200,7 @@ def _attachment(name: str) -> str:
 
 
 async def _sent(
-    request: web.Request, response: web.StreamResponse, shares: list[Held], body: Callable[[], Awaitable[None]]
+    request: web.Request, response: web.StreamResponse, shares: list[LockedUpload], body: Callable[[], Awaitable[None]]
 ) -> web.StreamResponse:
     """The response, sent to its end or broken off (rule 6). A client that goes away is no error of ours."""
     only_head = request.method == hdrs.METH_HEAD or response.content_length == 0
@@ -217,7 +221,7 @@ async def _sent(
     return response
 
 
-async def _release(shares: list[Held]) -> None:
+async def _release(shares: list[LockedUpload]) -> None:
     """There is nothing left to read (rule 5)."""
     for share in reversed(shares):
         await share.release()
@@ -232,7 +236,7 @@ def _limit_patience(request: web.Request) -> None:
 
 
 async def _send_file(
-    request: web.Request, response: web.StreamResponse, share: Held, stored: StoredFile, start: int, stop: int
+    request: web.Request, response: web.StreamResponse, share: LockedUpload, stored: StoredFile, start: int, stop: int
 ) -> None:
     position, tail_at = start, max(start, stop - _TAIL_BYTES)
     while position < tail_at:
@@ -248,7 +252,7 @@ async def _send_file(
 
 
 async def _send_slice(
-    request: web.Request, response: web.StreamResponse, share: Held, stored: StoredFile, offset: int, count: int
+    request: web.Request, response: web.StreamResponse, share: LockedUpload, stored: StoredFile, offset: int, count: int
 ) -> int:
     transport = request.transport
     if transport is None or transport.is_closing():
@@ -261,7 +265,7 @@ async def _send_slice(
         return len(data)
 
 
-async def _send_archive(response: web.StreamResponse, archive: _Archive, shares: list[Held]) -> None:
+async def _send_archive(response: web.StreamResponse, archive: _Archive, shares: list[LockedUpload]) -> None:
     while archive.left:
         chunk = await shares[-1].run(archive.read)
         if not archive.left:

@@ -35,7 +35,7 @@ from gateway.http.conditions import chosen
 from gateway.http.problems import problem
 from gateway.model import Part, Upload
 from gateway.sinks.disk.sink import DiskSink
-from gateway.sinks.disk.upload_directory import Held, StoredFile
+from gateway.sinks.disk.upload_directory import LockedUpload, StoredFile
 
 _MODIFIED = 1_700_000_000
 _DATA = bytes(range(256)) * 40
@@ -622,14 +622,14 @@ async def test_two_files_fit_on_one_connection(shop: Shop) -> None:
 async def test_a_file_shorter_than_promised_breaks_the_connection(
     shop: Shop, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, size: int
 ) -> None:
-    opened = Held.open
+    opened = LockedUpload.open
 
-    def longer(self: Held, index: int) -> StoredFile | None:
+    def longer(self: LockedUpload, index: int) -> StoredFile | None:
         found = opened(self, index)
         assert found is not None
         return StoredFile(found.file, found.size + 100_000, found.modified)
 
-    monkeypatch.setattr(Held, "open", longer)
+    monkeypatch.setattr(LockedUpload, "open", longer)
     upload_id = await shop.store(b"x" * size)
     client = await Client.get(shop.port, f"/files/{upload_id}/0/x")
     with pytest.raises(ConnectionResetError):
@@ -731,7 +731,7 @@ async def test_an_upload_on_two_disks_is_one(two: Shop) -> None:
     assert bodies == [b"on both", b"on the second", b"on the first"]
     archive = zipfile.ZipFile(io.BytesIO((await two.ask(f"/uploads/{upload_id}/archive.zip")).body))
     assert [archive.read(name) for name in archive.namelist()] == bodies
-    async with two.disks[1].held(upload_id):
+    async with two.disks[1].locked(upload_id):
         assert (await two.ask(f"/uploads/{upload_id}", "DELETE")).status == 409
         assert two.path(upload_id).exists(), "it was removed by half"
     assert (await two.ask(f"/uploads/{upload_id}", "DELETE")).status == 204

@@ -132,13 +132,13 @@ async def test_what_is_being_read_outlives_its_time_until_it_was_read(tmp_path: 
     with locked(path, fcntl.LOCK_SH):
         async with disk(tmp_path, 1) as sink:
             assert not other.exists()
-            async with sink.held(ulid(1)) as held:
-                assert held is not None
+            async with sink.locked(ulid(1)) as upload:
+                assert upload is not None
                 await asyncio.sleep(1.5)
-                assert await held.run(held.manifest) == b"{}"
+                assert await upload.run(upload.manifest) == b"{}"
     async with disk(tmp_path, 1) as sink:
         assert not path.exists()
-        async with sink.held(ulid(1)) as gone:
+        async with sink.locked(ulid(1)) as gone:
             assert gone is None
 
 
@@ -165,17 +165,17 @@ async def test_a_reader_in_another_process_is_respected_until_it_dies(tmp_path: 
 async def test_a_reader_waits_for_a_removal_that_has_begun_and_finds_nothing(tmp_path: Path) -> None:
     path = put(tmp_path, 1, age_seconds=0)
     async with disk(tmp_path) as sink:
-        async with asyncio.TaskGroup() as group, sink.held(ulid(1), exclusive=True) as held:
-            assert held is not None
+        async with asyncio.TaskGroup() as group, sink.locked(ulid(1), exclusive=True) as upload:
+            assert upload is not None
 
             async def read() -> bool:
-                async with sink.held(ulid(1)) as share:
+                async with sink.locked(ulid(1)) as share:
                     return share is None
 
             reading = group.create_task(read())
             await asyncio.sleep(0.1)
             assert not reading.done()
-            await held.run(held.remove)
+            await upload.run(upload.remove)
         assert reading.result()
     assert not path.exists()
 
@@ -185,7 +185,7 @@ async def test_a_reader_does_not_wait_for_ever(tmp_path: Path, monkeypatch: pyte
     path = put(tmp_path, 1, age_seconds=0)
     async with disk(tmp_path) as sink:
         with locked(path, fcntl.LOCK_EX), pytest.raises(Conflict):
-            async with sink.held(ulid(1)):
+            async with sink.locked(ulid(1)):
                 pass
 
 
@@ -203,7 +203,7 @@ async def test_a_cancelled_reader_leaves_no_lock(tmp_path: Path, monkeypatch: py
             patch.setattr(shelf, "lock_directory", slow)
 
             async def read() -> None:
-                async with sink.held(ulid(1)):
+                async with sink.locked(ulid(1)):
                     pytest.fail("it was cancelled before")
 
             async with asyncio.TaskGroup() as group:
@@ -218,8 +218,8 @@ async def test_a_published_upload_can_be_read_before_its_own_upload_is_done(tmp_
         async with sink.open(Upload(ulid(1), "/upload")) as delivery:
             await delivery.accept_all([(Part(0, b"file", b"a.bin", None), b"data")])
             await delivery.commit()
-            async with sink.held(ulid(1)) as held:
-                assert held is not None
+            async with sink.locked(ulid(1)) as upload:
+                assert upload is not None
             with pytest.raises(Conflict):
                 await sink.delete(ulid(1))
         assert await sink.delete(ulid(1))

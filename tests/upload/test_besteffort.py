@@ -575,7 +575,7 @@ async def test_a_manifest_that_cannot_be_replaced_stays_and_is_what_is_answered(
     def full(self: object, data: bytes) -> None:
         raise OSError(28, "full")
 
-    monkeypatch.setattr("gateway.sinks.disk.sink.DiskDelivery._rewrite", full)
+    monkeypatch.setattr("gateway.sinks.disk.jobs.Jobs.rewrite", full)
     gateway = await start_gateway(sinks={"b": double("MemorySink", name="b")}, routes=route("disk", spare()))
     status, manifest = await post(gateway, (b"file", b"a.bin", b"data"))
     assert status == 201

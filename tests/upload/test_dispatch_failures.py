@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from gateway.sinks.disk.sink import DiskDelivery
+from gateway.sinks.disk.jobs import Jobs
 from tests.conftest import StartGateway
 from tests.contract import nothing_left_running
 from tests.support.doubles import EarlyReturnSink, ForgetfulSink, HonestUpstream, MemorySink, MuteUpstream
@@ -118,11 +118,11 @@ async def test_a_forgetful_sink_gets_plain_receipts(start_gateway: StartGateway)
 
 async def test_relays_commit_first_and_disks_last(start_gateway: StartGateway, monkeypatch: pytest.MonkeyPatch) -> None:
     order: list[str] = []
-    publish = DiskDelivery._publish
+    publish = Jobs.publish
 
-    def publishing(self: DiskDelivery) -> None:
+    def publishing(self: Jobs, manifest: bytes | None) -> None:
         order.append("disk")
-        publish(self)
+        publish(self, manifest)
 
     async def committing(self: MemorySink, *arguments: Any) -> list[Any]:
         order.append(self.name)
@@ -134,7 +134,7 @@ async def test_relays_commit_first_and_disks_last(start_gateway: StartGateway, m
                 order.append("relay")
             super().received(exchange)
 
-    monkeypatch.setattr(DiskDelivery, "_publish", publishing)
+    monkeypatch.setattr(Jobs, "publish", publishing)
     monkeypatch.setattr(MemorySink, "commit", committing)
     async with Watching() as upstream:
         gateway = await start_gateway(
@@ -169,7 +169,7 @@ async def test_while_a_relay_has_not_answered_nothing_else_is_committed(start_ga
         assert sink_of(gateway, "memory", MemorySink).committed == 0
 
 
-def _full(self: DiskDelivery) -> None:
+def _full(self: Jobs, manifest: bytes | None) -> None:
     raise OSError(errno.ENOSPC, "no space left")
 
 
@@ -188,7 +188,7 @@ def _full(self: DiskDelivery) -> None:
 async def test_a_failure_after_a_relay_has_committed_is_told_with_what_is_kept(
     start_gateway: StartGateway, monkeypatch: pytest.MonkeyPatch, parts: list[Wire], kept: list[dict[str, Any]]
 ) -> None:
-    monkeypatch.setattr(DiskDelivery, "_publish", _full)
+    monkeypatch.setattr(Jobs, "publish", _full)
     async with HonestUpstream(201) as upstream:
         gateway = await start_gateway(api=upstream.url, routes=route("disk", "api"))
         async with keeping_nothing(gateway):
@@ -214,10 +214,10 @@ async def test_a_stall_after_a_commit_is_told_with_what_is_kept(start_gateway: S
 async def test_what_was_only_counted_and_dropped_is_nothing_that_is_kept(
     start_gateway: StartGateway, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def full(self: DiskDelivery) -> None:
+    def full(self: Jobs, manifest: bytes | None) -> None:
         raise OSError(errno.ENOSPC, "no space left")
 
-    monkeypatch.setattr(DiskDelivery, "_publish", full)
+    monkeypatch.setattr(Jobs, "publish", full)
     gateway = await start_gateway(routes=route("none", "disk"))
     async with keeping_nothing(gateway):
         status, problem = await post(gateway, *files(2, 10))

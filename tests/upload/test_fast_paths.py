@@ -18,7 +18,7 @@ from typing import Any
 
 import pytest
 
-from gateway.sinks.disk.sink import DiskDelivery
+from gateway.sinks.disk.jobs import Jobs
 from tests.conftest import Destination, RunningGateway, StartDestination, StartGateway
 from tests.support.clients import BOUNDARY as B
 from tests.support.clients import Answer, Client, VanishingClient, ask, eventually, form, head, random_bytes
@@ -183,10 +183,10 @@ async def test_a_right_digest_is_confirmed_and_the_next_part_owes_none(gateway: 
 async def test_if_one_sink_fails_none_keeps_anything(
     gateway: RunningGateway, destination: Destination, way: Way, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def full(self: DiskDelivery) -> None:
+    def full(self: Jobs, manifest: bytes | None) -> None:
         raise OSError(28, "no space left")
 
-    monkeypatch.setattr(DiskDelivery, "_publish", full)
+    monkeypatch.setattr(Jobs, "publish", full)
     answer = await send(gateway, way, whole(way.files()))
     assert (answer.status, answer.json()["type"]) == (502, "/problems/incomplete")  # the relay commits first
     assert gateway.stored() == []

@@ -12,7 +12,7 @@ import pytest
 from aiohttp import web
 
 from gateway.concurrency.pipe import Pipe
-from gateway.sinks.disk.sink import DiskDelivery
+from gateway.sinks.disk.delivery import DiskDelivery
 from gateway.sinks.relay.sending.outbound import Outbound
 from gateway.upload.flow_run import Passage
 from gateway.upload.lanes import Lane

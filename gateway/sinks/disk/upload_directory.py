@@ -35,7 +35,7 @@ __all__ = [
     "INCOMING",
     "MANIFEST",
     "UPLOAD_ID",
-    "Held",
+    "LockedUpload",
     "StoredFile",
     "lock_directory",
     "read_manifest",
@@ -63,16 +63,18 @@ class _Closable(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class StoredFile:
+    """A part's file, open for reading; `size` in bytes, `modified` in seconds since the epoch."""
+
     file: BinaryIO
     size: int
     modified: float
 
 
-class Held:
-    """One disk's share of an upload, locked: `async with disk.held(id) as held`. None where there is none.
+class LockedUpload:
+    """One disk's share of an upload, locked: `async with disk.locked(id) as upload`. None where there is none.
 
     Raises Conflict where somebody else's lock forbids it. Leaving waits for its running jobs, closes what
-    was opened, and lets go of the lock. The methods that are not coroutines are jobs for `run`.
+    was opened, and unlocks. The methods that are not coroutines are jobs for `run`.
     """
 
     def __init__(self, path: Path, executor: Executor, *, sink: str, fsync: bool, exclusive: bool) -> None:
@@ -82,12 +84,12 @@ class Held:
         self._exclusive = exclusive
         self._jobs = TrackedExecutor(executor)
         self._lock: int | None = None
-        self._kept: list[_Closable] = []
-        self._released = False
+        self._opened: list[_Closable] = []
+        self._is_released = False
 
-    async def __aenter__(self) -> Held | None:
+    async def __aenter__(self) -> LockedUpload | None:
         try:
-            await self.run(self._take)
+            await self.run(self._take_lock)
         except BaseException:
             await self.release()  # the job may have got the lock after we were cancelled
             raise
@@ -97,18 +99,20 @@ class Held:
         await self.release()
 
     async def run(self, function: Callable[..., T], *args: Any) -> T:
+        """A job in a thread of the sink's. Raises SinkUnavailable for the system's errors."""
         with translated(self.sink):
             return await asyncio.get_running_loop().run_in_executor(self._jobs, function, *args)
 
     async def release(self) -> None:
-        """Let go before the end: there is nothing left to read."""
-        if not self._released:
-            await uninterrupted(self._jobs.after_all(self._let_go))
-            self._released = True
+        """Unlock before the context is left: there is nothing left to read. Waits for running jobs."""
+        if not self._is_released:
+            await uninterrupted(self._jobs.after_all(self._unlock))
+            self._is_released = True
 
     # -- the jobs; each runs in a thread
 
     def manifest(self) -> bytes | None:
+        """As it was answered; None if this disk does not keep it."""
         return read_manifest(self.path)
 
     def indexes(self) -> set[int]:
@@ -116,22 +120,24 @@ class Held:
         return {int(name) for name in os.listdir(self.path) if name.isdecimal()}
 
     def open(self, index: int) -> StoredFile | None:
+        """A part's file; None if this disk does not have it. It is closed before the lock goes."""
         try:
-            file = open(self.path / str(index), "rb", buffering=0)  # noqa: SIM115 - closed by _let_go
+            file = open(self.path / str(index), "rb", buffering=0)  # noqa: SIM115 - closed by _unlock
         except FileNotFoundError:
             return None
-        self._kept.append(file)
+        self._opened.append(file)
         status = os.fstat(file.fileno())
         return StoredFile(file, status.st_size, status.st_mtime)
 
-    def keep(self, thing: _Closable) -> None:
+    def close_later(self, thing: _Closable) -> None:
         """Close it before the lock goes."""
-        self._kept.append(thing)
+        self._opened.append(thing)
 
     def remove(self) -> None:
+        """Remove the upload, under the exclusive lock."""
         _remove(self.path, self._fsync)
 
-    def _take(self) -> None:
+    def _take_lock(self) -> None:
         deadline = time.monotonic() + _PATIENCE_SECONDS
         while True:
             try:
@@ -142,9 +148,9 @@ class Held:
                     raise Conflict(f"upload {self.path.name} is being read or removed") from None
             time.sleep(0.002)
 
-    def _let_go(self) -> None:
-        while self._kept:
-            self._kept.pop().close()
+    def _unlock(self) -> None:
+        while self._opened:
+            self._opened.pop().close()
         if self._lock is not None:
             os.close(self._lock)
             self._lock = None
@@ -207,10 +213,10 @@ def _published(path: Path) -> float:
 
 def _remove(path: Path, fsync: bool) -> None:
     """Rule 3; the caller holds the exclusive lock."""
-    grave = path.with_name(f".{path.name}{DELETED}")
-    os.rename(path, grave)
+    doomed = path.with_name(f".{path.name}{DELETED}")
+    os.rename(path, doomed)
     sync_directory(path.parent, fsync)
-    shutil.rmtree(grave, ignore_errors=True)
+    shutil.rmtree(doomed, ignore_errors=True)
 
 
 def lock_directory(path: Path, *, shared: bool = False) -> int | None:
@@ -235,7 +241,7 @@ def lock_directory(path: Path, *, shared: bool = False) -> int | None:
 
 
 def sync_directory(path: Path, fsync: bool) -> None:
-    """Make the directory's entries durable."""
+    """Make the directory's entries durable, if `fsync`. Raises OSError."""
     if not fsync:
         return
     descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
@@ -247,7 +253,7 @@ def sync_directory(path: Path, fsync: bool) -> None:
 
 @contextlib.contextmanager
 def translated(name: str) -> Iterator[None]:
-    """The system's errors as those of the sink of that name."""
+    """The system's errors as those of the sink of that name: SinkFull and SinkUnavailable."""
     try:
         yield
     except OSError as error:

@@ -25,7 +25,9 @@ from aiohttp import ClientSession
 from gateway.errors import SinkFull, SinkUnavailable
 from gateway.model import Part, Receipt, Upload
 from gateway.sinks import Delivery
-from gateway.sinks.disk.sink import DiskDelivery, DiskSink
+from gateway.sinks.disk.delivery import DiskDelivery
+from gateway.sinks.disk.jobs import Jobs
+from gateway.sinks.disk.sink import DiskSink
 from tests.conftest import StartGateway
 from tests.contract import (
     SinkContract,
@@ -177,7 +179,7 @@ def recorded_syncs(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
         fsync(descriptor)
 
     with monkeypatch.context() as patch:
-        patch.setattr("gateway.sinks.disk.sink.os.fsync", recording)
+        patch.setattr("gateway.sinks.disk.jobs.os.fsync", recording)
         yield synced
 
 
@@ -220,7 +222,7 @@ async def test_a_rename_that_cannot_be_made_durable_is_taken_back(
 
     failed: list[int] = []
     async with DiskSink(name="disk", root=str(tmp_path)) as sink:
-        monkeypatch.setattr("gateway.sinks.disk.sink.os.fsync", failing)
+        monkeypatch.setattr("gateway.sinks.disk.jobs.os.fsync", failing)
         with pytest.raises(SinkUnavailable):
             await committed(sink, (file(0), b"data"))
         assert failed
@@ -359,17 +361,17 @@ class _Slow(io.BufferedWriter):
 
 
 def files_are(monkeypatch: pytest.MonkeyPatch, kind: type[io.BufferedWriter]) -> None:
-    def create(self: DiskDelivery, index: int) -> IO[bytes]:
+    def create(self: Jobs, index: int) -> IO[bytes]:
         file = kind(io.FileIO(self._incoming / str(index), "x"))
-        self._files.add(file)
+        self._open_files.add(file)
         return file
 
     def write_all(descriptor: int, data: bytes) -> None:
         with kind(io.FileIO(descriptor, "w", closefd=False)) as file:
             file.write(data)
 
-    monkeypatch.setattr(DiskDelivery, "_create", create)
-    monkeypatch.setattr("gateway.sinks.disk.sink.write_all", write_all)
+    monkeypatch.setattr(Jobs, "create", create)
+    monkeypatch.setattr("gateway.sinks.disk.jobs.write_all", write_all)
 
 
 async def _accept_all(delivery: Delivery, size: int = 100_000) -> None:
@@ -423,7 +425,7 @@ async def test_a_commit_that_is_cancelled_while_it_renames_is_taken_back(
         rename(source, target)
         renamed.set()
 
-    monkeypatch.setattr("gateway.sinks.disk.sink.os.rename", slow_rename)
+    monkeypatch.setattr("gateway.sinks.disk.jobs.os.rename", slow_rename)
     async with delivering(sink, upload()) as delivery, asyncio.TaskGroup() as group:
         await delivery.accept(file(0), source(b"data"))
         committing = group.create_task(delivery.commit())
@@ -506,7 +508,7 @@ async def test_a_manifest_is_replaced_as_a_whole_or_not_at_all(
                 os.write(descriptor, data[:1])
                 raise OSError(errno.ENOSPC, "full")
 
-            monkeypatch.setattr("gateway.sinks.disk.sink.write_all", full)
+            monkeypatch.setattr("gateway.sinks.disk.jobs.write_all", full)
             with pytest.raises(SinkFull):
                 await delivery.replace_manifest(b"third")
         assert await sink.manifest(one.id) == b"second"

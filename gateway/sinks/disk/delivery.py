@@ -1,0 +1,117 @@
+"""One upload's share of a disk sink: which job runs when, and what the dispatcher is told of it."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterable, Callable, Sequence
+from concurrent.futures import Executor
+from functools import partial
+from typing import Any, TypeVar
+
+from aiofiles.threadpool import wrap
+
+from gateway.concurrency.pipe import gathered
+from gateway.concurrency.threads import TrackedExecutor, uninterrupted
+from gateway.model import Part, Receipt, Upload
+from gateway.multipart.filenames import safe_segment
+from gateway.sinks import Delivery
+from gateway.sinks.disk.jobs import Jobs, Seeing
+from gateway.sinks.disk.upload_directory import translated
+
+__all__ = ["BATCH_BYTES", "DiskDelivery"]
+
+BATCH_BYTES = 1 << 20
+"""The most that is written in one job, and hashed beside it; a batch is what came while the one before was written."""
+_FLUSH_BYTES = 64 << 20
+"""Long files are flushed as they grow, or the last flush of a huge one would look like a stall."""
+
+T = TypeVar("T")
+
+
+class DiskDelivery(Delivery):
+    """One upload on its way to disk. Its verbs raise SinkFull and SinkUnavailable for what the system says."""
+
+    takes_batches = keeps_manifest = True
+
+    def __init__(self, upload: Upload, jobs: Jobs, executor: Executor, *, sink: str) -> None:
+        self._upload = upload
+        self._jobs = jobs
+        self._executor = TrackedExecutor(executor)
+        self._sink = sink
+        self._receipts: dict[int, Receipt] = {}
+        self._manifest: bytes | None = None
+        self._committed = False
+        self._replacing = False
+
+    def let_see(self, see: Seeing) -> bool:
+        """Show all bytes of all parts, in threads, as they are written."""
+        self._jobs.see = see
+        return True
+
+    async def accept(self, part: Part, chunks: AsyncIterable[bytes]) -> None:
+        """Write a part as it comes; its file is durable when this returns."""
+        with translated(self._sink):
+            raw = await self._run(self._jobs.create, part.index)
+            file = wrap(raw, loop=asyncio.get_running_loop(), executor=self._executor)
+            unflushed = 0
+            # While one batch is written the next one gathers where it comes from, in the window of the part.
+            async for batch, size in gathered(chunks, BATCH_BYTES):
+                await file.writelines(batch)
+                unflushed += size
+                if unflushed >= _FLUSH_BYTES:
+                    await self._run(self._jobs.flush, raw)
+                    unflushed = 0
+            await self._run(self._jobs.close, raw)
+            self._receipts[part.index] = self._receipt(part)
+
+    async def accept_all(self, parts: Sequence[tuple[Part, bytes]]) -> None:
+        """Write many small parts in one job; all of them are durable when this returns."""
+        with translated(self._sink):
+            await self._run(self._jobs.write_all, parts)
+            for part, _ in parts:
+                self._receipts[part.index] = self._receipt(part)
+
+    async def drop(self, part: Part) -> None:
+        """Forget one part: nothing of it is kept."""
+        with translated(self._sink):
+            self._receipts.pop(part.index, None)
+            # a job of an accept that was cancelled may be running still, and would bring the file back
+            removal = self._executor.after_those_before(partial(self._jobs.remove, part.index))
+            await asyncio.wrap_future(removal)
+
+    def _receipt(self, part: Part) -> Receipt:
+        location = f"/files/{self._upload.id}/{part.index}/{safe_segment(part.filename)}"
+        return Receipt(part.index, self._sink, location)
+
+    def receipts(self) -> list[Receipt]:
+        """Those of the parts that were accepted, by index."""
+        return [self._receipts[index] for index in sorted(self._receipts)]
+
+    def keep_manifest(self, manifest: bytes) -> None:
+        """It is written by `commit`."""
+        self._manifest = manifest
+
+    async def replace_manifest(self, manifest: bytes) -> None:
+        """After `commit`: another manifest, or the one that there was."""
+        with translated(self._sink):
+            self._replacing = True
+            await self._run(self._jobs.rewrite, manifest)
+            self._replacing = False
+
+    async def commit(self) -> list[Receipt]:
+        """The rename; what was acknowledged survives a power cut."""
+        with translated(self._sink):
+            await self._run(self._jobs.publish, self._manifest)
+        self._committed = True
+        return self.receipts()
+
+    async def end(self) -> None:
+        """Close everything; without a commit that returned, remove everything."""
+        if self._committed and not self._jobs.has_open_files and not self._replacing:
+            self._jobs.unlock()  # nothing that could wait for the disk
+            return
+        await uninterrupted(self._executor.after_all(partial(self._jobs.finish, keep=self._committed)))
+
+    async def _run(self, function: Callable[..., T], *args: Any) -> T:
+        loop = asyncio.get_running_loop()
+        return await loop.run_in_executor(self._executor, self._jobs.in_directory, function, *args)
