@@ -1,7 +1,7 @@
-"""TOML and environment -> validated settings, or all that is wrong with them.
+"""TOML and environment -> valid settings, or all that is wrong with them.
 
-Sources, strongest first: environment (`GATEWAY_SINKS__API__URL=…`), the file, the defaults. Unknown keys
-and wrong values are errors that name the key path, all at once.
+Sources, strongest first: environment (`GATEWAY_SINKS__API__URL=…`), the file, the defaults. Unknown keys, wrong
+values, and keys that contradict each other are errors that name the key path, all at once.
 """
 
 from __future__ import annotations
@@ -9,16 +9,16 @@ from __future__ import annotations
 import os
 import re
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
-from pydantic import ValidationError
-from pydantic_settings import EnvSettingsSource, SettingsError
+from pydantic import TypeAdapter, ValidationError
+from pydantic_settings import BaseSettings, EnvSettingsSource, SettingsConfigDict, SettingsError
 
 from gateway.config.contradictions import contradictions
-from gateway.config.settings import Settings, with_defaults
-from gateway.config.sinks import BUILT_IN_SINKS, RelaySettings
+from gateway.config.settings import FlowSettings, RouteSettings, Settings, with_defaults
+from gateway.config.sinks import BUILT_IN_SINKS, RelaySettings, SinkSettings
 from gateway.flows import BATCH_BYTES as FLOW_BATCH_BYTES
 from gateway.model import Limits
 from gateway.sinks.disk.delivery import BATCH_BYTES
@@ -26,6 +26,8 @@ from gateway.sinks.relay.sending.spool import BATCH_BYTES as SPOOL_BATCH_BYTES
 from gateway.upload.lanes import BULK_BYTES
 
 __all__ = ["ConfigError", "load", "memory_bound_bytes", "unlimited_keys"]
+
+T = TypeVar("T")
 
 
 class ConfigError(Exception):
@@ -38,30 +40,52 @@ class ConfigError(Exception):
 
 def load(path: str | Path | None = None) -> Settings:
     """The settings of a TOML file, or the defaults. Raises ConfigError with all that is wrong."""
-    document: dict[str, Any] = {}
-    if path is not None:
-        try:
-            document = tomllib.loads(Path(path).read_text("utf-8"))
-        except OSError as error:
-            raise ConfigError([f"{path}: {error.strerror}"]) from error
-        except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-            raise ConfigError([f"{path}: {error}"]) from error
-    # Keys with a leading underscore would be arguments of pydantic-settings, not ours.
-    strangers = [f"{key}: there is no such key" for key in document if key.startswith("_")]
-    document = {key: value for key, value in document.items() if not key.startswith("_")}
-    strangers += _strange_variables()
+    problems = _strange_variables()
     try:
-        settings = Settings(**document)
-    except ValidationError as error:
-        with_environment = with_defaults(_laid_over(document, EnvSettingsSource(Settings)()))
-        raise ConfigError(strangers + _lines(error) + contradictions(with_environment)) from error
-    except (ValueError, SettingsError) as error:  # an environment variable that is no JSON where it has to be
+        document = _laid_over({} if path is None else _read(path), EnvSettingsSource(_Environment)())
+    except SettingsError as error:  # an environment variable that is no JSON where it has to be
         field = re.search(r'field "(\w+)"', str(error))
         what = f"{field[1]}: " if field else ""
-        raise ConfigError([*strangers, f"{what}a list or table in an environment variable is no JSON"]) from error
-    if problems := strangers + contradictions(settings.model_dump()):
+        raise ConfigError([*problems, f"{what}a list or table in an environment variable is no JSON"]) from error
+    try:
+        settings = Settings.model_validate(document)
+    except ValidationError as error:
+        raise ConfigError(problems + _lines(error) + _sound_contradictions(with_defaults(document), error)) from error
+    if problems := problems + contradictions(settings.sinks, settings.flows, settings.routes):
         raise ConfigError(problems)
     return settings
+
+
+class _Environment(BaseSettings, Settings):
+    """Which variables there may be: pydantic-settings asks a class of its own kind."""
+
+    model_config = SettingsConfigDict(env_prefix="GATEWAY_", env_nested_delimiter="__")
+
+
+def _read(path: str | Path) -> dict[str, Any]:
+    try:
+        return tomllib.loads(Path(path).read_text("utf-8"))
+    except OSError as error:
+        raise ConfigError([f"{path}: {error.strerror}"]) from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ConfigError([f"{path}: {error}"]) from error
+
+
+def _sound_contradictions(document: Mapping[str, Any], error: ValidationError) -> list[str]:
+    """What contradicts in the tables that have no mistake of their own, so that it is said at the same time."""
+    wrong = {detail["loc"][:2] for detail in error.errors()}
+    if wrong & {("sinks",), ("flows",), ("routes",)}:
+        return []
+
+    def sound(table: str, valid: Callable[[Any], T], entries: Iterable[tuple[str | int, Any]]) -> dict[Any, T | None]:
+        return {key: None if (table, key) in wrong else valid(entry) for key, entry in entries}
+
+    sinks: TypeAdapter[SinkSettings] = TypeAdapter(SinkSettings)
+    return contradictions(
+        sound("sinks", sinks.validate_python, document["sinks"].items()),
+        sound("flows", FlowSettings.model_validate, document.get("flows", {}).items()),
+        list(sound("routes", RouteSettings.model_validate, enumerate(document["routes"])).values()),
+    )
 
 
 def _strange_variables() -> list[str]:

@@ -19,7 +19,6 @@ from pydantic import (
     Field,
     model_validator,
 )
-from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
 from gateway.config.sinks import DOTTED_PATH, RelaySettings, SinkSettings, Table
 from gateway.digests import ALGORITHMS
@@ -32,6 +31,7 @@ __all__ = [
     "BUILT_IN_FLOWS",
     "RESERVED_PATHS",
     "FlowSettings",
+    "RouteSettings",
     "Settings",
     "SinkUseSettings",
     "with_defaults",
@@ -103,6 +103,16 @@ class SinkUseSettings(Table):
     lag_seconds: Annotated[float, Field(gt=0)] = 5
     """What a client waits for its answer at most, because of a sink that it does not depend on."""
 
+    @property
+    def is_required(self) -> bool:
+        """Whether an upload fails with this sink."""
+        return self.mode == "required"
+
+    @property
+    def lag(self) -> BestEffort:
+        """How far it may fall behind."""
+        return BestEffort(self.lag_bytes, self.lag_seconds)
+
 
 def _use(value: Any) -> Any:
     return {"sink": value} if isinstance(value, str) else value
@@ -136,16 +146,26 @@ class RouteSettings(Table):
     parts: tuple[PartsSettings, ...] = ()
 
     @property
+    def uses(self) -> list[SinkUseSettings]:
+        """The sinks of all rules, in their order; a sink may be in several."""
+        return [use for rule in self.parts for use in rule.sinks]
+
+    @property
     def best_effort(self) -> dict[str, BestEffort]:
-        return {
-            use.sink: BestEffort(use.lag_bytes, use.lag_seconds)
-            for rule in self.parts
-            for use in rule.sinks
-            if use.mode == "best_effort"
-        }
+        """The sinks that an upload does not depend on."""
+        return {use.sink: use.lag for use in self.uses if not use.is_required}
+
+    @property
+    def only_use(self) -> SinkUseSettings | None:
+        """The one required sink that gets everything as it came in: one rule without match or flows. Else None."""
+        match self.parts:
+            case (PartsSettings(match=match, flows=(), sinks=(use,)),) if match == MatchSettings() and use.is_required:
+                return use
+        return None
 
     @property
     def effective_digests(self) -> tuple[str, ...]:
+        """Those that are configured, or the default of the route's kind."""
         if self.digests is not None:
             return self.digests
         return () if self.kind in ("relay", "opaque") else ("sha256",)
@@ -207,28 +227,13 @@ class DownloadSettings(Table):
     total_seconds: Seconds = 0
 
 
-class Settings(BaseSettings):
-    model_config = SettingsConfigDict(
-        extra="forbid", frozen=True, hide_input_in_errors=True, env_prefix="GATEWAY_", env_nested_delimiter="__"
-    )
-
+class Settings(Table):
     server: ServerSettings = ServerSettings()
     limits: Limits = Limits()
     sinks: dict[str, SinkSettings] = Field(default_factory=dict)
     flows: dict[str, FlowSettings] = Field(default_factory=dict)
     download: DownloadSettings = DownloadSettings()
     routes: tuple[RouteSettings, ...] = ()
-
-    @classmethod
-    def settings_customise_sources(
-        cls,
-        settings_cls: type[BaseSettings],
-        init_settings: PydanticBaseSettingsSource,
-        env_settings: PydanticBaseSettingsSource,
-        dotenv_settings: PydanticBaseSettingsSource,
-        file_secret_settings: PydanticBaseSettingsSource,
-    ) -> tuple[PydanticBaseSettingsSource, ...]:
-        return env_settings, init_settings
 
     @model_validator(mode="before")
     @classmethod
@@ -254,6 +259,6 @@ class Settings(BaseSettings):
 
     def _digests(self, route: RouteSettings) -> tuple[str, ...]:
         """Those that the route names, and what its relays tell their destinations."""
-        named = [self.sinks.get(use.sink) for rule in route.parts for use in rule.sinks]
+        named = [self.sinks.get(use.sink) for use in route.uses]
         wanted = any(isinstance(sink, RelaySettings) and sink.wants_sha256 for sink in named)
         return tuple(dict.fromkeys([*route.effective_digests, *(["sha256"] if wanted else [])]))

@@ -166,6 +166,19 @@ class RelaySettings(Table):
         return self.per == "upload" and Shape(add_after=self.add_after).wants_sha256
 
     @property
+    def length_modes(self) -> tuple[str, ...]:
+        """The ways to tell a length, in the order in which they are tried."""
+        return (self.length,) if isinstance(self.length, str) else self.length
+
+    @property
+    def shaping_keys(self) -> list[str]:
+        """The keys that are set by which a request gets another shape than the client's."""
+        keys = [
+            key for key in ("rename", "drop", "add_before", "add_after", "fields_first_bytes") if getattr(self, key)
+        ]
+        return ["per", *keys] if self.per == "part" else keys
+
+    @property
     def all_urls(self) -> tuple[str, ...]:
         return self.urls if self.url is None else (self.url,)
 

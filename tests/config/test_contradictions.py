@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import tomllib
+from pathlib import Path
 
 import pytest
 
 from gateway.config.contradictions import contradictions
-from gateway.config.settings import Settings, with_defaults
+from gateway.config.load import ConfigError, load
+from gateway.config.settings import Settings
 
 
 def problems(document: str) -> list[str]:
-    return contradictions(with_defaults(tomllib.loads(document)))
+    settings = Settings.model_validate(tomllib.loads(document))
+    return contradictions(settings.sinks, settings.flows, settings.routes)
 
 
 PART = '[sinks.api]\nper = "part"\n'
@@ -43,7 +46,6 @@ QUIET = '[[routes]]\npath = "/proxy"\nparts = []\n'
 )
 def test_what_goes_together(document: str) -> None:
     assert problems(document) == []
-    Settings(**tomllib.loads(document))
 
 
 @pytest.mark.parametrize(
@@ -73,16 +75,49 @@ def test_what_does_not(document: str, path: str) -> None:
     assert path in {problem.partition(": ")[0] for problem in problems(document)}
 
 
-@pytest.mark.parametrize("document", ["sinks = 1", "routes = 1", "[sinks]\napi = 1", "routes = [1]", "[flows]\nx = 1"])
-def test_a_document_that_is_wrong_in_other_ways_is_looked_at_all_the_same(document: str) -> None:
-    contradictions(with_defaults(tomllib.loads(document)))
+@pytest.mark.parametrize(
+    ("document", "path"),
+    [
+        ("sinks = 1", "sinks"),
+        ("routes = 1", "routes"),
+        ("flows = 1", "flows"),
+        ("[sinks]\napi = 1", "sinks.api"),
+        ('[sinks.api]\nper = "prt"\n' + route(keep="each"), "sinks.api.per"),
+        ('[sinks.api]\nurl = ""\nurls = ["http://a/"]', "sinks.api.url"),
+        ('routes = [1, {path = "/files"}]', "routes.0"),
+        ("[flows]\nx = 1\n" + '[[routes]]\npath = "/x"\nparts = [{flows = ["x"], sinks = ["none"]}]', "flows.x"),
+    ],
+)
+def test_of_a_table_that_is_wrong_in_itself_nothing_else_is_guessed(tmp_path: Path, document: str, path: str) -> None:
+    assert path in _paths(tmp_path, document)
+    assert _paths(tmp_path, document) <= {path, "routes.1.path"}
+
+
+def test_what_contradicts_elsewhere_is_said_at_the_same_time(tmp_path: Path) -> None:
+    wrong = '[limits]\nidle = 1\n[sinks.bad]\ntype = "relay"\nurl = "x"\n[sinks.new]\ntype = "relay"\n'
+    routes = route(kind="relay").replace("api", "none") + route(kind="relay").replace("api", "bad").replace("/x", "/y")
+    nix = '[[routes]]\npath = "/z"\nparts = [{sinks = ["bad", "nix"]}]'
+    assert _paths(tmp_path, wrong + routes + nix) == {
+        "limits.idle",
+        "sinks.bad.url",
+        "sinks.new.url",
+        "routes.0.kind",
+        "routes.2.parts.0.sinks",
+    }
+
+
+def _paths(tmp_path: Path, document: str) -> set[str]:
+    (tmp_path / "gateway.toml").write_text(document, "utf-8")
+    with pytest.raises(ConfigError) as caught:
+        load(tmp_path / "gateway.toml")
+    return {problem.partition(": ")[0] for problem in caught.value.problems}
 
 
 def test_what_a_relay_tells_of_digests_is_computed_whatever_the_route_says() -> None:
     def digests(keys: str, *algorithms: str) -> tuple[str, ...]:
         listed = ", ".join(f'"{one}"' for one in algorithms)
         document = f'[sinks.api]\n{keys}\n[[routes]]\npath = "/x"\ndigests = [{listed}]\nparts = [{{sinks = ["api"]}}]'
-        return Settings(**tomllib.loads(document)).as_routes()[0].digests
+        return Settings.model_validate(tomllib.loads(document)).as_routes()[0].digests
 
     assert digests('add_after = {"d" = "{sha256}"}') == ("sha256",)
     assert digests('add_after = {"{sha256}" = ""}', "md5") == ("md5", "sha256")
