@@ -13,8 +13,8 @@ from aiohttp import web
 from gateway.config.settings import Settings
 from gateway.server.app import build_app, check_took_effect
 from gateway.server.demo_destination import receiver_app
-from gateway.server.handlers import SERVICES, Services
 from gateway.server.serve import DrainingRunner
+from gateway.server.services import SERVICES, Services
 
 __all__ = ["Destination", "RunningGateway", "StartDestination", "StartGateway"]
 

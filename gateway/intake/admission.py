@@ -13,31 +13,33 @@ from gateway.model import Limits
 from gateway.multipart.content_type import MIXED_TYPES, boundary_of, other_parameters
 from gateway.multipart.headers import media_type
 
-__all__ = ["Gate", "Slots", "accept_body", "check_headers"]
+__all__ = ["Gate", "UploadSlots", "accept_body", "check_headers"]
 
 
-class Slots(Protocol):
+class UploadSlots(Protocol):
     """A count of slots that others take from, too."""
 
     def take(self) -> bool:
         """False where none is left."""
 
-    def give_back(self) -> None: ...
+    def give_back(self) -> None:
+        """Let others take it."""
 
 
 class Gate:
-    """The upload slots. A slot is taken by `slot()`, which raises Busy or Draining, and given back on leaving it.
+    """The upload slots.
 
     `max_uploads` are for this process, or for all that share `slots`; 0 is unlimited.
     """
 
-    def __init__(self, max_uploads: int, slots: Slots | None = None) -> None:
+    def __init__(self, max_uploads: int, slots: UploadSlots | None = None) -> None:
         self._max_uploads = max_uploads
         self._slots = slots
         self.in_flight = 0
         self.draining = False
 
     def slot(self) -> AbstractContextManager[None]:
+        """A slot, taken now and given back on leaving it. Raises Busy, Draining."""
         if self.draining:
             raise Draining
         if not self._take():

@@ -18,10 +18,11 @@ from gateway.downloads.remote import Downloader
 from gateway.flows import Flow
 from gateway.http.answers import strip_aiohttp_headers
 from gateway.http.forwarding import HeaderRules, TrustedNetworks
-from gateway.intake.admission import Gate, Slots
+from gateway.intake.admission import Gate, UploadSlots
 from gateway.model import Limits
-from gateway.server.handlers import SERVICES, Services, add_request_id, add_routes, problems
+from gateway.server.handlers import add_request_id, add_routes, problems
 from gateway.server.metrics import Metrics
+from gateway.server.services import SERVICES, Services
 from gateway.sinks import Sink
 from gateway.sinks.discard import DiscardSink
 from gateway.sinks.disk.sink import DiskSink
@@ -38,7 +39,9 @@ _READ_WHOLE_BYTES = 65536
 """Nothing of ours reads a body whole; should something ever, it is small."""
 
 
-def build_app(settings: Settings, *, metrics: Metrics | None = None, slots: Slots | None = None) -> web.Application:
+def build_app(
+    settings: Settings, *, metrics: Metrics | None = None, slots: UploadSlots | None = None
+) -> web.Application:
     """The application. Raises ConfigError for sinks and flows that cannot be made, all at once.
 
     `metrics` and `slots` are those that several processes share.

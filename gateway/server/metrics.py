@@ -68,9 +68,11 @@ class Metrics:
         )
 
     def download_ended(self, outcome: str) -> None:
+        """`outcome` is `ok` or the slug of an error."""
         self._downloads.labels(outcome).inc()
 
     def upload_began(self) -> None:
+        """One that was let in; `upload_ended` follows."""
         self._in_flight.inc()
 
     def upload_ended(
@@ -96,9 +98,11 @@ class Metrics:
             self._dropped.labels(sink, reason).inc()
 
     def upload_refused(self, *, route: str, outcome: str) -> None:
+        """One that was not let in; `outcome` is the slug of the error."""
         self._uploads.labels(route, outcome).inc()
 
     def text(self) -> bytes:
+        """Prometheus' text format; of all processes where they share."""
         if self._shared is None:
             return generate_latest(self._registry)
         registry = CollectorRegistry()

@@ -14,7 +14,7 @@ from gateway.model import Upload
 from gateway.server.metrics import Metrics
 from gateway.upload.dispatch import Outcome
 
-__all__ = ["Record", "log_upload", "new_ulid"]
+__all__ = ["UploadRecord", "log_upload", "new_ulid"]
 
 log = logging.getLogger("gateway.uploads")
 
@@ -23,7 +23,7 @@ _CROCKFORD_TWICE = [first + second for first in _CROCKFORD for second in _CROCKF
 """Ten bits at a time."""
 
 
-class Record:
+class UploadRecord:
     """Counts one upload, and writes its line into the log when it ends."""
 
     def __init__(self, metrics: Metrics, upload: Upload, intake: Intake) -> None:
@@ -35,7 +35,7 @@ class Record:
         self.dropped: dict[str, str] = {}
         """Best-effort sinks that were dropped, and why; also where the upload failed afterwards."""
 
-    def __enter__(self) -> Record:
+    def __enter__(self) -> UploadRecord:
         self._metrics.upload_began()
         return self
 

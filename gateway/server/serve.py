@@ -27,7 +27,7 @@ from aiohttp.http_exceptions import HttpProcessingError
 
 from gateway.config.settings import Settings
 from gateway.server.app import build_app, check_took_effect
-from gateway.server.handlers import SERVICES
+from gateway.server.services import SERVICES
 
 __all__ = [
     "SIGNALS",
@@ -65,6 +65,7 @@ class DrainingRunner(web.AppRunner):
         self._drain_seconds = drain_seconds
 
     async def cleanup(self) -> None:
+        """Stop listening, let requests in progress end for `drain_seconds`, break the others off, and leave."""
         services = self.app[SERVICES]
         services.gate.draining = True
         for site in list(self.sites):
@@ -163,6 +164,7 @@ class JsonLines(logging.Formatter):
     _USUAL = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskName"}
 
     def format(self, record: logging.LogRecord) -> str:
+        """One line."""
         line: dict[str, object] = {
             "time": _time(int(record.created)),
             "level": record.levelname,

@@ -13,7 +13,7 @@ import os
 import struct
 from pathlib import Path
 
-__all__ = ["SharedSlots", "clear_slots", "make_slots"]
+__all__ = ["SharedUploadSlots", "clear_slots", "make_slots"]
 
 _MANY = 0xFFFFFFFF
 """Connections of who accepts none, and is not to be waited for."""
@@ -21,7 +21,7 @@ _NOBODY = struct.pack("II", 0, _MANY)
 """Uploads, connections."""
 
 
-class SharedSlots:
+class SharedUploadSlots:
     """`max_uploads` slots, of all processes together; this process has place `number`."""
 
     def __init__(self, path: Path, *, max_uploads: int, number: int) -> None:
@@ -43,6 +43,7 @@ class SharedSlots:
             fcntl.flock(self._lock, fcntl.LOCK_UN)
 
     def give_back(self) -> None:
+        """Let any process take it."""
         self._counts[self._uploads] -= 1
 
     def others_have_fewer(self, connections: int) -> bool:
@@ -51,15 +52,18 @@ class SharedSlots:
         return min(self._counts[1::2]) < connections
 
     def accept_no_more(self) -> None:
+        """Have no other process leave a connection to this one."""
         self._counts[self._connections] = _MANY
 
     def close(self) -> None:
+        """Leave the file; what was counted in it stays there."""
         self._counts.release()
         self._memory.close()
         os.close(self._lock)
 
 
 def make_slots(path: Path, *, processes: int) -> None:
+    """The file, with a place for each process."""
     path.write_bytes(processes * _NOBODY)
 
 

@@ -24,7 +24,7 @@ from gateway.config.settings import Settings
 from gateway.server.app import build_app
 from gateway.server.metrics import Metrics, share_metrics
 from gateway.server.serve import SIGNALS, catch_signals, configure_logging, run, running
-from gateway.server.slots import SharedSlots
+from gateway.server.slots import SharedUploadSlots
 
 __all__ = ["LISTENING", "Orders", "work"]
 
@@ -47,6 +47,7 @@ class Orders:
 
     @property
     def slots(self) -> Path:
+        """The file in which upload slots are counted."""
         return self.directory / "slots"
 
 
@@ -82,7 +83,7 @@ async def _work(orders: Orders, channel: socket.socket) -> None:
     # A signal that comes when the loop is over would end the process by itself: not with 0.
     with _shared(orders.directory, orphaned), _unblocked_signals():
         share_metrics(orders.directory, orders.number)
-        slots = SharedSlots(orders.slots, max_uploads=settings.server.max_uploads, number=orders.number)
+        slots = SharedUploadSlots(orders.slots, max_uploads=settings.server.max_uploads, number=orders.number)
         with closing(slots):
             app = build_app(settings, metrics=Metrics(orders.directory), slots=slots)
             async with running(app, settings) as runner:
@@ -116,7 +117,7 @@ class _SharedListener(socket.socket):
     fills. A worker that leaves one is called again at once, by a listener that is still readable.
     """
 
-    def __init__(self, descriptor: int, runner: web.AppRunner, slots: SharedSlots) -> None:
+    def __init__(self, descriptor: int, runner: web.AppRunner, slots: SharedUploadSlots) -> None:
         super().__init__(fileno=descriptor)
         self._runner = runner
         self._slots = slots

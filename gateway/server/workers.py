@@ -102,6 +102,7 @@ class _Parent:
         self._problem: str | None = None
 
     async def run(self) -> None:
+        """Keep the workers running until a signal comes, then let them drain. Raises WorkersFailed."""
         self._ending = catch_signals()
         make_slots(self._orders(0).slots, processes=self._settings.server.workers)
         async with asyncio.TaskGroup() as group:

@@ -17,7 +17,7 @@ from gateway.config.settings import ServerSettings, Settings
 from gateway.config.sinks import RelaySettings
 from gateway.model import Limits, Upload
 from gateway.server.app import build_app
-from gateway.server.handlers import SERVICES
+from gateway.server.services import SERVICES
 from gateway.sinks import Delivery, Sink
 from gateway.upload.routes import BestEffort
 

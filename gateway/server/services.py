@@ -1,0 +1,54 @@
+"""What the handlers share, and what they write on a request for each other."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping
+from concurrent.futures import Executor
+from dataclasses import dataclass, field
+
+from aiohttp import web
+
+from gateway.downloads.remote import Downloader
+from gateway.flows import Flow
+from gateway.http.forwarding import TrustedNetworks
+from gateway.intake.admission import Gate
+from gateway.model import Limits
+from gateway.server.metrics import Metrics
+from gateway.sinks import Sink
+from gateway.sinks.disk.sink import DiskSink
+from gateway.upload.routes import Route
+
+__all__ = ["BODY_READ", "SENT_REQUEST_ID", "SERVICES", "UPLOAD_ID", "Services"]
+
+
+@dataclass
+class Services:
+    """What the handlers share."""
+
+    limits: Limits
+    gate: Gate
+    sinks: Mapping[str, Sink]
+    routes: list[Route]
+    flows: Mapping[str, Flow]
+    executor: Executor
+    """For hashing."""
+    downloader: Downloader
+    metrics: Metrics
+    trusted: TrustedNetworks = field(default_factory=TrustedNetworks)
+    """Who may say where a request came from."""
+    requests: set[asyncio.Task[object]] = field(default_factory=set)
+    """What is in progress, for the drain."""
+
+    @property
+    def disks(self) -> list[DiskSink]:
+        """The sinks whose uploads can be fetched again."""
+        return [sink for sink in self.sinks.values() if isinstance(sink, DiskSink)]
+
+
+SERVICES: web.AppKey[Services] = web.AppKey("services", Services)
+UPLOAD_ID = web.RequestKey("upload_id", str)
+SENT_REQUEST_ID = web.RequestKey("request_id", str)
+"""The client's own, or what is made for it."""
+BODY_READ = web.RequestKey("body_read", bool)
+"""Whether the body was read to its end: only then the connection can go on."""

@@ -1,0 +1,167 @@
+"""The story of an upload: a request comes in, the rooms are called in order, an answer goes out."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack
+from urllib.parse import unquote_to_bytes
+
+from aiohttp import hdrs, web
+
+from gateway.digests import declared_digests
+from gateway.errors import GatewayError
+from gateway.http.answers import delivered, passed_through
+from gateway.http.forwarding import believed, request_id
+from gateway.intake.admission import accept_body, check_headers
+from gateway.intake.body import Intake
+from gateway.model import Limits, Upload
+from gateway.multipart.codec import Event
+from gateway.multipart.headers import filename_of, reject_controls
+from gateway.multipart.reader import StreamingMultipartReader, raw_body_events
+from gateway.server.record import UploadRecord, log_upload, new_ulid
+from gateway.server.results import converted, created
+from gateway.server.services import BODY_READ, SENT_REQUEST_ID, SERVICES, UPLOAD_ID, Services
+from gateway.upload.dispatch import Outcome, dispatch, refuse_on_headers, takes_wire
+from gateway.upload.routes import Route
+
+__all__ = ["UploadHandler"]
+
+
+class UploadHandler:
+    """POST, PUT and PATCH on one route, whatever its kind."""
+
+    def __init__(self, route: Route) -> None:
+        self._route = route
+
+    async def post(self, request: web.Request) -> web.StreamResponse:
+        """A form, or a raw body. Raises the GatewayError that the client is told."""
+        return await self._upload(request, raw=False)
+
+    async def put(self, request: web.Request) -> web.StreamResponse:
+        """A raw body, whatever its type. Raises the GatewayError that the client is told."""
+        return await self._upload(request, raw=True)
+
+    async def _upload(self, request: web.Request, *, raw: bool) -> web.StreamResponse:
+        services, route = request.app[SERVICES], self._route
+        upload_id = request[UPLOAD_ID] = new_ulid()
+        identity = request[SENT_REQUEST_ID] = request_id(request.headers.items(), upload_id)
+        request[BODY_READ] = False
+        try:
+            mixed, opaque = route.kind == "relay", route.kind == "opaque"
+            multipart = check_headers(request, services.limits, raw=raw, mixed=mixed, encoded=opaque)
+            upload = self._described(request, services, multipart=multipart)
+            slot = services.gate.slot()
+        except GatewayError as error:
+            services.metrics.upload_refused(route=route.path, outcome=error.slug())
+            log_upload(upload_id, identity, route.path, error.slug(), error=error)
+            raise
+        with slot, Intake(request, services.limits) as intake:
+            try:
+                with UploadRecord(services.metrics, upload, intake) as record:
+                    return await self._taken(request, services, upload, intake, record)
+            finally:
+                request[BODY_READ] = intake.ended
+
+    async def _taken(
+        self, request: web.Request, services: Services, upload: Upload, intake: Intake, record: UploadRecord
+    ) -> web.StreamResponse:
+        """Take an upload that may come in to its end, and answer it."""
+        route = self._route
+        events = self._events(request, intake, services, multipart=upload.multipart)
+        refuse_on_headers(upload, route, services.sinks)
+        await accept_body(request)
+        async with AsyncExitStack() as stack:
+            outcome = record.outcome = await dispatch(
+                upload,
+                events,
+                route,
+                services.sinks,
+                services.flows,
+                services.limits,
+                services.executor,
+                stack,
+                record.dropped,
+            )
+            close = services.gate.draining or not intake.ended
+            if outcome.answer is not None:
+                limits = services.limits
+                return await passed_through(
+                    request,
+                    outcome.answer,
+                    stall_seconds=limits.stall_seconds if outcome.read_seconds is None else outcome.read_seconds,
+                    idle_seconds=limits.idle_seconds,
+                    close=close,
+                    location=outcome.location,
+                )
+        # Only now, for what is stored stays locked until the sinks are left: who has read its manifest may
+        # delete it at once.
+        return await self._answer(request, services.limits, outcome, close=close)
+
+    def _described(self, request: web.Request, services: Services, *, multipart: bool) -> Upload:
+        peer, length = request.remote or "", request.content_length
+        if length is None and hdrs.TRANSFER_ENCODING not in request.headers:
+            length = 0  # RFC 9112 6.3
+        return Upload(
+            request[UPLOAD_ID],
+            self._route.path,
+            self._route.kind,
+            request.method,
+            query=request.raw_path.partition("?")[2],
+            headers=believed(request.headers.items(), trusted=peer in services.trusted),
+            content_type=request.headers.get(hdrs.CONTENT_TYPE, ""),
+            content_length=length,
+            multipart=multipart,
+            request_id=request[SENT_REQUEST_ID],
+            peer=peer,
+            scheme=request.scheme,
+            host=request.headers.get(hdrs.HOST, ""),
+            protocol=f"{request.version.major}.{request.version.minor}",
+            parts_alone=self._route.keep_each,
+        )
+
+    def _events(
+        self, request: web.Request, intake: Intake, services: Services, *, multipart: bool
+    ) -> AsyncIterator[list[Event]]:
+        keep_raw, opaque = takes_wire(self._route, services.sinks), self._route.kind == "opaque"
+        if multipart:
+            limits = services.limits
+            return StreamingMultipartReader(
+                request.headers,
+                intake,
+                max_parts=limits.max_parts,
+                max_headers=limits.max_headers,
+                max_header_bytes=limits.max_header_bytes,
+                keep_raw=keep_raw,
+            ).events()
+        content_type = request.headers.get(hdrs.CONTENT_TYPE)
+        headers = [(name.lower(), value) for name, value in request.raw_headers]
+        if opaque:  # with Content-Range or PATCH that is not about these bytes
+            headers = [(name, value) for name, value in headers if name != b"repr-digest"]
+        declared_digests(headers)  # one that cannot be read is refused before the body is asked for
+        return raw_body_events(
+            intake,
+            filename=None if opaque else _raw_filename(request),
+            content_type=content_type.encode("utf-8", "surrogateescape") if content_type else None,
+            headers=headers,
+            keep_raw=keep_raw,
+        )
+
+    async def _answer(
+        self, request: web.Request, limits: Limits, outcome: Outcome, *, close: bool
+    ) -> web.StreamResponse:
+        respond = converted if self._route.kind == "convert" else created
+        response = respond(outcome.manifest, outcome.kept)
+        if close:
+            response.force_close()
+        return await delivered(request, response, idle_seconds=limits.idle_seconds)
+
+
+def _raw_filename(request: web.Request) -> bytes | None:
+    """A raw body's file name: from the path, else from Content-Disposition, else none."""
+    if "filename" in request.match_info:
+        last = request.raw_path.partition("?")[0].rpartition("/")[2]
+        filename = unquote_to_bytes(last)
+        if filename:
+            return reject_controls(filename)
+    disposition = request.headers.get(hdrs.CONTENT_DISPOSITION)
+    return (filename_of(disposition.encode("utf-8", "surrogateescape")) if disposition else None) or None
