@@ -84,6 +84,10 @@ TESTED_ELSEWHERE = {
     "sinks.disk.jobs": ("sinks.disk.test_sink", "what is on disk, and when it is durable"),
     "sinks.disk.upload_directory": ("downloads.test_stored_expiry", "locks, sweeps and removals"),
     "sinks.relay.per_upload": ("sinks.relay.test_sink", "the one request of an upload is what a relay is, by default"),
+    "sinks.relay.sending.request": (
+        "sinks.relay.sending.test_exchange",
+        "the question before the body, and old connections",
+    ),
     "upload.failures": ("upload.test_garbage", "what is let go of; which is told: test_dispatch_failures"),
     "upload.flow_run": ("flows.test_flows", "what flows do to a file on its way"),
     "upload.stalls": ("upload.test_dispatch_failures", "sinks that are stuck, and who is blamed"),

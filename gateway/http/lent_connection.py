@@ -13,7 +13,7 @@ import asyncio
 
 from aiohttp.abc import AbstractStreamWriter
 
-from gateway.http.sockets import was_reset
+from gateway.http.sockets import DestinationSocket, socket_of
 
 __all__ = ["BodyAborted", "ConnectionLost", "LentConnection"]
 
@@ -32,6 +32,7 @@ class LentConnection:
     def __init__(self) -> None:
         self._writer: AbstractStreamWriter | None = None
         self._transport: asyncio.WriteTransport | None = None
+        self._socket: DestinationSocket | None = None
         self._settled = asyncio.Event()  # lent, or lost before it could be
         self._end = asyncio.Event()
         self._aborted = False
@@ -47,8 +48,10 @@ class LentConnection:
         """Since when (by the loop's clock) a write has been waiting for room; None while none waits."""
 
     async def lend(self, writer: AbstractStreamWriter) -> None:
-        """For the payload's `write`: lend, and park."""
-        self._writer, self._transport = writer, _transport(writer)
+        """For the payload's `write`: lend, and park. Raises BodyAborted after `abort`."""
+        transport: asyncio.WriteTransport | None = writer.transport
+        self._writer, self._transport = writer, transport
+        self._socket = None if transport is None else socket_of(transport)
         self._settled.set()
         try:
             await self._end.wait()
@@ -64,20 +67,21 @@ class LentConnection:
         """Wait for the connection. Raises ConnectionLost, also where the next write could not hand over a byte."""
         if self._writer is None and not self.lost:
             await self._settled.wait()
-        transport = None if self._writer is None else _transport(self._writer)
-        if self.lost or transport is None or transport.is_closing() or was_reset(transport):
+        transport = None if self._writer is None else self._writer.transport
+        was_reset = self._socket is not None and self._socket.reset is not None
+        if self.lost or transport is None or transport.is_closing() or was_reset:
             self.lose()
             raise ConnectionLost
 
     async def write(self, data: bytes) -> None:
-        """Hand bytes to the transport, and wait while it is full. Raises ConnectionLost."""
+        """Hand bytes to the transport when it is `ready`, and wait while it is full. Raises ConnectionLost."""
         await self.ready()
         assert self._writer is not None
         self.sent_bytes += len(data)
         self.writing_since = asyncio.get_running_loop().time()
         try:
             await self._writer.write(data)
-            if self._transport is not None and was_reset(self._transport):
+            if self._socket is not None and self._socket.reset is not None:
                 raise ConnectionResetError
         except (OSError, RuntimeError) as error:  # RuntimeError: the transport was closed meanwhile
             self.lose()
@@ -109,9 +113,3 @@ class LentConnection:
         self.lost = True
         self._settled.set()
         self.changed.set()
-
-
-def _transport(writer: AbstractStreamWriter) -> asyncio.WriteTransport | None:
-    """None when the connection is gone."""
-    transport: asyncio.WriteTransport | None = writer.transport
-    return transport

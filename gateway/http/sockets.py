@@ -9,12 +9,12 @@ from weakref import WeakValueDictionary
 
 from aiohttp import AddrInfoType
 
-__all__ = ["destination_socket", "was_reset"]
+__all__ = ["DestinationSocket", "destination_socket", "socket_of"]
 
 _UNSENT_BYTES = 128 << 10
 
 
-class _Socket(socket.socket):
+class DestinationSocket(socket.socket):
     """Leaves it to reading to find out that the peer is gone.
 
     A destination that refuses a body it has not read, and closes, resets the connection; its answer lies here all the
@@ -22,17 +22,14 @@ class _Socket(socket.socket):
     somebody who is gone is as good as done, and what could be read is read; then comes the reset.
     """
 
-    _reset: OSError | None = None
-
-    @property
-    def is_reset(self) -> bool:
-        return self._reset is not None
+    reset: OSError | None = None
+    """What a write met: there may be an answer to be read, but nothing can be sent."""
 
     def send(self, data: Any, flags: int = 0, /) -> int:
         try:
             return super().send(data, flags)
         except (ConnectionResetError, BrokenPipeError) as error:
-            self._reset = error
+            self.reset = error
             return memoryview(data).nbytes
 
     def sendmsg(self, buffers: Any, *rest: Any) -> int:
@@ -40,23 +37,23 @@ class _Socket(socket.socket):
         try:
             return super().sendmsg(buffers, *rest)
         except (ConnectionResetError, BrokenPipeError) as error:
-            self._reset = error
+            self.reset = error
             return sum(memoryview(buffer).nbytes for buffer in buffers)
 
     def recv(self, size: int, flags: int = 0, /) -> bytes:
         data = super().recv(size, flags)
-        if not data and self._reset is not None:
-            raise self._reset  # or it would look like an end
+        if not data and self.reset is not None:
+            raise self.reset  # or it would look like an end
         return data
 
     def recv_into(self, buffer: Any, nbytes: int = 0, flags: int = 0) -> int:
         count = super().recv_into(buffer, nbytes, flags)
-        if not count and self._reset is not None:
-            raise self._reset
+        if not count and self.reset is not None:
+            raise self.reset
         return count
 
 
-_sockets: WeakValueDictionary[int, _Socket] = WeakValueDictionary()
+_sockets: WeakValueDictionary[int, DestinationSocket] = WeakValueDictionary()
 """By descriptor: a transport shows its socket's, and not the socket."""
 
 
@@ -67,7 +64,7 @@ def destination_socket(address: AddrInfoType) -> socket.socket:
     looks like one that does not answer.
     """
     family, kind, protocol, _, _ = address
-    made = _Socket(family, kind, protocol)
+    made = DestinationSocket(family, kind, protocol)
     made.setblocking(False)
     if hasattr(socket, "TCP_NOTSENT_LOWAT"):
         made.setsockopt(socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT, _UNSENT_BYTES)
@@ -75,8 +72,7 @@ def destination_socket(address: AddrInfoType) -> socket.socket:
     return made
 
 
-def was_reset(transport: asyncio.BaseTransport) -> bool:
-    """Whether a write has met a peer that is gone: there may be an answer to be read, but nothing can be sent."""
+def socket_of(transport: asyncio.BaseTransport) -> DestinationSocket | None:
+    """The socket of `destination_socket` below a transport; None where it has another one, or none any more."""
     shown = transport.get_extra_info("socket")
-    found = None if shown is None else _sockets.get(shown.fileno())
-    return found is not None and found.is_reset
+    return None if shown is None else _sockets.get(shown.fileno())

@@ -31,7 +31,8 @@ from gateway.model import Part, Receipt, Upload
 from gateway.multipart.encoder import Encoder
 from gateway.multipart.headers import only
 from gateway.sinks import Answered, Delivery, refused
-from gateway.sinks.relay.sending.outbound import COALESCE_BYTES, Outbound
+from gateway.sinks.relay.sending.outbound import Outbound
+from gateway.sinks.relay.sending.pending import COALESCE_BYTES
 from gateway.sinks.relay.sending.spool import Region, Spool
 from gateway.sinks.relay.shape import Sent, Shape, is_empty_input, written
 
@@ -151,11 +152,10 @@ class PartsDelivery(Delivery):
                 size += taken
                 if declared is not None and size > declared:
                     raise Malformed(f"a part is more than the {declared} bytes that it declares", part=part.index)
-                for chunk in batch:
-                    if digest is not None:
+                if digest is not None:
+                    for chunk in batch:
                         await digest.update(chunk)
-                    await outbound.put(chunk)
-                await outbound.flush()
+                await outbound.pass_on(batch)
             if declared is not None and size != declared:
                 raise Malformed(f"a part is {size} bytes, and declares {declared}", part=part.index)
             sent = Sent(part, size, "" if digest is None else (await digest.finish())["sha256"])

@@ -19,7 +19,8 @@ from gateway.errors import TooLarge
 from gateway.model import Entry, Part, Receipt, Upload
 from gateway.multipart.encoder import Encoder
 from gateway.sinks import Answered, Delivery
-from gateway.sinks.relay.sending.outbound import COALESCE_BYTES, Outbound
+from gateway.sinks.relay.sending.outbound import Outbound
+from gateway.sinks.relay.sending.pending import COALESCE_BYTES
 from gateway.sinks.relay.shape import Sent, Shape, is_empty_input, written
 
 __all__ = ["RelayDelivery"]
@@ -90,10 +91,8 @@ class RelayDelivery(Delivery):
     async def _pass_on(self, outbound: Outbound, chunks: AsyncIterable[bytes]) -> None:
         """As soon as it comes: what is there is joined, what is not there is not waited for."""
         async for batch, _ in gathered(chunks, COALESCE_BYTES):
-            for chunk in batch:
-                await outbound.put(chunk)
-            await outbound.flush()
-        await outbound.flush()  # of a part without bytes there is a head
+            await outbound.pass_on(batch)
+        await outbound.pass_on()  # of a part without bytes there is a head
 
     async def accept_all(self, parts: Sequence[tuple[Part, bytes]]) -> None:
         async with self._turn:
@@ -110,7 +109,7 @@ class RelayDelivery(Delivery):
                     outbound = await self._begin(part)
                     await outbound.put(data)
             if self._outbound is not None:  # a batch may be empty, and the first
-                await self._outbound.flush()
+                await self._outbound.pass_on()
 
     def _wait(self, chunk: bytes) -> None:
         """Rule 2: more of the file that came last."""
@@ -128,9 +127,7 @@ class RelayDelivery(Delivery):
         upload = self._upload
         async for batch, _ in gathered(chunks, COALESCE_BYTES):
             outbound = self._made_for(upload.content_type, upload.content_length)
-            for chunk in batch:
-                await outbound.put(chunk)
-            await outbound.flush()
+            await outbound.pass_on(batch)
 
     def hold_wire(self, files: Sequence[int], tail: bytes) -> None:
         self._wired_files = list(files)

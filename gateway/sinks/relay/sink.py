@@ -35,8 +35,10 @@ from gateway.sinks.relay.per_part import PartsDelivery
 from gateway.sinks.relay.per_upload import RelayDelivery
 from gateway.sinks.relay.sending.connect import Connecting
 from gateway.sinks.relay.sending.destinations import Destination, Destinations, check_health
-from gateway.sinks.relay.sending.exchange import Clocks, Exchange, StreamingRequest
+from gateway.sinks.relay.sending.exchange import Clocks, Exchange
 from gateway.sinks.relay.sending.outbound import Outbound
+from gateway.sinks.relay.sending.replayable import Replayable
+from gateway.sinks.relay.sending.request import RequestHead, StreamingRequest
 from gateway.sinks.relay.sending.spool import Region, Spool
 from gateway.sinks.relay.shape import Shape
 
@@ -201,34 +203,31 @@ class RelaySink(Sink):
         spooled_already: Region | None = None,
     ) -> Outbound:
         """`spooled_already`: the body up to its tail, for one that is `spooled`."""
-        headers = outbound_headers(upload, self._rules, unchanged=unchanged)
-        method = upload.method if upload.kind == "opaque" else "POST"
+        headers = tuple(outbound_headers(upload, self._rules, unchanged=unchanged))
+        content_type = content_type.encode("utf-8", "replace").decode()
 
-        def exchange(destination: Destination) -> Exchange:
+        def exchange(destination: Destination, size: int | None) -> Exchange:
             assert self._session is not None
-            url = _with_query(destination.url, upload.query)
-            return Exchange(
-                self.name,
-                self._session,
-                url,
-                headers,
-                replace(self._clocks, expect_seconds=0) if destination.refuses_expect else self._clocks,
-                method=method,
-                server_name=self._connecting.server_name,
+            head = RequestHead(
+                method=upload.method if upload.kind == "opaque" else "POST",
+                url=_with_query(destination.url, upload.query),
+                headers=headers,
+                content_type=content_type,
+                length=size,
             )
+            clocks = replace(self._clocks, expect_seconds=0) if destination.refuses_expect else self._clocks
+            return Exchange(self.name, self._session, head, clocks, server_name=self._connecting.server_name)
 
         def excused() -> AbstractContextManager[None]:
             return nullcontext() if progress is None else progress.excused()
 
+        spool = self._spool if spooled_already is None else lambda: spooled_already
         return Outbound(
             self.name,
             self.destinations,
             exchange,
-            content_type=content_type.encode("utf-8", "replace").decode(),
             length=length,
-            replay_bytes=self.replay_bytes,
-            spool=self._spool if spooled_already is None else lambda: spooled_already,
-            spooled=spooled,
+            replayable=Replayable(self.replay_bytes, spool, is_spooled=spooled),
             excused=excused,
         )
 

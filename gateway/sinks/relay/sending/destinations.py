@@ -20,7 +20,9 @@ from collections.abc import Callable, Collection, Sequence
 import aiohttp
 from yarl import URL
 
-__all__ = ["Destination", "Destinations", "Visit", "check_health"]
+from gateway.sinks.relay.sending.exchange import Exchange
+
+__all__ = ["Attempt", "Destination", "Destinations", "check_health"]
 
 log = logging.getLogger("gateway.destinations")
 
@@ -36,7 +38,7 @@ class Destination:
         """In a row."""
         self.open_until = 0.0
         """When its circuit is half open again; 0 while it is closed."""
-        self.probe: Visit | None = None
+        self.probe: Attempt | None = None
         self.down = False
         """Whether the last active check failed."""
         self.wants_length = False
@@ -45,11 +47,15 @@ class Destination:
         """Whether it answered 417 to `Expect: 100-continue`: it is asked no more."""
 
 
-class Visit:
-    """An upload's time at a destination; to be left, once."""
+class Attempt:
+    """One try of an upload at one destination; to be left, once."""
 
     def __init__(self, destination: Destination, of: Destinations) -> None:
         self.destination = destination
+        self.exchange: Exchange | None = None
+        """The request, once there is one."""
+        self.handed = 0
+        """How much of what was kept it has been handed: `Replayable.after` says of what."""
         self._of = of
         self._left = False
         destination.busy += 1
@@ -57,15 +63,20 @@ class Visit:
             destination.probe = self
 
     def answered(self) -> None:
+        """Whatever the answer: the destination is well."""
         self._of.answered(self.destination)
 
     def failed(self) -> None:
+        """No connection, one that broke before an answer, or a clock."""
         self._of.failed(self.destination)
 
     def leave(self) -> None:
+        """Give up its place, and its connection; a request that was not finished is broken off."""
         if self._left:
             return
         self._left = True
+        if self.exchange is not None:
+            self.exchange.abort()
         self.destination.busy -= 1
         if self.destination.probe is self:
             self.destination.probe = None
@@ -88,7 +99,7 @@ class Destinations:
         self._clock = clock or (lambda: asyncio.get_running_loop().time())
         self._turn = -1
 
-    def choose(self, tried: Collection[Destination] = ()) -> Visit | None:
+    def choose(self, tried: Collection[Destination] = ()) -> Attempt | None:
         """Where to go with an upload that has `tried` those; None if there is nowhere left."""
         now = self._clock()
         if not tried:  # the turns are those of uploads, not of their attempts
@@ -96,17 +107,19 @@ class Destinations:
         in_turn = [one for one in (*self.all[self._turn :], *self.all[: self._turn]) if one not in tried]
         healthy = [one for one in in_turn if one.open_until <= now and one.probe is None and not one.down]
         if healthy:
-            return Visit(min(healthy, key=lambda one: one.busy), self)
+            return Attempt(min(healthy, key=lambda one: one.busy), self)
         if in_turn:
-            return Visit(min(in_turn, key=lambda one: (one.open_until, one.busy)), self)
+            return Attempt(min(in_turn, key=lambda one: (one.open_until, one.busy)), self)
         return None
 
     def answered(self, one: Destination) -> None:
+        """Close its circuit."""
         if one.open_until:
             log.info("destination %s answers again", one.url)
         one.failures, one.open_until, one.probe = 0, 0.0, None
 
     def failed(self, one: Destination) -> None:
+        """Count it, and open its circuit if that is too many in a row."""
         one.failures += 1
         if self._failures_to_open and one.failures >= self._failures_to_open:
             if not one.open_until:

@@ -8,7 +8,7 @@ from collections import Counter
 import aiohttp
 from aiohttp import web
 
-from gateway.sinks.relay.sending.destinations import Destination, Destinations, Visit, check_health
+from gateway.sinks.relay.sending.destinations import Attempt, Destination, Destinations, check_health
 from tests.conftest import StartDestination, StartGateway
 from tests.contract import answer_of, eventually, form, nothing_left_running
 from tests.support.doubles import HonestUpstream, closed_port
@@ -26,14 +26,14 @@ def three(clock: Clock | None = None, failures_to_open: int = 3) -> Destinations
     return Destinations(["a", "b", "c"], failures_to_open=failures_to_open, open_seconds=10, clock=clock or Clock())
 
 
-def visit(destinations: Destinations, *tried: Destination) -> Visit:
+def attempt(destinations: Destinations, *tried: Destination) -> Attempt:
     chosen = destinations.choose(tried)
     assert chosen is not None
     return chosen
 
 
-def names(*visits: Visit) -> str:
-    return "".join(one.destination.url for one in visits)
+def names(*attempts: Attempt) -> str:
+    return "".join(one.destination.url for one in attempts)
 
 
 def fail(destinations: Destinations, name: str, times: int) -> None:
@@ -49,7 +49,7 @@ def test_equals_take_turns() -> None:
     destinations = three()
     order = ""
     for _ in range(6):
-        one = visit(destinations)
+        one = attempt(destinations)
         order += names(one)
         one.leave()
     assert order == "abcabc"
@@ -57,19 +57,19 @@ def test_equals_take_turns() -> None:
 
 def test_the_least_busy_one_is_chosen() -> None:
     destinations = three()
-    first = [visit(destinations) for _ in range(6)]
+    first = [attempt(destinations) for _ in range(6)]
     assert Counter(names(*first)) == {"a": 2, "b": 2, "c": 2}
     for one in first:
         if one.destination.url == "b":
             one.leave()
             one.leave()  # the second time says nothing
-    assert names(visit(destinations), visit(destinations)) == "bb"
+    assert names(attempt(destinations), attempt(destinations)) == "bb"
 
 
 def test_an_upload_goes_nowhere_twice() -> None:
     destinations = three()
-    a, b, c = (visit(destinations).destination for _ in range(3))
-    assert names(visit(destinations, a, c)) == "b"
+    a, b, c = (attempt(destinations).destination for _ in range(3))
+    assert names(attempt(destinations, a, c)) == "b"
     assert destinations.choose((a, b, c)) is None
 
 
@@ -81,9 +81,9 @@ def test_failures_in_a_row_take_a_destination_out_and_others_do_not() -> None:
     fail(destinations, "b", 2)
     destinations.answered(destinations.all[1])
     fail(destinations, "b", 2)
-    assert "b" in names(*(visit(destinations) for _ in range(3)))
+    assert "b" in names(*(attempt(destinations) for _ in range(3)))
     fail(destinations, "b", 1)
-    assert Counter(names(*(visit(destinations) for _ in range(6)))) == {"a": 3, "c": 3}
+    assert Counter(names(*(attempt(destinations) for _ in range(6)))) == {"a": 3, "c": 3}
 
 
 def test_after_its_time_one_upload_may_try_and_its_success_lets_all_in() -> None:
@@ -91,11 +91,11 @@ def test_after_its_time_one_upload_may_try_and_its_success_lets_all_in() -> None
     destinations = three(clock)
     fail(destinations, "b", 3)
     clock.now += 10
-    several = [visit(destinations) for _ in range(6)]
+    several = [attempt(destinations) for _ in range(6)]
     assert Counter(names(*several))["b"] == 1
     probe = next(one for one in several if one.destination.url == "b")
     probe.answered()
-    assert Counter(names(*(visit(destinations) for _ in range(3))))["b"] >= 2
+    assert Counter(names(*(attempt(destinations) for _ in range(3))))["b"] >= 2
 
 
 def test_a_probe_that_fails_takes_it_out_again_and_one_that_is_given_up_leaves_its_place() -> None:
@@ -103,14 +103,14 @@ def test_a_probe_that_fails_takes_it_out_again_and_one_that_is_given_up_leaves_i
     destinations = three(clock)
     fail(destinations, "b", 3)
     clock.now += 10
-    tried = [visit(destinations) for _ in range(3)]
+    tried = [attempt(destinations) for _ in range(3)]
     probe = next(one for one in tried if one.destination.url == "b")
     probe.leave()
-    again = [visit(destinations) for _ in range(2)]
+    again = [attempt(destinations) for _ in range(2)]
     assert "b" in names(*again)
     next(one for one in again if one.destination.url == "b").failed()
     clock.now += 9
-    assert "b" not in names(*(visit(destinations) for _ in range(6)))
+    assert "b" not in names(*(attempt(destinations) for _ in range(6)))
 
 
 def test_where_none_is_healthy_they_are_tried_as_they_are_due() -> None:
@@ -119,9 +119,9 @@ def test_where_none_is_healthy_they_are_tried_as_they_are_due() -> None:
     for name in "bca":
         fail(destinations, name, 3)
         clock.now += 1
-    tried: list[Visit] = []
+    tried: list[Attempt] = []
     for _ in range(3):
-        tried.append(visit(destinations, *(one.destination for one in tried)))
+        tried.append(attempt(destinations, *(one.destination for one in tried)))
     assert names(*tried) == "bca"
     assert destinations.choose(destinations.all) is None
 
@@ -129,7 +129,7 @@ def test_where_none_is_healthy_they_are_tried_as_they_are_due() -> None:
 def test_a_single_destination_is_never_refused_unseen() -> None:
     destinations = Destinations(["only"], clock=Clock())
     for _ in range(10):
-        one = visit(destinations)
+        one = attempt(destinations)
         one.failed()
         one.leave()
 
@@ -137,7 +137,7 @@ def test_a_single_destination_is_never_refused_unseen() -> None:
 def test_circuits_can_be_off() -> None:
     destinations = three(failures_to_open=0)
     fail(destinations, "b", 100)
-    assert "b" in names(*(visit(destinations) for _ in range(3)))
+    assert "b" in names(*(attempt(destinations) for _ in range(3)))
 
 
 # -- checks

@@ -11,9 +11,11 @@ from typing import Any
 import pytest
 from aiohttp import ClientSession
 
-from gateway.sinks.relay.sending.destinations import Destinations
-from gateway.sinks.relay.sending.exchange import Clocks, Exchange, StreamingRequest
+from gateway.sinks.relay.sending.destinations import Destination, Destinations
+from gateway.sinks.relay.sending.exchange import Clocks, Exchange
 from gateway.sinks.relay.sending.outbound import Outbound
+from gateway.sinks.relay.sending.replayable import Replayable
+from gateway.sinks.relay.sending.request import RequestHead, StreamingRequest
 from tests.conftest import RunningGateway, StartGateway
 from tests.contract import eventually, nothing_left_running
 from tests.support.clients import Answer, Client, chunked, file, form, head, random_bytes
@@ -300,21 +302,22 @@ async def test_a_pooled_connection_that_had_gone_stale_is_no_failure_of_its_dest
 
     async with Forgetting(200, b"{}") as upstream, ClientSession(request_class=StreamingRequest) as session:
         destinations = Destinations([upstream.url])
+
+        def exchange(one: Destination, length: int | None) -> Exchange:
+            return Exchange("api", session, RequestHead(url=one.url, content_type="text/x", length=length), Clocks())
+
         for number in range(2):
             outbound = Outbound(
                 "api",
                 destinations,
-                lambda one: Exchange("api", session, one.url, [], Clocks()),
-                content_type="text/x",
+                exchange,
                 length=100,
-                replay_bytes=MIB,
-                spool=lambda: pytest.fail("nothing is to be spooled"),
-                spooled=False,
+                replayable=Replayable(MIB, lambda: pytest.fail("nothing is to be spooled"), is_spooled=False),
             )
             async with asyncio.TaskGroup() as group:
                 group.create_task(outbound.run())
                 await outbound.put(b"x" * 100)
-                await outbound.flush()
+                await outbound.pass_on()
                 await eventually(lambda: len(upstream.exchanges) > number)  # noqa: B023 - awaited at once
                 response = await outbound.finish(b"")
             assert await response.read() == b"{}"
