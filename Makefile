@@ -7,7 +7,7 @@ BIN := .venv/bin
 RECEIVER_PORT ?= 8081
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 
-.PHONY: serve test lint format bench bench-smoke lock system-packages clean
+.PHONY: serve test lint format docs bench bench-smoke lock system-packages clean
 
 # The gateway with its demo destination. Ctrl-C, or SIGTERM, drains it.
 serve: .venv/.serving
@@ -26,6 +26,11 @@ format: .venv/.testing
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
+# The pages of docs/ as a site in var/site. A warning, or a link that leads nowhere, fails it. (The variable silences
+# an announcement, which is not about the pages.)
+docs: .venv/.documenting
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict -f config/mkdocs.yml
+
 # The gateway beside its peers, 15 minutes at most: make bench ARGS='--only relay --body large --peers gateway,raw --rounds 1'
 bench: .venv/.benching
 	$(BIN)/python -m tests.bench $(ARGS)
@@ -39,6 +44,7 @@ lock: .venv/.serving
 	$(PIP) install 'uv>=0.9,<1'
 	cd config && ../$(BIN)/uv $(COMPILE)
 	cd tests && ../$(BIN)/uv $(COMPILE)
+	cd docs && ../$(BIN)/uv $(COMPILE)
 	cd tests/bench && ../../$(BIN)/uv $(COMPILE)
 COMPILE := pip compile --quiet --upgrade --universal --python-version 3.11 --generate-hashes --no-header \
 	--output-file requirements.txt requirements.in
@@ -76,4 +82,8 @@ $(BIN)/python:
 
 .venv/.benching: tests/bench/requirements.txt .venv/.testing
 	$(PIP) install --require-hashes -r tests/bench/requirements.txt
+	@touch $@
+
+.venv/.documenting: docs/requirements.txt .venv/.serving
+	$(PIP) install --require-hashes -r docs/requirements.txt
 	@touch $@

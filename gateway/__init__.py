@@ -17,7 +17,7 @@ The wings, in the order in which bytes meet them; each says in its own first lin
     server/         handlers and application; processes that drain; metrics; the demo destination
     cli             the command line
 
-What it guarantees (the README has the words for users, tests/test_guarantees.py the proofs):
+What it guarantees (docs/guarantees.md has the words for users, tests/test_guarantees.py the proofs):
 G1 bounded memory · G2 nothing early · G3 nothing left · G4 back-pressure · G5 refused before read ·
 G6 clean drain · G7 acknowledged means durable · G8 faithful.
 
@@ -32,9 +32,10 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from gateway.errors import ClientFault, GatewayError, Malformed, TooLarge, TooManyParts, Truncated
-    from gateway.multipart.codec import Decoder
+    from gateway.multipart.codec import Decoder, Kind
     from gateway.multipart.encoder import Encoder
     from gateway.multipart.reader import StreamingMultipartReader
+    from gateway.multipart.rendering import render_head
     from gateway.multipart.writer import StreamingMultipartWriter
 
 __all__ = [
@@ -42,6 +43,7 @@ __all__ = [
     "Decoder",
     "Encoder",
     "GatewayError",
+    "Kind",
     "Malformed",
     "StreamingMultipartReader",
     "StreamingMultipartWriter",
@@ -49,6 +51,7 @@ __all__ = [
     "TooManyParts",
     "Truncated",
     "__version__",
+    "render_head",
 ]
 
 __version__ = "0.1.0"
@@ -56,8 +59,10 @@ __version__ = "0.1.0"
 _ROOMS = {
     "Decoder": "gateway.multipart.codec",
     "Encoder": "gateway.multipart.encoder",
+    "Kind": "gateway.multipart.codec",
     "StreamingMultipartReader": "gateway.multipart.reader",
     "StreamingMultipartWriter": "gateway.multipart.writer",
+    "render_head": "gateway.multipart.rendering",
 }
 """Where the public names are; what is not here is an error."""
 

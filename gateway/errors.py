@@ -222,4 +222,4 @@ def _leaves(cls: type[GatewayError]) -> list[type[GatewayError]]:
 
 
 LEAVES: list[type[GatewayError]] = _leaves(GatewayError)
-"""Every error that can reach a client, in the order of this file; the README's table is checked against it."""
+"""Every error that can reach a client, in the order of this file; the table of docs/errors.md is checked against it."""

@@ -557,7 +557,7 @@ async def test_slow_upstream_pins_client_and_memory_only_where_it_is_required(st
 
 @pytest.mark.parametrize("buffering", ["on", "off"])
 async def test_buffering_proxies_in_front_of_us(start_gateway: StartGateway, tmp_path: Path, buffering: str) -> None:
-    """Behind one that buffers all arrives, but late; with its buffering off, as the README says, it streams."""
+    """Behind one that buffers all arrives, but late; with its buffering off (docs/behind-a-proxy.md) it streams."""
     directory = tmp_path / "nginx"
     directory.mkdir()
     async with relay(start_gateway, HonestUpstream(200, b"{}")) as (gateway, upstream):

@@ -19,7 +19,7 @@ from gateway import __version__
 from gateway.config.load import load
 from gateway.config.settings import Settings
 from tests.support.processes import Process, gateway_process, receiver_process
-from tests.test_readme import needs_curl, status_of
+from tests.test_docs import needs_curl, status_of
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 CONFIG_FILES = [REPOSITORY / "config" / name for name in ("gateway.toml", "demo.toml")]

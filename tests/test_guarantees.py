@@ -1,4 +1,4 @@
-"""G1 to G8, each by its name (see the README), over real sockets. G6 is about signals: it is in test_server.py."""
+"""G1 to G8, each by its name (docs/guarantees.md), over real sockets. G6 is in server/test_serve.py."""
 
 from __future__ import annotations
 

@@ -25,7 +25,7 @@ HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent
 PACKAGE = ROOT / "gateway"
 DEFAULTS = ROOT / "config" / "gateway.toml"
-README = ROOT / "README.md"
+ERRORS = ROOT / "docs" / "errors.md"
 
 FLOORS = [
     {"errors", "model"},
@@ -297,9 +297,9 @@ def test_no_body_of_a_request_is_read_whole(name: str) -> None:
 # -- the documents
 
 
-def test_the_readme_has_every_error_with_its_status() -> None:
+def test_the_page_on_errors_has_every_one_with_its_status() -> None:
     names = {leaf.slug(): leaf.__name__ for leaf in LEAVES} | {leaf.__name__: leaf.__name__ for leaf in LEAVES}
-    rows = re.findall(r"^\|\s*`([A-Za-z-]+)`\s*\|\s*(\d{3})\s*\|", README.read_text("utf-8"), re.MULTILINE)
+    rows = re.findall(r"^\|\s*`([A-Za-z-]+)`\s*\|\s*(\d{3})\s*\|", ERRORS.read_text("utf-8"), re.MULTILINE)
     table = [(names.get(name, name), int(status)) for name, status in rows]
     assert len(table) == len(dict(table)), "an error is listed twice"
     assert dict(table) == {leaf.__name__: leaf.status for leaf in LEAVES}

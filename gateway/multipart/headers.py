@@ -8,7 +8,7 @@ rules, and where they come from:
    refused. A folded line (RFC 5322 2.2.3; MIME still allows it) is joined with one space.
 2. A Content-Disposition or Content-Type that occurs twice, or a parameter that does, is refused:
    of two readers one would take the first, and one the last.
-3. Quoted values come in two dialects (clients.md has the captures). RFC quoted-string escapes `"` as
+3. Quoted values come in two dialects. RFC quoted-string escapes `"` as
    `\"` and `\` as `\\`; browsers, curl and most libraries (the WHATWG form encoding) write `%22`,
    `%0D`, `%0A` and leave a backslash alone, so that `filename="C:\dir\"` is a whole value. The header
    is read as quoted-strings first; where that does not come out even, every quote is taken as an end.

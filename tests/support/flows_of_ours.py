@@ -34,7 +34,7 @@ __all__ = [
 
 
 async def redact(file: FlowFile, chunks: AsyncIterable[bytes], *, words: Sequence[str] = ()) -> AsyncIterator[bytes]:
-    """The README's example: by whole lines, so that a word is not missed where two chunks meet."""
+    """The example of docs/flows.md: by whole lines, so that a word is not missed where two chunks meet."""
     file.filename = f"redacted-{file.filename or 'file'}"
     hits = 0
     async for lines in whole_lines(chunks):

@@ -46,7 +46,7 @@ __all__ = ["RelaySink"]
 
 
 class RelaySink(Sink):
-    """One of the `urls` gets the POST. Times are in seconds, 0 = none; the README has the meaning of each key."""
+    """One of the `urls` gets the POST. Times are in seconds, 0 = none; docs/configuration.md has each key."""
 
     stage = Stage.RELAY
 
