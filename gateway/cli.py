@@ -11,7 +11,8 @@ from contextlib import AsyncExitStack
 from aiohttp import web
 
 from gateway import __version__
-from gateway.config.load import ConfigError, load, memory_bound_bytes, unlimited_keys
+from gateway.config.load import ConfigError, load
+from gateway.config.memory import memory_bound_bytes, unlimited_keys
 from gateway.config.settings import Settings
 from gateway.config.sinks import RelaySettings
 from gateway.model import Part

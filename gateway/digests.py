@@ -29,6 +29,7 @@ __all__ = [
     "SmallDigests",
     "declared_digests",
     "digest_of",
+    "hashing_bytes",
     "verify",
 ]
 
@@ -37,6 +38,14 @@ _INLINE_BYTES = 1 << 16
 """Up to here a hop to a thread costs more than the hashing."""
 TINY_BYTES = 2048
 """Up to here hashlib keeps the interpreter's lock: a thread would only be in the way."""
+
+
+def hashing_bytes(received: int) -> int:
+    """What hashing holds at most of one file at a time: a batch that gathers and one in a thread.
+
+    Each may be over its size by what is `received` at a time, in bytes.
+    """
+    return 2 * (_BATCH_BYTES + received)
 
 
 class _Hash(Protocol):

@@ -15,7 +15,8 @@ from typing import Any, Literal
 import pytest
 from aiohttp import web
 
-from gateway.config.load import load, memory_bound_bytes
+from gateway.config.load import load
+from gateway.config.memory import memory_bound_bytes
 from tests.conftest import Destination, RunningGateway, StartDestination, StartGateway
 from tests.support.clients import (
     BOUNDARY,

@@ -1,1 +1,1 @@
-"""What can be configured: settings, what of them contradicts, and how they are loaded."""
+"""What can be configured: settings, what of them contradicts, how they are loaded, and what memory they allow."""

@@ -18,14 +18,9 @@ from pydantic_settings import BaseSettings, EnvSettingsSource, SettingsConfigDic
 
 from gateway.config.contradictions import contradictions
 from gateway.config.settings import FlowSettings, RouteSettings, Settings, with_defaults
-from gateway.config.sinks import BUILT_IN_SINKS, RelaySettings, SinkSettings
-from gateway.flows import BATCH_BYTES as FLOW_BATCH_BYTES
-from gateway.model import Limits
-from gateway.sinks.disk.delivery import BATCH_BYTES
-from gateway.sinks.relay.sending.spool import BATCH_BYTES as SPOOL_BATCH_BYTES
-from gateway.upload.lanes import BULK_BYTES
+from gateway.config.sinks import BUILT_IN_SINKS, SinkSettings
 
-__all__ = ["ConfigError", "load", "memory_bound_bytes", "unlimited_keys"]
+__all__ = ["ConfigError", "load"]
 
 T = TypeVar("T")
 
@@ -130,66 +125,3 @@ def _lines(error: ValidationError) -> list[str]:
             message = f"not one of {', '.join(BUILT_IN_SINKS)}, nor of the form package.module:Class"
         lines.append(f"{'.'.join(path)}: {message}")
     return lines
-
-
-def memory_bound_bytes(settings: Settings) -> tuple[int, dict[str, int]]:
-    """(bytes that one upload may hold at most, by what); G1. Unlimited settings have no bound: 0 there.
-
-    Entries of the manifest are extra: about 1 KiB for each part beyond the first.
-    """
-    server, limits = settings.server, settings.limits
-    buffer = server.read_buffer_bytes
-    routes = settings.as_routes()
-    lanes = max((len(route.sinks) - len(route.best_effort) for route in routes), default=0)
-    lag = max((sum(terms.lag_bytes for terms in route.best_effort.values()) for route in routes), default=0)
-    disks = max((sum(settings.sinks[name].type == "disk" for name in route.sinks) for route in routes), default=0)
-    received = 2 * buffer + max(2 * buffer, 256 << 10)  # aiohttp's high water mark, and one receive call over it
-    window = max(limits.window_bytes, received)
-    flowing = any(rule.flows for route in routes for rule in route.rules)
-    relays = [
-        [one for name in route.sinks if isinstance(one := settings.sinks[name], RelaySettings)] for route in routes
-    ]
-    requests = max((sum(_requests(relay, limits) for relay in of_route) for of_route in relays), default=0)
-    bounds = {
-        "received, not yet parsed": received,
-        # of the open parts, of small parts that a sink takes, and of those that gather meanwhile
-        "windows towards sinks": lanes * (limits.parallel_parts + 2) * window,
-        "the beginning of a file that is held": BULK_BYTES + received,
-        "flows": flowing * limits.parallel_parts * (window + 6 * FLOW_BATCH_BYTES),
-        "batches being written to disk": disks * limits.parallel_parts * (BATCH_BYTES + received),
-        "buffers towards destinations": requests * 2 * received,
-        "prefixes kept for another destination": max(
-            (sum(_requests(relay, limits) * relay.replay_bytes for relay in of_route) for of_route in relays), default=0
-        ),
-        "batches being spooled": requests * (SPOOL_BATCH_BYTES + received),
-        "batches being hashed": 2 * ((1 << 20) + received),
-        "field values": 2 * limits.max_fields_bytes,
-        "headers of a part": 2 * limits.max_header_bytes,
-    }
-    if lag:
-        bounds["waiting for best-effort sinks"] = lag
-    if held := max((sum(relay.fields_first_bytes for relay in of_route) for of_route in relays), default=0):
-        bounds["files that wait for fields"] = held
-    if per_part := max((sum(relay.per == "part" for relay in of_route) for of_route in relays), default=0):
-        bounds["fields for the requests of later parts"] = per_part * limits.max_fields_bytes
-        bounds["batches being hashed for destinations"] = per_part * limits.parallel_parts * 2 * ((1 << 20) + received)
-    return sum(bounds.values()), bounds
-
-
-def _requests(relay: RelaySettings, limits: Limits) -> int:
-    """How many may be under way at a time for one upload."""
-    return limits.parallel_parts if relay.per == "part" else 1
-
-
-def unlimited_keys(settings: Settings) -> list[str]:
-    """The keys that bound memory, and are off."""
-    limits = settings.limits
-    sizes = {
-        "server.max_uploads": settings.server.max_uploads,
-        "limits.max_parts": limits.max_parts,
-        "limits.window_bytes": limits.window_bytes,
-        "limits.parallel_parts": limits.parallel_parts,
-        "limits.max_fields_bytes": limits.max_fields_bytes,
-        "limits.max_header_bytes": limits.max_header_bytes,
-    }
-    return [key for key, size in sizes.items() if not size]

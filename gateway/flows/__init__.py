@@ -42,9 +42,10 @@ from typing import Any, TypeVar
 
 from gateway.concurrency.pipe import Progress, batches
 from gateway.errors import FlowFailed, GatewayError, Rejected
+from gateway.model import Limits
 from gateway.multipart.headers import has_controls
 
-__all__ = ["BATCH_BYTES", "Flow", "FlowChain", "FlowFile", "Reject", "batched", "in_thread", "working"]
+__all__ = ["BATCH_BYTES", "Flow", "FlowChain", "FlowFile", "Reject", "batched", "in_thread", "memory_shares", "working"]
 
 log = logging.getLogger("gateway.flows")
 
@@ -60,6 +61,14 @@ T = TypeVar("T")
 _threads = ThreadPoolExecutor(max(2, os.cpu_count() or 1), thread_name_prefix="flow")
 working: ContextVar[Progress | None] = ContextVar("working", default=None)
 """Of whoever runs a chain in this task: its progress, for the clock that finds stalls."""
+
+
+def memory_shares(limits: Limits, received: int) -> dict[str, int]:
+    """What flows hold of one upload at most, in bytes: for each open part a window, and batches before, in and behind
+    two flows that gather. `received` is what may come at a time.
+    """
+    window = max(limits.window_bytes, received)
+    return {"flows": limits.parallel_parts * (window + 6 * BATCH_BYTES)}
 
 
 async def in_thread(function: Callable[..., T], /, *args: Any) -> T:

@@ -16,7 +16,16 @@ from gateway.concurrency.timer import RearmingTimer
 from gateway.errors import ClientGone, Malformed, Stalled, TooLarge
 from gateway.model import Limits
 
-__all__ = ["Intake"]
+__all__ = ["Intake", "received_bytes"]
+
+
+def received_bytes(read_buffer_bytes: int) -> int:
+    """What an upload may have received at most that nobody has taken: its share of memory here.
+
+    aiohttp pauses above twice the buffer, and then one call of the transport may have brought more: as much again, or
+    asyncio's own 256 KiB where that is larger.
+    """
+    return 2 * read_buffer_bytes + max(2 * read_buffer_bytes, 256 << 10)
 
 
 class Intake:

@@ -33,7 +33,7 @@ from gateway.multipart.codec import Decoder, Event, Kind
 from gateway.multipart.content_type import boundary_of
 from gateway.multipart.headers import media_type
 
-__all__ = ["ByteSource", "StreamingBodyPartReader", "StreamingMultipartReader", "raw_body_events"]
+__all__ = ["ByteSource", "StreamingBodyPartReader", "StreamingMultipartReader", "memory_shares", "raw_body_events"]
 
 
 class ByteSource(Protocol):
@@ -42,6 +42,11 @@ class ByteSource(Protocol):
     async def readany(self) -> bytes:
         """The next bytes, as they came; b"" at the end."""
         ...
+
+
+def memory_shares(*, max_header_bytes: int) -> dict[str, int]:
+    """What is held of one body at most, in bytes, beside the chunk that was read: a part's head, raw and parsed."""
+    return {"headers of a part": 2 * max_header_bytes}
 
 
 class StreamingMultipartReader(MultipartReader):

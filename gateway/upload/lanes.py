@@ -18,15 +18,30 @@ from aiohttp import ClientResponse
 
 from gateway.concurrency.pipe import Pipe, Progress, Window
 from gateway.errors import GatewayError
-from gateway.model import Entry, Part, Receipt
+from gateway.model import Entry, Limits, Part, Receipt
 from gateway.sinks import Answered, Delivery, Stage
 from gateway.upload.failures import translated
 
-__all__ = ["BULK_BYTES", "Lane", "Slots", "completed"]
+__all__ = ["BULK_BYTES", "Lane", "Slots", "completed", "memory_shares"]
 
 
 BULK_BYTES = 256 << 10
 """The largest part for the short way: about what a buffer holds, so that a batch is no more than one."""
+
+
+def memory_shares(limits: Limits, received: int, *, required_sinks: int, lag_bytes: int) -> dict[str, int]:
+    """What waits for the sinks of one upload at most, in bytes, by what; `received` is what may come at a time.
+
+    A required sink has a window for each open part, one for the small parts that it takes, and one for those that
+    gather meanwhile. Best-effort sinks wait within `lag_bytes`, all together.
+    """
+    window = max(limits.window_bytes, received)
+    return {
+        "windows towards sinks": required_sinks * (limits.parallel_parts + 2) * window,
+        "waiting for best-effort sinks": lag_bytes,
+        "the beginning of a file that is held": BULK_BYTES + received,
+        "field values": 2 * limits.max_fields_bytes,
+    }
 
 
 class Slots:

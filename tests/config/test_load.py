@@ -12,7 +12,8 @@ from typing import Any
 import pytest
 
 from gateway.cli import main
-from gateway.config.load import ConfigError, load, memory_bound_bytes
+from gateway.config.load import ConfigError, load
+from gateway.config.memory import memory_bound_bytes
 from gateway.config.settings import ServerSettings, Settings
 from gateway.config.sinks import RelaySettings
 from gateway.model import Limits, Upload

@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 from aiohttp import ClientSession
 
-from gateway.config.load import memory_bound_bytes
+from gateway.config.memory import memory_bound_bytes
 from gateway.config.settings import Settings
 from gateway.model import Part, Upload
 from gateway.sinks import Stage

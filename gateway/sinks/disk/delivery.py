@@ -12,20 +12,28 @@ from aiofiles.threadpool import wrap
 
 from gateway.concurrency.pipe import gathered
 from gateway.concurrency.threads import TrackedExecutor, uninterrupted
-from gateway.model import Part, Receipt, Upload
+from gateway.model import Limits, Part, Receipt, Upload
 from gateway.multipart.filenames import safe_segment
 from gateway.sinks import Delivery
 from gateway.sinks.disk.jobs import Jobs, Seeing
 from gateway.sinks.disk.upload_directory import translated
 
-__all__ = ["BATCH_BYTES", "DiskDelivery"]
+__all__ = ["DiskDelivery", "memory_shares"]
 
-BATCH_BYTES = 1 << 20
+_BATCH_BYTES = 1 << 20
 """The most that is written in one job, and hashed beside it; a batch is what came while the one before was written."""
 _FLUSH_BYTES = 64 << 20
 """Long files are flushed as they grow, or the last flush of a huge one would look like a stall."""
 
 T = TypeVar("T")
+
+
+def memory_shares(limits: Limits, received: int) -> dict[str, int]:
+    """What a disk sink holds of one upload at most, in bytes: the batch of each open part that is being written.
+
+    It may be over its size by what is `received` at a time.
+    """
+    return {"batches being written to disk": limits.parallel_parts * (_BATCH_BYTES + received)}
 
 
 class DiskDelivery(Delivery):
@@ -55,7 +63,7 @@ class DiskDelivery(Delivery):
             file = wrap(raw, loop=asyncio.get_running_loop(), executor=self._executor)
             unflushed = 0
             # While one batch is written the next one gathers where it comes from, in the window of the part.
-            async for batch, size in gathered(chunks, BATCH_BYTES):
+            async for batch, size in gathered(chunks, _BATCH_BYTES):
                 await file.writelines(batch)
                 unflushed += size
                 if unflushed >= _FLUSH_BYTES:

@@ -27,9 +27,10 @@ import aiohttp
 from yarl import URL
 
 from gateway.concurrency.pipe import Progress
+from gateway.digests import hashing_bytes
 from gateway.errors import LengthRequired
 from gateway.http.forwarding import HeaderRules, outbound_headers
-from gateway.model import Part, Upload
+from gateway.model import Limits, Part, Upload
 from gateway.sinks import Sink, Stage
 from gateway.sinks.relay.per_part import PartsDelivery
 from gateway.sinks.relay.per_upload import RelayDelivery
@@ -39,10 +40,10 @@ from gateway.sinks.relay.sending.exchange import Clocks, Exchange
 from gateway.sinks.relay.sending.outbound import Outbound
 from gateway.sinks.relay.sending.replayable import Replayable
 from gateway.sinks.relay.sending.request import RequestHead, StreamingRequest
-from gateway.sinks.relay.sending.spool import Region, Spool
+from gateway.sinks.relay.sending.spool import BATCH_BYTES, Region, Spool
 from gateway.sinks.relay.shape import Shape
 
-__all__ = ["RelaySink"]
+__all__ = ["RelaySink", "memory_shares"]
 
 
 class RelaySink(Sink):
@@ -234,6 +235,22 @@ class RelaySink(Sink):
     def _spool(self) -> Spool:
         assert self._executor is not None
         return Spool(self._spool_dir, self._executor)
+
+
+def memory_shares(
+    limits: Limits, received: int, *, per: str, replay_bytes: int, fields_first_bytes: int
+) -> dict[str, int]:
+    """What a relay holds of one upload at most, in bytes, by what; `received` is what may come at a time."""
+    each = per == "part"
+    requests = limits.parallel_parts if each else 1
+    return {
+        "buffers towards destinations": requests * 2 * received,
+        "prefixes kept for another destination": requests * replay_bytes,
+        "batches being spooled": requests * (BATCH_BYTES + received),
+        "files that wait for fields": fields_first_bytes,
+        "fields for the requests of later parts": each * limits.max_fields_bytes,
+        "batches being hashed for destinations": each * limits.parallel_parts * hashing_bytes(received),
+    }
 
 
 def _with_query(url: str, query: str) -> str:
