@@ -49,7 +49,7 @@ STATUSES = {
     # anything else
     "InternalError": 500,
 }
-"""Of the design; those that nothing raises yet are no classes yet."""
+"""What clients rely on (docs/errors.md has when)."""
 
 FAMILIES = {"Refused", "ClientFault", "SinkFault", "FlowFault"}
 
@@ -57,7 +57,7 @@ each_leaf = pytest.mark.parametrize("leaf", LEAVES, ids=lambda leaf: leaf.__name
 
 
 @each_leaf
-def test_every_leaf_has_the_status_that_the_design_gives_it(leaf: type[GatewayError]) -> None:
+def test_every_leaf_has_the_status_that_clients_rely_on(leaf: type[GatewayError]) -> None:
     assert leaf.status == STATUSES[leaf.__name__]
 
 

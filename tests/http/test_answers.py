@@ -157,7 +157,7 @@ def _unchunked(data: bytes) -> tuple[bytes, bool]:
 # -- manifests
 
 
-async def test_the_members_of_a_manifest_come_in_the_order_of_the_design(start_gateway: StartGateway) -> None:
+async def test_the_members_of_a_manifest_come_in_the_documented_order(start_gateway: StartGateway) -> None:
     route = {"path": "/upload", "digests": ["sha256", "md5", "crc32"], "parts": [{"sinks": ["disk", "none"]}]}
     gateway = await start_gateway(routes=[route])
     field = b'--b0undary\r\nContent-Disposition: form-data; name="%s"\r\n\r\n%s'

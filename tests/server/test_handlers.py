@@ -45,7 +45,7 @@ def _is_problem(answer: Answer, status: int, slug: str) -> None:
 
 
 class TestUploads:
-    async def test_the_manifest_has_every_member_in_the_order_of_the_design(self, gateway: RunningGateway) -> None:
+    async def test_the_manifest_has_every_member_in_the_documented_order(self, gateway: RunningGateway) -> None:
         field = b'--b0undary\r\nContent-Disposition: form-data; name="note"\r\n\r\nhello'
         answer = await ask(gateway.port, "/upload", "POST", form(file(b"abc"), field))
         manifest = answer.json()
