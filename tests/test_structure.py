@@ -89,6 +89,7 @@ TESTED_ELSEWHERE = {
         "sinks.relay.sending.test_exchange",
         "the question before the body, and old connections",
     ),
+    "sinks.relay.sending.sender": ("sinks.relay.sending.test_connect", "what all uploads of a relay share"),
     "upload.failures": ("upload.test_garbage", "what is let go of; which is told: test_dispatch_failures"),
     "upload.flow_run": ("flows.test_flows", "what flows do to a file on its way"),
     "upload.stalls": ("upload.test_dispatch_failures", "sinks that are stuck, and who is blamed"),

@@ -18,7 +18,6 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable, Sequence
-from concurrent.futures import Executor
 from dataclasses import dataclass
 from functools import partial
 
@@ -33,25 +32,44 @@ from gateway.multipart.headers import only
 from gateway.sinks import Answered, Delivery, refused
 from gateway.sinks.relay.sending.outbound import Outbound
 from gateway.sinks.relay.sending.pending import COALESCE_BYTES
-from gateway.sinks.relay.sending.spool import Region, Spool
+from gateway.sinks.relay.sending.sender import Sender
+from gateway.sinks.relay.sending.spool import Region
 from gateway.sinks.relay.shape import Sent, Shape, is_empty_input, written
 
 __all__ = ["PartsDelivery"]
 
 
 @dataclass(slots=True)
-class _Kept:
+class _Waiting:
     """A file that waits for the commit."""
 
     sent: Sent
     region: Region
 
 
-class PartsDelivery(Delivery):
-    """One upload on its way to a destination, a request for each file. `make` makes one.
+class _Forms:
+    """The form around each file: what is added to it, and the fields that came before it (rule 5)."""
 
-    `spool` is this delivery's, to be closed with it.
-    """
+    def __init__(self, upload: Upload, shape: Shape) -> None:
+        self.fields: list[tuple[Part, bytes]] = []
+        self._upload = upload
+        self._shape = shape
+
+    def ahead(self, encoder: Encoder, part: Part) -> list[bytes]:
+        """All that comes before the bytes of a file."""
+        ahead = list(written(encoder, self._shape.before(self._upload)))
+        for field, data in self.fields:
+            if field.index < part.index:
+                ahead += (encoder.begin_part(field), data)
+        return [*ahead, encoder.begin_part(part)]
+
+    def tail(self, encoder: Encoder, sent: Sent) -> bytes:
+        """All that comes after them."""
+        return b"".join(written(encoder, self._shape.after(self._upload, [sent]))) + encoder.close()
+
+
+class PartsDelivery(Delivery):
+    """One upload on its way to a destination, a request for each file."""
 
     takes_batches = True
 
@@ -59,27 +77,24 @@ class PartsDelivery(Delivery):
         self,
         name: str,
         upload: Upload,
-        make: Callable[..., Outbound],
+        sender: Sender,
         *,
         lengths: Sequence[str],
         shape: Shape,
         parallel_parts: int,
-        spool: Spool,
-        executor: Executor,
     ) -> None:
         self.completes_parts = upload.parts_alone
         self._name = name
         self._upload = upload
-        self._make = make
+        self._sender = sender
         self._lengths = lengths
+        self._forms = _Forms(upload, shape)
         self._shape = shape
         self._parallel_parts = parallel_parts or 1 << 30
         self._places = asyncio.Semaphore(self._parallel_parts)
-        self._spool = spool
-        self._executor = executor
+        self._spool = sender.spool()
         self._progress: Progress | None = None
-        self._fields: list[tuple[Part, bytes]] = []
-        self._kept: dict[int, _Kept] = {}
+        self._waiting: dict[int, _Waiting] = {}
         self._receipts: dict[int, Receipt] = {}
 
     @property
@@ -95,7 +110,7 @@ class PartsDelivery(Delivery):
             return
         part = self._shape.renamed(part)
         if not part.is_file:
-            self._fields.append((part, b"".join([chunk async for chunk in chunks])))
+            self._forms.fields.append((part, b"".join([chunk async for chunk in chunks])))
         elif self.completes_parts:
             async with self._places:
                 await self._send_alone(part, chunks)
@@ -104,9 +119,9 @@ class PartsDelivery(Delivery):
 
     async def accept_all(self, parts: Sequence[tuple[Part, bytes]]) -> None:
         # all fields before the first wait: files that come after this batch want them
-        kept = [(self._shape.renamed(part), data) for part, data in parts if not self._shape.leaves_out(part)]
-        self._fields += [(part, data) for part, data in kept if not part.is_file]
-        files = [(part, data) for part, data in kept if part.is_file and not is_empty_input(part, len(data))]
+        taken = [(self._shape.renamed(part), data) for part, data in parts if not self._shape.leaves_out(part)]
+        self._forms.fields += [(part, data) for part, data in taken if not part.is_file]
+        files = [(part, data) for part, data in taken if part.is_file and not is_empty_input(part, len(data))]
         if self.completes_parts:
             await self._all_at_once([partial(self._send_alone, part, _whole(data)) for part, data in files])
         else:
@@ -115,34 +130,36 @@ class PartsDelivery(Delivery):
 
     async def drop(self, part: Part) -> None:
         """Rule 1: of what was completed only the receipt is taken back."""
-        self._kept.pop(part.index, None)
+        self._waiting.pop(part.index, None)
         self._receipts.pop(part.index, None)
 
     async def commit(self) -> list[Receipt]:
-        kept = [self._kept[index] for index in sorted(self._kept)]
-        if kept:
+        if self._waiting:
             await self._spool.flush()
-            await self._all_at_once([partial(self._send_kept, one) for one in kept])
+            waiting = [self._waiting[index] for index in sorted(self._waiting)]
+            await self._all_at_once([partial(self._send_waiting, one) for one in waiting])
         return self.committed()
 
     def committed(self) -> list[Receipt]:
         return [self._receipts[index] for index in sorted(self._receipts)]
 
     async def end(self) -> None:
-        self._kept.clear()
+        self._waiting.clear()
         await self._spool.close()
 
     # -- one request
 
     async def _send_alone(self, part: Part, chunks: AsyncIterable[bytes]) -> None:
         """Rule 1."""
-        way, declared = self._way(part)
+        mode, declared = self._length_mode(part)
         encoder = Encoder()
-        ahead = self._ahead(encoder, part)
+        ahead = self._forms.ahead(encoder, part)
         length = None
         if declared is not None:
-            length = sum(map(len, ahead)) + declared + len(self._tail(encoder, Sent.assumed(part, declared)))
-        outbound = self._outbound(encoder, length=length, spooled=way == "spool")
+            length = sum(map(len, ahead)) + declared + len(self._forms.tail(encoder, Sent.assumed(part, declared)))
+        outbound = self._sender.outbound(
+            self._upload, encoder.content_type, length, is_spooled=mode == "spool", progress=self._progress
+        )
 
         async def sending() -> ClientResponse:
             for piece in ahead:
@@ -161,18 +178,25 @@ class PartsDelivery(Delivery):
             sent = Sent(part, size, "" if digest is None else (await digest.finish())["sha256"])
             for _ in range(2):
                 await asyncio.sleep(0)  # an answer that is already here came before the closing delimiter
-            return await outbound.finish(self._tail(encoder, sent))
+            return await outbound.finish(self._forms.tail(encoder, sent))
 
         await self._answered(part, outbound, sending)
 
-    async def _send_kept(self, kept: _Kept) -> None:
+    async def _send_waiting(self, waiting: _Waiting) -> None:
         """Rule 2."""
-        part, encoder = kept.sent.part, Encoder()
-        kept.region.put_ahead(self._ahead(encoder, part))
-        outbound = self._outbound(encoder, length=None, spooled=True, spooled_already=kept.region)
-        tail = self._tail(encoder, kept.sent)
+        part, encoder = waiting.sent.part, Encoder()
+        waiting.region.put_ahead(self._forms.ahead(encoder, part))
+        outbound = self._sender.outbound(
+            self._upload,
+            encoder.content_type,
+            None,
+            is_spooled=True,
+            progress=self._progress,
+            region=waiting.region,
+        )
+        tail = self._forms.tail(encoder, waiting.sent)
         await self._answered(part, outbound, lambda: outbound.finish(tail))
-        del self._kept[part.index]
+        del self._waiting[part.index]
 
     async def _answered(self, part: Part, outbound: Outbound, sending: Callable[[], Awaitable[ClientResponse]]) -> None:
         """One request to its answer. Raises a sink's errors, and what is wrong with the part."""
@@ -184,44 +208,27 @@ class PartsDelivery(Delivery):
                 raise Answered(self._name, response)
             self._receipts[part.index] = Receipt(part.index, self._name, status=response.status)
         except BaseExceptionGroup as errors:
-            raise _told(errors.exceptions[0], part) from None
+            raise _with_part(errors.exceptions[0], part) from None
         except Answered as answered:
-            raise _told(answered, part) from None
+            raise _with_part(answered, part) from None
         finally:
             await outbound.end()
             if self._progress is not None:
                 self._progress.moved()
 
-    def _outbound(self, encoder: Encoder, **how: object) -> Outbound:
-        return self._make(
-            self._upload, content_type=encoder.content_type, unchanged=False, progress=self._progress, **how
-        )
-
-    def _way(self, part: Part) -> tuple[str, int | None]:
-        """(way, declared bytes if that way is `known`). Raises LengthRequired, Malformed."""
-        for way in self._lengths:
-            if way != "known":
-                return way, None
+    def _length_mode(self, part: Part) -> tuple[str, int | None]:
+        """(mode, declared bytes if that mode is `known`). Raises LengthRequired, Malformed."""
+        for mode in self._lengths:
+            if mode != "known":
+                return mode, None
             declared = _declared_bytes(part) if self._upload.multipart else self._upload.content_length
             if declared is not None:
-                return way, declared
+                return mode, declared
         raise LengthRequired(
             f"sink {self._name} needs to know the length of a part, and this one declares none",
             sink=self._name,
             part=part.index,
         )
-
-    def _ahead(self, encoder: Encoder, part: Part) -> list[bytes]:
-        """All that comes before the bytes of a file."""
-        ahead = list(written(encoder, self._shape.before(self._upload)))
-        for field, data in self._fields:
-            if field.index < part.index:
-                ahead += (encoder.begin_part(field), data)
-        return [*ahead, encoder.begin_part(part)]
-
-    def _tail(self, encoder: Encoder, sent: Sent) -> bytes:
-        """All that comes after them."""
-        return b"".join(written(encoder, self._shape.after(self._upload, [sent]))) + encoder.close()
 
     # -- a file that waits
 
@@ -233,11 +240,11 @@ class PartsDelivery(Delivery):
                 await digest.update(chunk)
             await region.write(chunk)
         sha256 = "" if digest is None else (await digest.finish())["sha256"]
-        self._kept[part.index] = _Kept(Sent(part, size, sha256), region)
+        self._waiting[part.index] = _Waiting(Sent(part, size, sha256), region)
 
     def _digest(self) -> PartDigest | None:
         """Of what this destination gets, if it is told."""
-        return PartDigest(("sha256",), self._executor) if self._shape.wants_sha256 else None
+        return PartDigest(("sha256",), self._sender.executor) if self._shape.wants_sha256 else None
 
     async def _all_at_once(self, jobs: Sequence[Callable[[], Awaitable[None]]]) -> None:
         """Rule 3. Raises the first error."""
@@ -256,7 +263,7 @@ class PartsDelivery(Delivery):
             raise errors.exceptions[0] from None
 
 
-def _told(error: BaseException, part: Part) -> BaseException:
+def _with_part(error: BaseException, part: Part) -> BaseException:
     if isinstance(error, Answered):
         error = refused(error)
     if isinstance(error, GatewayError):

@@ -5,12 +5,13 @@
 2. `fields_first_bytes`: files wait in memory, empty file inputs with them, until no field can come any more. More
    bytes of files than that are TooLarge: nothing is ever put into another order without having been asked for.
 3. A length that is `known` follows from that of a raw body, since the form around it is ours.
+4. The wire goes as it came, under the client's own framing: a form that is ours is around nothing of it.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterable, Callable, Sequence
+from collections.abc import AsyncIterable, Iterable, Sequence
 
 import aiohttp
 
@@ -21,57 +22,132 @@ from gateway.multipart.encoder import Encoder
 from gateway.sinks import Answered, Delivery
 from gateway.sinks.relay.sending.outbound import Outbound
 from gateway.sinks.relay.sending.pending import COALESCE_BYTES
+from gateway.sinks.relay.sending.sender import Sender
 from gateway.sinks.relay.shape import Sent, Shape, is_empty_input, written
 
-__all__ = ["RelayDelivery"]
+__all__ = ["FormDelivery", "RelayDelivery", "WireDelivery"]
 
 
 class RelayDelivery(Delivery):
-    """One upload on its way to a destination. `make` makes the request; `way` is how its length is told."""
+    """One upload on its way to a destination, in one request. `length_mode` is how its length is told."""
 
-    takes_batches = is_watched = True
+    is_watched = True
+
+    def __init__(
+        self, name: str, upload: Upload, sender: Sender, *, length_mode: str, read_seconds: float | None
+    ) -> None:
+        self.read_seconds = read_seconds
+        self.name = name
+        self.upload = upload
+        self.length_mode = length_mode
+        self.outbound: Outbound | None = None
+        """The request, once there is one."""
+        self._sender = sender
+        self._progress: Progress | None = None
+        self._begun = asyncio.Event()
+        self._response: aiohttp.ClientResponse | None = None
+
+    @property
+    def began(self) -> bool:
+        """Whether there is a request: all that came may have been left out."""
+        return self.outbound is not None
+
+    def keep_time(self, progress: Progress) -> None:
+        self._progress = progress
+
+    def begin(self, content_type: str, length: int | None) -> Outbound:
+        """The request, made if there is none yet."""
+        if self.outbound is None:
+            self.outbound = self._sender.outbound(
+                self.upload,
+                content_type,
+                length,
+                is_spooled=self.length_mode == "spool",
+                unchanged=self.takes_wire,
+                progress=self._progress,
+            )
+            self._begun.set()
+        return self.outbound
+
+    async def watch(self) -> None:
+        """Make the request, and see to the answer, whenever it comes."""
+        await self._begun.wait()
+        assert self.outbound is not None
+        await self.outbound.run()
+
+    async def finish(self, outbound: Outbound, tail: bytes, files: Iterable[int]) -> list[Receipt]:
+        """Send the end of the body; receipts for the files if the answer is a yes. Raises Answered if not."""
+        for _ in range(2):
+            await asyncio.sleep(0)  # an answer that is already here came before the closing delimiter
+        response = self._response = await outbound.finish(tail)
+        if not 200 <= response.status < 300:
+            raise Answered(self.name, response)
+        return [Receipt(index, self.name, status=response.status) for index in files]
+
+    def answer(self) -> aiohttp.ClientResponse | None:
+        """The destination's response, after a commit; its body has not been read."""
+        return self._response
+
+    async def end(self) -> None:
+        """Let go of the connection; without a commit, break the request off."""
+        if self.outbound is not None:
+            await self.outbound.end()
+
+
+class WireDelivery(RelayDelivery):
+    """The body goes on byte for byte (rule 4)."""
+
+    takes_wire = True
+
+    _files: Sequence[int] = ()
+    _tail = b""
+
+    async def accept(self, part: Part, chunks: AsyncIterable[bytes]) -> None:
+        """Never called: parts are not taken out of the wire. Raises NotImplementedError."""
+        raise NotImplementedError
+
+    async def accept_wire(self, chunks: AsyncIterable[bytes]) -> None:
+        async for batch, _ in gathered(chunks, COALESCE_BYTES):
+            await self._request().pass_on(batch)
+
+    def hold_wire(self, files: Sequence[int], tail: bytes) -> None:
+        self._files = list(files)
+        self._tail = tail
+
+    async def commit(self) -> list[Receipt]:
+        if self.outbound is None and not self._files and self.upload.kind not in ("relay", "opaque"):
+            return []
+        return await self.finish(self._request(), self._tail, self._files)
+
+    def _request(self) -> Outbound:
+        return self.begin(self.upload.content_type, self.upload.content_length)
+
+
+class FormDelivery(RelayDelivery):
+    """The parts go on in a form of ours; a raw body is wrapped as a form with one file."""
+
+    takes_batches = True
 
     def __init__(
         self,
         name: str,
         upload: Upload,
-        make: Callable[..., Outbound],
+        sender: Sender,
         *,
-        way: str,
-        wired: bool,
-        shape: Shape,
+        length_mode: str,
         read_seconds: float | None,
+        shape: Shape,
     ) -> None:
-        self.read_seconds = read_seconds
-        self._name = name
-        self._upload = upload
-        self._make = make
-        self._way = way
-        self.takes_wire = wired
+        super().__init__(name, upload, sender, length_mode=length_mode, read_seconds=read_seconds)
         self._shape = shape.for_body(upload)
-        # a raw body is wrapped as a form with one file
         content_type = upload.content_type.encode("utf-8", "surrogateescape")
         self._encoder = Encoder.like(content_type) if upload.multipart else Encoder()
-        self._progress: Progress | None = None
-        self._outbound: Outbound | None = None
-        self._made = asyncio.Event()
-        self._response: aiohttp.ClientResponse | None = None
         self._turn = asyncio.Lock()  # first come, first served: the order of the wire
         self._files: list[Part] = []
         """As the destination gets them."""
         self._waiting: list[tuple[Part, list[bytes]]] = []
         self._waiting_bytes = 0
         self._entries: Sequence[Entry] = ()
-        self._wired_files: Sequence[int] = ()
-        self._tail = b""
-
-    @property
-    def began(self) -> bool:
-        """Whether there is a request: all that came may have been left out."""
-        return self._outbound is not None
-
-    def keep_time(self, progress: Progress) -> None:
-        self._progress = progress
 
     async def accept(self, part: Part, chunks: AsyncIterable[bytes]) -> None:
         if self._shape.leaves_out(part):
@@ -85,14 +161,11 @@ class RelayDelivery(Delivery):
                 async for chunk in chunks:
                     self._wait(chunk)
                 return
-            outbound = await self._begin(part)
-            await self._pass_on(outbound, chunks)
-
-    async def _pass_on(self, outbound: Outbound, chunks: AsyncIterable[bytes]) -> None:
-        """As soon as it comes: what is there is joined, what is not there is not waited for."""
-        async for batch, _ in gathered(chunks, COALESCE_BYTES):
-            await outbound.pass_on(batch)
-        await outbound.pass_on()  # of a part without bytes there is a head
+            outbound = await self._begin_part(part)
+            # as soon as it comes: what is there is joined, what is not there is not waited for
+            async for batch, _ in gathered(chunks, COALESCE_BYTES):
+                await outbound.pass_on(batch)
+            await outbound.pass_on()  # of a part without bytes there is a head
 
     async def accept_all(self, parts: Sequence[tuple[Part, bytes]]) -> None:
         async with self._turn:
@@ -106,10 +179,10 @@ class RelayDelivery(Delivery):
                     self._waiting.append((part, []))
                     self._wait(data)
                 else:
-                    outbound = await self._begin(part)
+                    outbound = await self._begin_part(part)
                     await outbound.put(data)
-            if self._outbound is not None:  # a batch may be empty, and the first
-                await self._outbound.pass_on()
+            if self.outbound is not None:  # a batch may be empty, and the first
+                await self.outbound.pass_on()
 
     def _wait(self, chunk: bytes) -> None:
         """Rule 2: more of the file that came last."""
@@ -117,40 +190,30 @@ class RelayDelivery(Delivery):
         self._waiting_bytes += len(chunk)
         if self._waiting_bytes > limit:
             raise TooLarge(
-                f"the files are more than the {limit} bytes that may wait for the fields of sink {self._name}",
+                f"the files are more than the {limit} bytes that may wait for the fields of sink {self.name}",
                 limit=limit,
-                sink=self._name,
+                sink=self.name,
             )
         add_chunk(self._waiting[-1][1], chunk)
 
-    async def accept_wire(self, chunks: AsyncIterable[bytes]) -> None:
-        upload = self._upload
-        async for batch, _ in gathered(chunks, COALESCE_BYTES):
-            outbound = self._made_for(upload.content_type, upload.content_length)
-            await outbound.pass_on(batch)
-
-    def hold_wire(self, files: Sequence[int], tail: bytes) -> None:
-        self._wired_files = list(files)
-        self._tail = tail
-
-    async def _begin(self, part: Part) -> Outbound:
+    async def _begin_part(self, part: Part) -> Outbound:
         outbound = await self._form(part)
         await outbound.put(self._encoder.begin_part(part))
         return outbound
 
     async def _form(self, first: Part | None = None) -> Outbound:
         """The request, with all that comes before its first part."""
-        if self._outbound is not None:
-            return self._outbound
-        length = self._known_length(first) if self._way == "known" else None
-        outbound = self._made_for(self._encoder.content_type, length)
-        for field in written(self._encoder, self._shape.before(self._upload)):
+        if self.outbound is not None:
+            return self.outbound
+        length = self._known_length(first) if self.length_mode == "known" else None
+        outbound = self.begin(self._encoder.content_type, length)
+        for field in written(self._encoder, self._shape.before(self.upload)):
             await outbound.put(field)
         return outbound
 
     def _known_length(self, part: Part | None) -> int:
         """Rule 3; None where the raw body is left out."""
-        upload, shape = self._upload, self._shape
+        upload, shape = self.upload, self._shape
         assert upload.content_length is not None
         encoder = Encoder(self._encoder.boundary)
         size = sum(map(len, written(encoder, shape.before(upload))))
@@ -159,66 +222,27 @@ class RelayDelivery(Delivery):
         files = [] if part is None else [Sent.assumed(part, upload.content_length)]
         return size + sum(map(len, written(encoder, shape.after(upload, files)))) + len(encoder.close())
 
-    def _made_for(self, content_type: str, length: int | None) -> Outbound:
-        if self._outbound is None:
-            self._outbound = self._make(
-                self._upload,
-                content_type=content_type,
-                length=length,
-                spooled=self._way == "spool",
-                unchanged=self.takes_wire,
-                progress=self._progress,
-            )
-            self._made.set()
-        return self._outbound
-
-    async def watch(self) -> None:
-        """Make the request, and see to the answer, whenever it comes."""
-        await self._made.wait()
-        assert self._outbound is not None
-        await self._outbound.run()
-
     def inform(self, entries: Sequence[Entry]) -> None:
         self._entries = entries
 
     async def commit(self) -> list[Receipt]:
-        nothing_came = self._outbound is None and not self._waiting and not self._wired_files
-        if nothing_came and self._upload.kind not in ("relay", "opaque"):
+        if self.outbound is None and not self._waiting and self.upload.kind not in ("relay", "opaque"):
             return []
-        if self.takes_wire:
-            outbound, tail = self._made_for(self._upload.content_type, self._upload.content_length), self._tail
-        else:
-            outbound = await self._complete_form()
-            tail = self._encoder.close()
-        for _ in range(2):
-            await asyncio.sleep(0)  # an answer that is already here came before the closing delimiter
-        response = self._response = await outbound.finish(tail)
-        if not 200 <= response.status < 300:
-            raise Answered(self._name, response)
-        files = self._wired_files if self.takes_wire else [part.index for part in self._files]
-        return [Receipt(index, self._name, status=response.status) for index in files]
+        outbound = await self._complete_form()
+        return await self.finish(outbound, self._encoder.close(), [part.index for part in self._files])
 
     async def _complete_form(self) -> Outbound:
         """All but the closing delimiter."""
         waiting, self._waiting = self._waiting, []
         for part, chunks in waiting:
-            outbound = await self._begin(part)
+            outbound = await self._begin_part(part)
             for chunk in chunks:
                 await outbound.put(chunk)
         outbound = await self._form()
         files = [_sent(part, self._entries[part.index]) for part in self._files] if self._shape.wants_files else []
-        for field in written(self._encoder, self._shape.after(self._upload, files)):
+        for field in written(self._encoder, self._shape.after(self.upload, files)):
             await outbound.put(field)
         return outbound
-
-    def answer(self) -> aiohttp.ClientResponse | None:
-        """The destination's response, after a commit; its body has not been read."""
-        return self._response
-
-    async def end(self) -> None:
-        """Let go of the connection; without a commit, break the request off."""
-        if self._outbound is not None:
-            await self._outbound.end()
 
 
 def _sent(part: Part, entry: Entry) -> Sent:

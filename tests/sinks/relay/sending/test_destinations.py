@@ -173,7 +173,7 @@ async def test_one_that_failed_its_check_gets_no_upload_and_the_gateway_stops_cl
         urls = [closed_port(), upstream.url]
         async with nothing_left_running():
             gateway = await start_gateway(sinks={"api": {"urls": urls, "health_path": "/", "health_seconds": 60}})
-            destinations = gateway.services.sinks["api"].destinations  # type: ignore[attr-defined]
+            destinations = gateway.services.sinks["api"].sender.destinations  # type: ignore[attr-defined]
             await eventually(lambda: destinations.all[0].down)
             for _ in range(4):
                 assert (await answer_of(session, gateway.url + "/proxy", form((b"f", b"a", b"x"))))[0] == 200

@@ -151,7 +151,7 @@ async def test_whatever_mood_destinations_are_in_no_upload_arrives_twice_and_non
             assert len(copies) <= 1
             assert status in (0, 200, 411, 413, 502, 503)
             assert status != 200 or copies
-        destinations = gateway.services.sinks["api"].destinations  # type: ignore[attr-defined]
+        destinations = gateway.services.sinks["api"].sender.destinations  # type: ignore[attr-defined]
         assert [(one.busy, one.probe) for one in destinations.all] == [(0, None)] * 4
 
 
@@ -366,5 +366,5 @@ async def test_uploads_go_to_whoever_has_the_fewest(start_gateway: StartGateway)
             await client.send(body[-10:])
             assert (await client.answer()).status == 200
         await eventually(lambda: gateway.services.gate.in_flight == 0)
-        destinations = gateway.services.sinks["api"].destinations  # type: ignore[attr-defined]
+        destinations = gateway.services.sinks["api"].sender.destinations  # type: ignore[attr-defined]
         assert [one.busy for one in destinations.all] == [0, 0, 0]
