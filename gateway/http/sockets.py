@@ -26,6 +26,7 @@ class DestinationSocket(socket.socket):
     """What a write met: there may be an answer to be read, but nothing can be sent."""
 
     def send(self, data: Any, flags: int = 0, /) -> int:
+        """Never raises what says that the peer is gone."""
         try:
             return super().send(data, flags)
         except (ConnectionResetError, BrokenPipeError) as error:
@@ -33,6 +34,7 @@ class DestinationSocket(socket.socket):
             return memoryview(data).nbytes
 
     def sendmsg(self, buffers: Any, *rest: Any) -> int:
+        """Never raises what says that the peer is gone."""
         buffers = list(buffers)
         try:
             return super().sendmsg(buffers, *rest)
@@ -41,12 +43,14 @@ class DestinationSocket(socket.socket):
             return sum(memoryview(buffer).nbytes for buffer in buffers)
 
     def recv(self, size: int, flags: int = 0, /) -> bytes:
+        """Raises what a write met, when all that could be read was read."""
         data = super().recv(size, flags)
         if not data and self.reset is not None:
             raise self.reset  # or it would look like an end
         return data
 
     def recv_into(self, buffer: Any, nbytes: int = 0, flags: int = 0) -> int:
+        """Raises what a write met, when all that could be read was read."""
         count = super().recv_into(buffer, nbytes, flags)
         if not count and self.reset is not None:
             raise self.reset

@@ -103,9 +103,11 @@ class PartsDelivery(Delivery):
         return bool(self._receipts)
 
     def keep_time(self, progress: Progress) -> None:
+        """Our own clocks are what is waited for while a request is."""
         self._progress = progress
 
     async def accept(self, part: Part, chunks: AsyncIterable[bytes]) -> None:
+        """A field waits for the files that come after it; a file is sent (rule 1), or waits for the commit (rule 2)."""
         if self._shape.leaves_out(part):
             return
         part = self._shape.renamed(part)
@@ -118,6 +120,7 @@ class PartsDelivery(Delivery):
             await self._keep(part, chunks)
 
     async def accept_all(self, parts: Sequence[tuple[Part, bytes]]) -> None:
+        """The same for each of them. Raises the first error."""
         # all fields before the first wait: files that come after this batch want them
         taken = [(self._shape.renamed(part), data) for part, data in parts if not self._shape.leaves_out(part)]
         self._forms.fields += [(part, data) for part, data in taken if not part.is_file]
@@ -134,6 +137,7 @@ class PartsDelivery(Delivery):
         self._receipts.pop(part.index, None)
 
     async def commit(self) -> list[Receipt]:
+        """Send what waits. Raises a sink's errors; what was answered with a yes by then stays."""
         if self._waiting:
             await self._spool.flush()
             waiting = [self._waiting[index] for index in sorted(self._waiting)]
@@ -141,9 +145,11 @@ class PartsDelivery(Delivery):
         return self.committed()
 
     def committed(self) -> list[Receipt]:
+        """Of the requests that were answered with a yes."""
         return [self._receipts[index] for index in sorted(self._receipts)]
 
     async def end(self) -> None:
+        """Let go of what waits."""
         self._waiting.clear()
         await self._spool.close()
 

@@ -53,6 +53,7 @@ class RelayDelivery(Delivery):
         return self.outbound is not None
 
     def keep_time(self, progress: Progress) -> None:
+        """Our own clocks are what is waited for while the request is."""
         self._progress = progress
 
     def begin(self, content_type: str, length: int | None) -> Outbound:
@@ -107,14 +108,17 @@ class WireDelivery(RelayDelivery):
         raise NotImplementedError
 
     async def accept_wire(self, chunks: AsyncIterable[bytes]) -> None:
+        """As soon as it comes. Waits as long as the destination does."""
         async for batch, _ in gathered(chunks, COALESCE_BYTES):
             await self._request().pass_on(batch)
 
     def hold_wire(self, files: Sequence[int], tail: bytes) -> None:
+        """For the commit."""
         self._files = list(files)
         self._tail = tail
 
     async def commit(self) -> list[Receipt]:
+        """The end of the body, and the answer. Raises Answered if that is no yes."""
         if self.outbound is None and not self._files and self.upload.kind not in ("relay", "opaque"):
             return []
         return await self.finish(self._request(), self._tail, self._files)
@@ -150,6 +154,7 @@ class FormDelivery(RelayDelivery):
         self._entries: Sequence[Entry] = ()
 
     async def accept(self, part: Part, chunks: AsyncIterable[bytes]) -> None:
+        """In the order of the calls. Raises TooLarge where files that wait for fields are too many."""
         if self._shape.leaves_out(part):
             return
         async with self._turn:
@@ -168,6 +173,7 @@ class FormDelivery(RelayDelivery):
             await outbound.pass_on()  # of a part without bytes there is a head
 
     async def accept_all(self, parts: Sequence[tuple[Part, bytes]]) -> None:
+        """The same, sent as one piece."""
         async with self._turn:
             for part, data in parts:
                 if self._shape.leaves_out(part):
@@ -223,9 +229,11 @@ class FormDelivery(RelayDelivery):
         return size + sum(map(len, written(encoder, shape.after(upload, files)))) + len(encoder.close())
 
     def inform(self, entries: Sequence[Entry]) -> None:
+        """For what is said of files behind them."""
         self._entries = entries
 
     async def commit(self) -> list[Receipt]:
+        """What waits, what is added behind all parts, and the answer. Raises Answered if that is no yes."""
         if self.outbound is None and not self._waiting and self.upload.kind not in ("relay", "opaque"):
             return []
         outbound = await self._complete_form()

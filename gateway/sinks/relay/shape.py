@@ -47,6 +47,7 @@ class Template:
         self.names = frozenset(name for _, name in self._pieces if name is not None)
 
     def render(self, values: Mapping[str, bytes]) -> bytes:
+        """With the value of each placeholder."""
         return b"".join(literal + (b"" if name is None else values[name]) for literal, name in self._pieces)
 
 
@@ -59,6 +60,7 @@ class Sent:
     sha256: str = ""
 
     def values(self) -> dict[str, bytes]:
+        """What placeholders stand for."""
         part = self.part
         return {
             "index": b"%d" % part.index,
@@ -106,6 +108,7 @@ class Shape:
         return Shape() if upload.multipart and kind in MIXED_TYPES else self
 
     def leaves_out(self, part: Part) -> bool:
+        """Whether the destination is not told of this part."""
         return bool(self._dropped) and part.name in self._dropped
 
     def renamed(self, part: Part) -> Part:
@@ -114,10 +117,12 @@ class Shape:
         return part if new is None else replace(part, raw_name=new)
 
     def before(self, upload: Upload) -> list[tuple[bytes, bytes]]:
+        """Fields that go ahead of all parts, as (name, value)."""
         values = _of_upload(upload)
         return [(name.render(values), value.render(values)) for name, value in self._before]
 
     def after(self, upload: Upload, files: Sequence[Sent]) -> list[tuple[bytes, bytes]]:
+        """Fields that follow all parts: those of each file, then the others."""
         values = _of_upload(upload)
         said = [
             (name.render(values | of_file), value.render(values | of_file))

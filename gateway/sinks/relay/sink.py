@@ -119,10 +119,12 @@ class RelaySink(Sink):
             self._length_mode(upload)
 
     def leaves_out(self, part: Part) -> bool:
+        """By its name, as `drop` says."""
         return self.shape.leaves_out(part)
 
     @asynccontextmanager
     async def open(self, upload: Upload) -> AsyncIterator[RelayDelivery | PartsDelivery]:
+        """One request or several; leaving breaks off those that were not completed."""
         delivery = self._delivery(upload)
         try:
             yield delivery

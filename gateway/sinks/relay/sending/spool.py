@@ -43,6 +43,7 @@ class Spool:
         self.size = 0
 
     async def write(self, data: bytes) -> None:
+        """The next bytes; waits while a batch of them is written. Raises OSError."""
         self._batch.append(data)
         self._batch_bytes += len(data)
         self.size += len(data)
@@ -78,6 +79,7 @@ class Spool:
         return piece
 
     async def close(self) -> None:
+        """The file is gone when this returns."""
         self._batch.clear()
         await uninterrupted(self._jobs.after_all(self._close))
 
@@ -118,6 +120,7 @@ class Region:
 
     @property
     def size(self) -> int:
+        """In bytes."""
         return self._ahead_bytes + self._starts[-1]
 
     def put_ahead(self, pieces: Sequence[bytes]) -> None:
@@ -129,6 +132,7 @@ class Region:
         self._ahead_bytes = sum(map(len, self._ahead))
 
     async def write(self, data: bytes) -> None:
+        """The next bytes. Raises OSError."""
         place, start = self._spool.size, self._starts[-1]
         if self._places and self._places[-1] + start - self._starts[-2] == place:
             self._starts[-1] += len(data)
@@ -138,6 +142,7 @@ class Region:
         await self._spool.write(data)
 
     async def flush(self) -> None:
+        """What was given to this region, or to any, lies in the file when this returns. Raises OSError."""
         await self._spool.flush()
 
     async def read(self, start: int) -> bytes:
