@@ -458,6 +458,14 @@ def test_every_file_that_is_named_is_there() -> None:
             assert (REPOSITORY / name).exists(), f"{path.name} names {name}"
 
 
+def test_what_is_named_in_a_file_is_in_it() -> None:
+    """`` `_sink` in `gateway/server/app.py` ``: names of code come with their file."""
+    named = re.findall(r"`(\w+)`\s+(?:of|in)\s+`([\w/.]+\.py)`", page("how-it-is-built"))
+    assert named
+    for name, path in named:
+        assert re.search(rf"\b{name}\b", (REPOSITORY / path).read_text("utf-8")), f"{name} is not in {path}"
+
+
 def test_every_module_and_every_logger_that_is_named_is_there() -> None:
     code = "".join(path.read_text("utf-8") for path in (REPOSITORY / "gateway").rglob("*.py"))
     moved = TEXTS[CHANGELOG].partition("#### Where modules are now")[2].partition("\n#")[0]
