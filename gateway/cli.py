@@ -12,11 +12,11 @@ from aiohttp import web
 
 from gateway import __version__
 from gateway.config.load import ConfigError, load
+from gateway.config.make import make_sinks_and_flows
 from gateway.config.memory import memory_bound_bytes, unlimited_keys
 from gateway.config.settings import Settings
 from gateway.config.sinks import RelaySettings
 from gateway.model import Part
-from gateway.server.app import build_app
 from gateway.server.demo_destination import receiver_app
 from gateway.server.serve import configure_logging, run, serve, until_signalled
 from gateway.server.workers import WorkersFailed, supervise
@@ -127,7 +127,7 @@ async def _start_receiver(host: str, port: int) -> web.AppRunner:
 
 
 def _check(settings: Settings) -> None:
-    build_app(settings)  # sinks of the user's are imported and made
+    make_sinks_and_flows(settings)  # sinks of the user's are imported and made
     total, bounds = memory_bound_bytes(settings)
     print("the configuration is valid")
     for what, size in bounds.items():
@@ -142,7 +142,7 @@ def _check(settings: Settings) -> None:
 
 
 def _explain(settings: Settings, options: argparse.Namespace) -> int:
-    build_app(settings)  # what cannot run explains nothing
+    make_sinks_and_flows(settings)  # what cannot run explains nothing
     routes = settings.as_routes()
     route = next((route for route in routes if route.path == options.path), None)
     if route is None:

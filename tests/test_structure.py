@@ -64,6 +64,7 @@ PURE = {
 TESTED_ELSEWHERE = {
     "__main__": ("server.test_serve", "two lines, which every process of these tests runs"),
     "concurrency.threads": ("sinks.disk.test_sink", "an abort waits for its jobs"),
+    "config.make": ("config.test_load", "sinks and flows of the user's that cannot be made"),
     "config.memory": ("config.test_load", "what `gateway check` prints; measured in test_guarantees"),
     "config.settings": ("config.test_load", "what is loaded is what can be configured"),
     "config.sinks": ("config.test_load", "the same for sinks"),

@@ -59,6 +59,8 @@ def _networks(networks: tuple[str, ...]) -> tuple[str, ...]:
 
 
 class ServerSettings(Table):
+    """`[server]`: where it listens, and how many uploads it takes."""
+
     host: str = "127.0.0.1"
     """Loopback: what listens on a network is somebody's decision."""
     port: Annotated[int, Field(ge=0, le=65535)] = 8080
@@ -84,10 +86,13 @@ class FlowSettings(BaseModel):
 
     @property
     def options(self) -> dict[str, Any]:
+        """Its keyword arguments."""
         return dict(self.model_extra or {})
 
 
 class MatchSettings(Table):
+    """Globs on what a file is called and what it is; None matches everything."""
+
     name: str | None = None
     filename: str | None = None
     content_type: str | None = None
@@ -122,6 +127,8 @@ SinkUse = Annotated[SinkUseSettings, BeforeValidator(_use)]
 
 
 class PartsSettings(Table):
+    """A rule of a route: files that match go through the flows to all of the sinks."""
+
     match: MatchSettings = MatchSettings()
     flows: tuple[str, ...] = ()
     sinks: Annotated[tuple[SinkUse, ...], Field(min_length=1)]
@@ -137,6 +144,8 @@ def _known(algorithms: tuple[str, ...]) -> tuple[str, ...]:
 
 
 class RouteSettings(Table):
+    """`[[routes]]`: a path, what it answers, and its rules."""
+
     path: Annotated[str, Field(pattern=r"^(/[A-Za-z0-9._~-]+)+$")]
     kind: Literal["upload", "relay", "convert", "opaque"] = "upload"
     digests: Annotated[tuple[str, ...], AfterValidator(_known)] | None = None
@@ -216,6 +225,8 @@ def _ranges(allow_private: tuple[str, ...]) -> tuple[str, ...]:
 
 
 class DownloadSettings(Table):
+    """`[download]`: what may be fetched, and how long that may take."""
+
     allow: Annotated[tuple[str, ...], AfterValidator(_patterns)] = ()
     """Nothing: what may be fetched from where this process stands is somebody's decision."""
     allow_private: Annotated[tuple[str, ...], AfterValidator(_ranges)] = ()
@@ -228,6 +239,8 @@ class DownloadSettings(Table):
 
 
 class Settings(Table):
+    """The whole configuration: each key is valid for itself. What they say together: contradictions.py."""
+
     server: ServerSettings = ServerSettings()
     limits: Limits = Limits()
     sinks: dict[str, SinkSettings] = Field(default_factory=dict)
@@ -241,6 +254,7 @@ class Settings(Table):
         return with_defaults(values)
 
     def as_routes(self) -> list[Route]:
+        """The routes as the dispatcher takes them."""
         return [
             Route(
                 path=route.path,

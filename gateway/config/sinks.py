@@ -44,10 +44,14 @@ FileName = Annotated[str, Field(min_length=1)]
 
 
 class Table(BaseModel):
+    """Keys that are none of it are mistakes; values are never shown, since they may be secrets."""
+
     model_config = ConfigDict(extra="forbid", frozen=True, hide_input_in_errors=True)
 
 
 class DiskSettings(Table):
+    """A directory of this machine's."""
+
     type: Literal["disk"]
     root: Annotated[str, Field(min_length=1)] = "var/uploads"
     fsync: bool = True
@@ -76,6 +80,8 @@ Allowed = Annotated[bool | tuple[str, ...], BeforeValidator(_all_none_or_some)]
 
 
 class TlsSettings(Table):
+    """Whom a relay believes, and how it shows itself; paths are of PEM files."""
+
     ca: FileName | None = None
     cert: FileName | None = None
     key: FileName | None = None
@@ -112,6 +118,8 @@ PartName = Annotated[str, Field(min_length=1)]
 
 
 class RelaySettings(Table):
+    """Another API: where it is, and in what shape it gets what."""
+
     type: Literal["relay"]
     url: Url | None = None
     urls: tuple[Url, ...] = ()
@@ -180,10 +188,13 @@ class RelaySettings(Table):
 
     @property
     def all_urls(self) -> tuple[str, ...]:
+        """Where it may send: `urls`, or the one `url`."""
         return self.urls if self.url is None else (self.url,)
 
 
 class DiscardSettings(Table):
+    """Reads, counts, and keeps nothing."""
+
     type: Literal["discard"]
 
 
@@ -195,10 +206,12 @@ class OwnSinkSettings(BaseModel):
 
     @property
     def arguments(self) -> dict[str, Any]:
+        """What its class is called with."""
         return dict(self.model_extra or {})
 
 
 def sink_tag(value: Any) -> str:
+    """Which settings a sink's `type` asks for; `own` for everything that is not built in."""
     kind = value.get("type") if isinstance(value, Mapping) else getattr(value, "type", None)
     return kind if kind in BUILT_IN_SINKS else "own"
 

@@ -30,8 +30,8 @@ from contextlib import ExitStack, asynccontextmanager, contextmanager, suppress
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
+from gateway.config.make import make_sinks_and_flows
 from gateway.config.settings import Settings
-from gateway.server.app import build_app
 from gateway.server.metrics import forget_process
 from gateway.server.serve import SIGNALS, catch_signals
 from gateway.server.slots import clear_slots, make_slots
@@ -62,7 +62,7 @@ async def supervise(settings: Settings, *, started: Callable[[str, int], None] =
 
     Raises OSError where the address cannot be had, ConfigError, WorkersFailed.
     """
-    build_app(settings)  # what cannot be made is said once, and before anything runs
+    make_sinks_and_flows(settings)  # what cannot be made is said once, and before anything runs
     with ExitStack() as stack:
         listeners = await _bound(settings.server.host, settings.server.port)
         for listener in listeners:

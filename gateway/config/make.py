@@ -1,0 +1,159 @@
+"""Settings -> sinks and flows, made: the built-in ones, and those of the user's by their dotted paths."""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+from gateway.config.load import ConfigError
+from gateway.config.settings import BUILT_IN_FLOWS, FlowSettings, Settings
+from gateway.config.sinks import DiscardSettings, DiskSettings, OwnSinkSettings, RelaySettings, SinkSettings
+from gateway.flows import Flow
+from gateway.http.forwarding import HeaderRules
+from gateway.model import Limits
+from gateway.sinks import Sink
+from gateway.sinks.discard import DiscardSink
+from gateway.sinks.disk.sink import DiskSink
+from gateway.sinks.relay.sending.connect import Connecting, TlsFileError, tls_context
+from gateway.sinks.relay.sink import RelaySink
+from gateway.upload.routes import Route
+
+__all__ = ["make_sinks_and_flows"]
+
+
+def make_sinks_and_flows(settings: Settings) -> tuple[dict[str, Sink], dict[str, Flow]]:
+    """All sinks, and the flows that are configured or that a route names, by their names.
+
+    Raises ConfigError for those that cannot be made, all at once, and for sinks that cannot do what a route asks.
+    """
+    routes = settings.as_routes()
+    problems: list[str] = []
+    sinks: dict[str, Sink] = {}
+    flows: dict[str, Flow] = {}
+    for name, sink in settings.sinks.items():
+        with _collected(problems):
+            sinks[name] = _sink(name, sink, settings.limits)
+    named = {*settings.flows, *(flow for route in routes for rule in route.rules for flow in rule.flows)}
+    for name in sorted(named):
+        with _collected(problems):
+            flows[name] = _flow(name, settings.flows.get(name, FlowSettings()))
+    problems += _cannot_drop(routes, sinks)
+    if problems:
+        raise ConfigError(problems)
+    return sinks, flows
+
+
+def _cannot_drop(routes: Sequence[Route], sinks: Mapping[str, Sink]) -> Iterator[str]:
+    for number, route in enumerate(routes):
+        for name in route.sinks if route.keep_each else ():
+            if name in sinks and not sinks[name].can_drop:
+                yield (
+                    f'routes.{number}.keep: "each" needs sinks that can drop one part, '
+                    f"and {name} has no can_drop = True"
+                )
+
+
+@contextmanager
+def _collected(found: list[str]) -> Iterator[None]:
+    """Go on after a ConfigError, with its lines among those that were found."""
+    try:
+        yield
+    except ConfigError as error:
+        found += error.problems
+
+
+def _sink(name: str, settings: SinkSettings, limits: Limits) -> Sink:
+    match settings:
+        case DiskSettings():
+            return DiskSink(name=name, **settings.model_dump(exclude={"type"}))
+        case RelaySettings():
+            return _relay(name, settings, limits)
+        case DiscardSettings():
+            return DiscardSink(name=name)
+        case OwnSinkSettings():
+            return _own_sink(name, settings)
+
+
+def _relay(name: str, settings: RelaySettings, limits: Limits) -> RelaySink:
+    """Clocks that are not set are what any sink has."""
+    options = settings.model_dump(exclude={"type", "url", "urls", *_CONNECTING, *_RULES})
+    if not settings.all_urls:
+        raise ConfigError([f"sinks.{name}.url: needed, or urls"])
+    for clock in ("write_seconds", "first_byte_seconds", "read_seconds"):
+        if options[clock] is None:
+            options[clock] = limits.stall_seconds
+    return RelaySink(
+        name=name,
+        urls=settings.all_urls,
+        parallel_parts=limits.parallel_parts,
+        connecting=_connecting(name, settings),
+        rules=_rules(settings),
+        **options,
+    )
+
+
+_CONNECTING = ("max_connections", "keepalive_seconds", "tls")
+_RULES = ("forward_cookies", "forward_authorization", "headers")
+
+
+def _connecting(name: str, settings: RelaySettings) -> Connecting:
+    tls, context = settings.tls, None
+    if tls is not None:
+        try:
+            context = tls_context(ca=tls.ca, cert=tls.cert, key=tls.key, verify=tls.verify)
+        except TlsFileError as error:
+            raise ConfigError([f"sinks.{name}.tls.{error.key}: {error}"]) from error
+    return Connecting(
+        max_connections=settings.max_connections,
+        keepalive_seconds=settings.keepalive_seconds,
+        tls=context,
+        server_name=tls.server_name if tls else None,
+    )
+
+
+def _rules(settings: RelaySettings) -> HeaderRules:
+    return HeaderRules(
+        forward_cookies=settings.forward_cookies,
+        forward_authorization=settings.forward_authorization,
+        headers=list(settings.headers.items()),
+    )
+
+
+def _flow(name: str, settings: FlowSettings) -> Flow:
+    """A flow by its name, or by its dotted path; its options are checked against its signature."""
+    path = settings.use or BUILT_IN_FLOWS.get(name, name)
+    try:
+        function = _import(path)
+        if inspect.iscoroutinefunction(function):
+            raise TypeError("it is a coroutine function, so it yields nothing: a flow has a `yield`")
+        inspect.signature(function).bind(None, None, **settings.options)
+        if hasattr(function, "check"):
+            function.check(**settings.options)
+    except Exception as error:
+        raise ConfigError([f"flows.{name}: {error}"]) from error
+    return Flow(name, function, settings.options)
+
+
+def _import(path: str) -> Any:
+    """What `package.module:name` names."""
+    module, _, attribute = path.partition(":")
+    return getattr(importlib.import_module(module), attribute)
+
+
+def _own_sink(name: str, settings: OwnSinkSettings) -> Sink:
+    """A sink of the user's, by its dotted path. It has its `name`, and is told it if it asks for it."""
+    try:
+        make = _import(settings.type)
+        arguments = settings.arguments
+        if "name" in inspect.signature(make).parameters:
+            arguments.setdefault("name", name)
+        sink = make(**arguments)
+    except Exception as error:
+        raise ConfigError([f"sinks.{name}: {settings.type} cannot be made: {error!r}"]) from error
+    if not isinstance(sink, Sink):
+        raise ConfigError([f"sinks.{name}: {settings.type} does not derive from gateway.sinks.Sink, so it is no sink"])
+    sink.name = name
+    return sink
