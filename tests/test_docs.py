@@ -48,6 +48,7 @@ from gateway.config.sinks import (
 )
 from gateway.model import Limits
 from gateway.sinks import Delivery, Sink
+from gateway.sinks.store import Store
 from tests.support.processes import Process, gateway_process
 from tests.test_structure import FLOORS
 
@@ -567,6 +568,11 @@ def test_what_a_sink_and_a_delivery_may_have_is_listed() -> None:
     of_delivery = re.findall(r"`(\w+)`", " ".join(row[0] + row[1] for row in rows(text, columns=3)))
     assert {*of_sink, "name", "open"} == verbs(Sink)
     assert {*of_delivery, "accept", "commit"} - {"can_drop"} == verbs(Delivery)
+
+
+def test_what_a_store_has_beyond_that_is_listed() -> None:
+    listed = rows(section(page("sinks"), "A store: a sink that gives back"), columns=2)
+    assert {name for row in listed for name in re.findall(r"`(\w+)`", row[0])} == verbs(Store) - {"stage"}
 
 
 def verbs(contract: type) -> set[str]:

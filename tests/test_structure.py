@@ -91,6 +91,7 @@ TESTED_ELSEWHERE = {
         "the question before the body, and old connections",
     ),
     "sinks.relay.sending.sender": ("sinks.relay.sending.test_connect", "what all uploads of a relay share"),
+    "upload.commits": ("upload.test_dispatch_failures", "what is committed, and told; best effort: test_besteffort"),
     "upload.failures": ("upload.test_garbage", "what is let go of; which is told: test_dispatch_failures"),
     "upload.flow_run": ("flows.test_flows", "what flows do to a file on its way"),
     "upload.stalls": ("upload.test_dispatch_failures", "sinks that are stuck, and who is blamed"),
@@ -192,7 +193,7 @@ def test_an_import_upwards_or_a_wing_without_a_floor_would_be_found(name: str, i
 
 def test_the_modules_are_found() -> None:
     assert {"errors", "multipart.codec", "server.handlers", "sinks.__init__", "sinks.disk.sink"} <= MODULES.keys()
-    assert _neighbours("sinks.disk.delivery") >= {"multipart.filenames", "model", "sinks.disk.upload_directory"}
+    assert _neighbours("sinks.disk.delivery") >= {"sinks.__init__", "model", "sinks.disk.upload_directory"}
 
 
 @pytest.mark.parametrize("name", sorted(PURE))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib
 import inspect
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -19,6 +19,7 @@ from gateway.sinks.discard import DiscardSink
 from gateway.sinks.disk.sink import DiskSink
 from gateway.sinks.relay.sending.connect import Connecting, TlsFileError, tls_context
 from gateway.sinks.relay.sink import RelaySink
+from gateway.sinks.store import Store
 from gateway.upload.routes import Route
 
 __all__ = ["make_sinks_and_flows"]
@@ -40,20 +41,23 @@ def make_sinks_and_flows(settings: Settings) -> tuple[dict[str, Sink], dict[str,
     for name in sorted(named):
         with _collected(problems):
             flows[name] = _flow(name, settings.flows.get(name, FlowSettings()))
-    problems += _cannot_drop(routes, sinks)
+    for number, route in enumerate(routes):
+        problems += _asked_in_vain(f"routes.{number}", route, sinks)
     if problems:
         raise ConfigError(problems)
     return sinks, flows
 
 
-def _cannot_drop(routes: Sequence[Route], sinks: Mapping[str, Sink]) -> Iterator[str]:
-    for number, route in enumerate(routes):
-        for name in route.sinks if route.keep_each else ():
-            if name in sinks and not sinks[name].can_drop:
-                yield (
-                    f'routes.{number}.keep: "each" needs sinks that can drop one part, '
-                    f"and {name} has no can_drop = True"
-                )
+def _asked_in_vain(where: str, route: Route, sinks: Mapping[str, Sink]) -> Iterator[str]:
+    """What a route asks of its sinks, and only they themselves can say: some are the user's."""
+    stores = [sink for name in route.sinks if isinstance(sink := sinks.get(name), Store)]
+    if stores and stores[0].name in route.best_effort:
+        yield f"{where}: {stores[0].name} keeps the manifest, being its first store, so it has to be required"
+    if len({store.keep_seconds for store in stores}) > 1:
+        yield f"{where}: its stores have different keep_seconds, so that an upload would expire in part"
+    for name in route.sinks if route.keep_each else ():
+        if name in sinks and not sinks[name].can_drop:
+            yield f'{where}.keep: "each" needs sinks that can drop one part, and {name} has no can_drop = True'
 
 
 @contextmanager

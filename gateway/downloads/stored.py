@@ -19,7 +19,7 @@ import logging
 import os
 import re
 import socket
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from email.utils import formatdate
 from pathlib import Path
@@ -34,11 +34,10 @@ from gateway.http.answers import reset
 from gateway.http.conditions import chosen
 from gateway.http.problems import problem
 from gateway.multipart.filenames import safe_name
-from gateway.sinks.disk.sink import DiskSink
-from gateway.sinks.disk.upload_directory import UPLOAD_ID, LockedUpload, StoredFile
+from gateway.sinks.store import UPLOAD_ID, LockedUpload, Store, StoredFile
 
 __all__ = [
-    "DISKS",
+    "STORES",
     "delete_upload",
     "distinct",
     "get_archive",
@@ -48,7 +47,7 @@ __all__ = [
 
 log = logging.getLogger("gateway.stored")
 
-DISKS: web.AppKey[list[DiskSink]] = web.AppKey("disks", list[DiskSink])
+STORES: web.AppKey[Sequence[Store]] = web.AppKey("stores", Sequence[Store])
 
 _STALLED_SECONDS = 60
 """A client that takes nothing for so long is cut off, or the lock would stay for ever. nginx's send_timeout."""
@@ -69,24 +68,22 @@ _FIELD_VALUE = re.compile("[\t\x20-\x7e\xa0-\ud7ff\ue000-\U0010ffff]+")
 
 async def get_upload(request: web.Request) -> web.Response:
     upload_id = _upload_id(request)
-    for disk in request.app[DISKS]:
-        manifest = await disk.manifest(upload_id)
+    for store in request.app[STORES]:
+        manifest = await store.manifest(upload_id)
         if manifest is not None:
             return web.Response(body=manifest, content_type="application/json")
     raise NotFound(f"there is no upload {upload_id}")
 
 
 async def delete_upload(request: web.Request) -> web.Response:
-    """All of it or, where somebody reads it on one of the disks, nothing."""
+    """All of it or, where somebody reads it at one of the stores, nothing."""
     upload_id = _upload_id(request)
     async with AsyncExitStack() as stack:
-        shares = [
-            await stack.enter_async_context(disk.locked(upload_id, exclusive=True)) for disk in request.app[DISKS]
-        ]
-        if not any(shares):
+        shares = await _locked(request, upload_id, stack, exclusive=True)
+        if not shares:
             raise NotFound(f"there is no upload {upload_id}")
-        for share in filter(None, shares):
-            await share.run(share.remove)
+        for share in shares:
+            await share.remove()
     return web.Response(status=204)
 
 
@@ -98,7 +95,7 @@ async def get_file(request: web.Request) -> web.StreamResponse:
             if str(part["index"]) != index:
                 continue
             for share in shares:
-                stored = await share.run(share.open, part["index"])
+                stored = await share.open(part["index"])
                 if stored is not None:
                     await _release([other for other in shares if other is not share])
                     return await _answer_file(request, upload_id, part, share, stored)
@@ -143,14 +140,19 @@ async def get_archive(request: web.Request) -> web.StreamResponse:
     async with _reading(request, upload_id) as (parts, shares):
         places: dict[int, LockedUpload] = {}
         for share in reversed(shares):  # of two that have a file the first one gives it, as in get_file
-            for index in await share.run(share.indexes):
+            for index in await share.indexes():
                 places[index] = share
         files = [(part, places[part["index"]]) for part in parts if part["index"] in places]
         names = distinct(safe_name(_as_stored(part, share.sink)["filename"]) for part, share in files)
-        paths = [share.path / str(part["index"]) for part, share in files]
-        reader = shares[-1]  # the first to let go, and it waits for its jobs
-        archive = await reader.run(_Archive, list(zip(paths, names, strict=True)))
-        await reader.run(reader.close_later, archive)
+        paths = [path for part, share in files if (path := share.path(part["index"])) is not None]
+        if len(paths) < len(files):
+            raise NotFound(f"upload {upload_id} lies elsewhere, and has no archive")
+        # of those that it reads from the first to be released, and it waits for its jobs
+        reader = next((share for share in reversed(shares) if share in places.values()), None)
+        run = asyncio.to_thread if reader is None else reader.run
+        archive = await run(_Archive, list(zip(paths, names, strict=True)))
+        if reader is not None:
+            await run(reader.close_later, archive)
         headers: dict[str, str] = {
             hdrs.CONTENT_TYPE: "application/zip",
             hdrs.CONTENT_LENGTH: str(archive.left),
@@ -158,23 +160,31 @@ async def get_archive(request: web.Request) -> web.StreamResponse:
             **_NOSNIFF,
         }
         response = web.StreamResponse(headers=headers)
-        return await _sent(request, response, shares, lambda: _send_archive(response, archive, shares))
+        return await _sent(request, response, shares, lambda: _send_archive(response, archive, run, shares))
 
 
 @asynccontextmanager
 async def _reading(
     request: web.Request, upload_id: str
 ) -> AsyncIterator[tuple[list[Mapping[str, Any]], list[LockedUpload]]]:
-    """(the parts of its manifest, what each disk has of it), locked until left. Raises NotFound, Conflict."""
+    """(the parts of its manifest, what each store has of it), locked until left. Raises NotFound, Conflict."""
     async with AsyncExitStack() as stack:
-        found = [await stack.enter_async_context(disk.locked(upload_id)) for disk in request.app[DISKS]]
-        shares = [share for share in found if share is not None]
+        shares = await _locked(request, upload_id, stack, exclusive=False)
         for share in shares:
-            manifest = await share.run(share.manifest)
+            manifest = await share.manifest()
             if manifest is not None:
                 yield json.loads(manifest)["parts"], shares
                 return
         raise NotFound(f"there is no upload {upload_id}")
+
+
+async def _locked(
+    request: web.Request, upload_id: str, stack: AsyncExitStack, *, exclusive: bool
+) -> list[LockedUpload]:
+    """What each of the stores has of an upload, until the stack is left. Raises Conflict."""
+    stores = request.app[STORES]
+    shares = [await stack.enter_async_context(store.locked(upload_id, exclusive=exclusive)) for store in stores]
+    return [share for share in shares if share is not None]
 
 
 def _upload_id(request: web.Request) -> str:
@@ -240,11 +250,11 @@ async def _send_file(
 ) -> None:
     position, tail_at = start, max(start, stop - _TAIL_BYTES)
     while position < tail_at:
-        sent = await _send_slice(request, response, share, stored, position, min(tail_at - position, _SLICE_BYTES))
+        sent = await _send_slice(request, response, stored, position, min(tail_at - position, _SLICE_BYTES))
         if not sent:
             raise EOFError("a stored file is shorter than it was")
         position += sent
-    tail = await share.run(os.pread, stored.file.fileno(), stop - position, position)
+    tail = await stored.read(stop - position, position)
     if len(tail) != stop - position:
         raise EOFError("a stored file is shorter than it was")
     await share.release()
@@ -252,22 +262,26 @@ async def _send_file(
 
 
 async def _send_slice(
-    request: web.Request, response: web.StreamResponse, share: LockedUpload, stored: StoredFile, offset: int, count: int
+    request: web.Request, response: web.StreamResponse, stored: StoredFile, offset: int, count: int
 ) -> int:
     transport = request.transport
     if transport is None or transport.is_closing():
         raise ConnectionResetError("the connection is lost")
     try:
-        return await asyncio.get_running_loop().sendfile(transport, stored.file, offset, count, fallback=False)
+        if stored.file is not None:
+            return await asyncio.get_running_loop().sendfile(transport, stored.file, offset, count, fallback=False)
     except (NotImplementedError, RuntimeError):  # uvloop; TLS, or a file system without it
-        data = await share.run(os.pread, stored.file.fileno(), min(count, _CHUNK_BYTES), offset)
-        await response.write(data)
-        return len(data)
+        pass
+    data = await stored.read(min(count, _CHUNK_BYTES), offset)
+    await response.write(data)
+    return len(data)
 
 
-async def _send_archive(response: web.StreamResponse, archive: _Archive, shares: list[LockedUpload]) -> None:
+async def _send_archive(
+    response: web.StreamResponse, archive: _Archive, run: Callable[..., Awaitable[bytes]], shares: list[LockedUpload]
+) -> None:
     while archive.left:
-        chunk = await shares[-1].run(archive.read)
+        chunk = await run(archive.read)
         if not archive.left:
             await _release(shares)
         await response.write(chunk)

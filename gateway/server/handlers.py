@@ -8,7 +8,8 @@ import logging
 from aiohttp import hdrs, web
 from aiohttp.typedefs import Handler
 
-from gateway.downloads.stored import DISKS, delete_upload, get_archive, get_file, get_upload
+from gateway.downloads.locations import ARCHIVE_PATH, FILE_PATH, UPLOAD_PATH, upload_location
+from gateway.downloads.stored import STORES, delete_upload, get_archive, get_file, get_upload
 from gateway.errors import (
     ClientGone,
     GatewayError,
@@ -87,9 +88,9 @@ async def metrics(request: web.Request) -> web.Response:
 def add_routes(app: web.Application) -> None:
     """Every path there is; last, one for all others, which is a 404 of ours."""
     services = app[SERVICES]
-    app[DISKS] = services.disks
+    app[STORES] = services.stores
     for route in services.routes:
-        uploads = UploadHandler(route)
+        uploads = UploadHandler(route, services)
         if route.kind == "opaque":
             _add(app, route.path, identified=True, POST=uploads.put, PUT=uploads.put, PATCH=uploads.put)
         elif route.kind != "relay":
@@ -97,9 +98,9 @@ def add_routes(app: web.Application) -> None:
             _add(app, route.path + "/{filename:[^/]*}", identified=True, PUT=uploads.put)
         else:
             _add(app, route.path, identified=True, POST=uploads.post)
-    _add(app, "/uploads/{id}", GET=get_upload, DELETE=delete_upload)
-    _add(app, "/uploads/{id}/archive.zip", GET=get_archive)
-    _add(app, "/files/{id}/{index}/{filename}", GET=get_file)
+    _add(app, UPLOAD_PATH, GET=get_upload, DELETE=delete_upload)
+    _add(app, ARCHIVE_PATH, GET=get_archive)
+    _add(app, FILE_PATH, GET=get_file)
     _add(app, "/download/{url:(?s:.*)}", GET=get_download)  # (?s: so that %0a is refused there and not lost here
     _add(app, "/selftest/buffering", POST=selftest_buffering, PUT=selftest_buffering)
     _add(app, "/healthz", GET=healthz)
@@ -172,7 +173,7 @@ def _problem(request: web.Request, error: GatewayError) -> web.Response:
     sink = request.app[SERVICES].sinks.get(str(error.members.get("sink")))
     return problem(
         error,
-        instance=f"/uploads/{upload_id}" if upload_id else None,
+        instance=upload_location(upload_id) if upload_id else None,
         # Even a body that was small enough to have arrived whole was not read: who is refused must not go on.
         close=request.can_read_body and not request.get(BODY_READ, False),
         proxy_status=proxy_status(error) if isinstance(error, SinkFault) and isinstance(sink, RelaySink) else None,

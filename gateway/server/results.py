@@ -4,28 +4,29 @@ from __future__ import annotations
 
 from aiohttp import hdrs, web
 
+from gateway.downloads.locations import upload_location
 from gateway.manifest import manifest_json, results_json
 from gateway.model import Manifest
 
 __all__ = ["converted", "created"]
 
 
-def created(manifest: Manifest, kept: bytes | None) -> web.Response:
+def created(manifest: Manifest, stored_manifest: bytes | None) -> web.Response:
     """201 and the manifest, or 207 if a part has a problem.
 
-    `kept` is the one that was stored, and so can be fetched again.
+    `stored_manifest` is that one as it was stored, and so can be fetched again; None: no store keeps it.
     """
-    headers = None if kept is None else {hdrs.LOCATION: f"/uploads/{manifest.upload}"}
-    body = manifest_json(manifest) if kept is None else kept
+    headers = None if stored_manifest is None else {hdrs.LOCATION: upload_location(manifest.upload)}
+    body = manifest_json(manifest) if stored_manifest is None else stored_manifest
     return web.Response(
         status=207 if manifest.partial else 201, body=body, content_type="application/json", headers=headers
     )
 
 
-def converted(manifest: Manifest, kept: bytes | None) -> web.Response:
+def converted(manifest: Manifest, stored_manifest: bytes | None) -> web.Response:
     """200 and the list of results, one per file, in the order of the wire; 207 if one has a problem."""
     status = 207 if manifest.partial else 200
     response = web.Response(status=status, body=results_json(manifest), content_type="application/json")
-    if kept is not None:
-        response.headers[hdrs.LOCATION] = f"/uploads/{manifest.upload}"
+    if stored_manifest is not None:
+        response.headers[hdrs.LOCATION] = upload_location(manifest.upload)
     return response

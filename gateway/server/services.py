@@ -16,7 +16,7 @@ from gateway.intake.admission import Gate
 from gateway.model import Limits
 from gateway.server.metrics import Metrics
 from gateway.sinks import Sink
-from gateway.sinks.disk.sink import DiskSink
+from gateway.sinks.store import Store
 from gateway.upload.routes import Route
 
 __all__ = ["BODY_READ", "SENT_REQUEST_ID", "SERVICES", "UPLOAD_ID", "Services"]
@@ -41,9 +41,9 @@ class Services:
     """What is in progress, for the drain."""
 
     @property
-    def disks(self) -> list[DiskSink]:
+    def stores(self) -> list[Store]:
         """The sinks whose uploads can be fetched again."""
-        return [sink for sink in self.sinks.values() if isinstance(sink, DiskSink)]
+        return [sink for sink in self.sinks.values() if isinstance(sink, Store)]
 
 
 SERVICES: web.AppKey[Services] = web.AppKey("services", Services)

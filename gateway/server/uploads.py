@@ -9,6 +9,7 @@ from urllib.parse import unquote_to_bytes
 from aiohttp import hdrs, web
 
 from gateway.digests import declared_digests
+from gateway.downloads.locations import file_location, upload_location
 from gateway.errors import GatewayError
 from gateway.http.answers import delivered, passed_through
 from gateway.http.forwarding import believed, request_id
@@ -21,7 +22,7 @@ from gateway.multipart.reader import StreamingMultipartReader, raw_body_events
 from gateway.server.record import UploadRecord, log_upload, new_ulid
 from gateway.server.results import converted, created
 from gateway.server.services import BODY_READ, SENT_REQUEST_ID, SERVICES, UPLOAD_ID, Services
-from gateway.upload.dispatch import Outcome, dispatch, refuse_on_headers, takes_wire
+from gateway.upload.dispatch import Dispatcher, Outcome
 from gateway.upload.routes import Route
 
 __all__ = ["UploadHandler"]
@@ -30,8 +31,16 @@ __all__ = ["UploadHandler"]
 class UploadHandler:
     """POST, PUT and PATCH on one route, whatever its kind."""
 
-    def __init__(self, route: Route) -> None:
+    def __init__(self, route: Route, services: Services) -> None:
         self._route = route
+        self._dispatcher = Dispatcher(
+            route,
+            sinks=services.sinks,
+            flows=services.flows,
+            limits=services.limits,
+            executor=services.executor,
+            locate=file_location,
+        )
 
     async def post(self, request: web.Request) -> web.StreamResponse:
         """A form, or a raw body. Raises the GatewayError that the client is told."""
@@ -66,22 +75,11 @@ class UploadHandler:
         self, request: web.Request, services: Services, upload: Upload, intake: Intake, record: UploadRecord
     ) -> web.StreamResponse:
         """Take an upload that may come in to its end, and answer it."""
-        route = self._route
         events = self._events(request, intake, services, multipart=upload.multipart)
-        refuse_on_headers(upload, route, services.sinks)
+        self._dispatcher.admit(upload)
         await accept_body(request)
         async with AsyncExitStack() as stack:
-            outcome = record.outcome = await dispatch(
-                upload,
-                events,
-                route,
-                services.sinks,
-                services.flows,
-                services.limits,
-                services.executor,
-                stack,
-                record.dropped,
-            )
+            outcome = record.outcome = await self._dispatcher.dispatch(upload, events, stack, record.dropped)
             close = services.gate.draining or not intake.ended
             if outcome.answer is not None:
                 limits = services.limits
@@ -91,7 +89,7 @@ class UploadHandler:
                     stall_seconds=limits.stall_seconds if outcome.read_seconds is None else outcome.read_seconds,
                     idle_seconds=limits.idle_seconds,
                     close=close,
-                    location=outcome.location,
+                    location=None if outcome.stored_manifest is None else upload_location(upload.id),
                 )
         # Only now, for what is stored stays locked until the sinks are left: who has read its manifest may
         # delete it at once.
@@ -122,7 +120,7 @@ class UploadHandler:
     def _events(
         self, request: web.Request, intake: Intake, services: Services, *, multipart: bool
     ) -> AsyncIterator[list[Event]]:
-        keep_raw, opaque = takes_wire(self._route, services.sinks), self._route.kind == "opaque"
+        keep_raw, opaque = self._dispatcher.takes_wire, self._route.kind == "opaque"
         if multipart:
             limits = services.limits
             return StreamingMultipartReader(
@@ -150,7 +148,7 @@ class UploadHandler:
         self, request: web.Request, limits: Limits, outcome: Outcome, *, close: bool
     ) -> web.StreamResponse:
         respond = converted if self._route.kind == "convert" else created
-        response = respond(outcome.manifest, outcome.kept)
+        response = respond(outcome.manifest, outcome.stored_manifest)
         if close:
             response.force_close()
         return await delivered(request, response, idle_seconds=limits.idle_seconds)

@@ -81,8 +81,6 @@ class Delivery(ABC):
     """Whether it has `accept_all`."""
     takes_wire = False
     """Whether it gets the bytes of the body, by `accept_wire`, in place of parts: as the only one of its upload."""
-    keeps_manifest = False
-    """Whether it has `receipts`, `keep_manifest` and `replace_manifest`: the first of a route's keeps it."""
     is_watched = False
     """Whether it has `watch`, which costs a task."""
     completes_parts = False
@@ -149,7 +147,7 @@ class Delivery(ABC):
         """An HTTP destination's response, after the commit, for routes that pass it through."""
         return None
 
-    # -- what keeps the manifest
+    # -- of a store, where it is the one that keeps the manifest: see store.py
 
     def receipts(self) -> Sequence[Receipt]:
         """What `commit` is going to return; asked right before it, since the manifest says so."""

@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from gateway.errors import GatewayError, SinkUnavailable
 from gateway.sinks import Answered, sink_fault
 
-__all__ = ["first_error", "forget_frames", "translated"]
+__all__ = ["first_error", "forget_frames", "forget_frames_on_exit", "translated"]
 
 log = logging.getLogger("gateway.failures")
 
@@ -76,3 +76,9 @@ def forget_frames(error: BaseException) -> None:
         pending += [one.__cause__, one.__context__]
         if isinstance(one, BaseExceptionGroup):
             pending += one.exceptions
+
+
+def forget_frames_on_exit(kind: object, error: BaseException | None, traceback: object) -> None:
+    """The same, as the exit of a context that is left when those frames have come to their end."""
+    if error is not None:
+        forget_frames(error)

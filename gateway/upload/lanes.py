@@ -124,10 +124,6 @@ class Lane:
         return self.stage is Stage.RELAY
 
     @property
-    def is_keeper(self) -> bool:
-        return self._delivery.keeps_manifest
-
-    @property
     def is_watched(self) -> bool:
         return self._delivery.is_watched
 
@@ -299,7 +295,7 @@ class Lane:
         with translated(self.name):
             await self._delivery.watch()
 
-    def keeper_receipts(self) -> list[Receipt]:
+    def keeper_receipts(self) -> Sequence[Receipt]:
         return self._complete(self._delivery.receipts())
 
     def keep_manifest(self, manifest: bytes) -> None:

@@ -99,6 +99,11 @@ class Route:
         return None
 
     @cached_property
+    def required(self) -> tuple[str, ...]:
+        """Those of its sinks that an upload depends on, in the same order."""
+        return tuple(name for name in self.sinks if name not in self.best_effort)
+
+    @cached_property
     def sinks(self) -> tuple[str, ...]:
         """All sinks that the rules name, in the order in which they are first named."""
         return tuple(dict.fromkeys(sink for rule in self.rules for sink in rule.sinks))

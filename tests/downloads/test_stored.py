@@ -29,13 +29,14 @@ from aiohttp.typedefs import Handler, Middleware
 from multidict import CIMultiDict
 
 from gateway.downloads import stored
-from gateway.downloads.stored import DISKS, distinct
+from gateway.downloads.stored import STORES, distinct
 from gateway.errors import GatewayError
 from gateway.http.conditions import chosen
 from gateway.http.problems import problem
 from gateway.model import Part, Upload
 from gateway.sinks.disk.sink import DiskSink
-from gateway.sinks.disk.upload_directory import LockedUpload, StoredFile
+from gateway.sinks.disk.upload_directory import LockedDirectory
+from gateway.sinks.store import StoredFile
 
 _MODIFIED = 1_700_000_000
 _DATA = bytes(range(256)) * 40
@@ -122,7 +123,7 @@ async def shop_of(*disks: DiskSink) -> AsyncIterator[Shop]:
     async with AsyncExitStack() as stack:
         shop = Shop([await stack.enter_async_context(disk) for disk in disks])
         app = web.Application(middlewares=[shop.problems], handler_args={"handler_cancellation": False})
-        app[DISKS] = shop.disks
+        app[STORES] = shop.disks
         app.router.add_get("/files/{id}/{index}/{filename}", stored.get_file)
         app.router.add_get("/uploads/{id}", stored.get_upload)
         app.router.add_get("/uploads/{id}/archive.zip", stored.get_archive)
@@ -622,14 +623,15 @@ async def test_two_files_fit_on_one_connection(shop: Shop) -> None:
 async def test_a_file_shorter_than_promised_breaks_the_connection(
     shop: Shop, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, size: int
 ) -> None:
-    opened = LockedUpload.open
+    opened = LockedDirectory.open
 
-    def longer(self: LockedUpload, index: int) -> StoredFile | None:
-        found = opened(self, index)
+    async def longer(self: LockedDirectory, index: int) -> StoredFile | None:
+        found = await opened(self, index)
         assert found is not None
-        return StoredFile(found.file, found.size + 100_000, found.modified)
+        found.size += 100_000
+        return found
 
-    monkeypatch.setattr(LockedUpload, "open", longer)
+    monkeypatch.setattr(LockedDirectory, "open", longer)
     upload_id = await shop.store(b"x" * size)
     client = await Client.get(shop.port, f"/files/{upload_id}/0/x")
     with pytest.raises(ConnectionResetError):

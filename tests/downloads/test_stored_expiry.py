@@ -135,7 +135,7 @@ async def test_what_is_being_read_outlives_its_time_until_it_was_read(tmp_path: 
             async with sink.locked(ulid(1)) as upload:
                 assert upload is not None
                 await asyncio.sleep(1.5)
-                assert await upload.run(upload.manifest) == b"{}"
+                assert await upload.manifest() == b"{}"
     async with disk(tmp_path, 1) as sink:
         assert not path.exists()
         async with sink.locked(ulid(1)) as gone:
@@ -175,7 +175,7 @@ async def test_a_reader_waits_for_a_removal_that_has_begun_and_finds_nothing(tmp
             reading = group.create_task(read())
             await asyncio.sleep(0.1)
             assert not reading.done()
-            await upload.run(upload.remove)
+            await upload.remove()
         assert reading.result()
     assert not path.exists()
 

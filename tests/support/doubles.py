@@ -13,6 +13,7 @@ They speak HTTP by hand, in protocols without tasks, so that a test can count th
 from __future__ import annotations
 
 import asyncio
+import collections
 import math
 import random
 import re
@@ -22,8 +23,10 @@ from collections.abc import AsyncIterable, AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from typing import Any, Literal, cast
 
+from gateway.errors import Conflict
 from gateway.model import Part, Receipt, Upload
 from gateway.sinks import Delivery, Sink, Stage
+from gateway.sinks.store import LockedUpload, Store, StoredFile
 
 # -- sinks
 
@@ -264,6 +267,102 @@ class RaisingOpenSink(MemorySink):
     async def open(self, upload: Upload) -> AsyncIterator[MemoryDelivery]:
         raise RuntimeError("a failing open")
         yield MemoryDelivery(self, upload)
+
+
+class MemoryStore(MemorySink, Store):
+    """A store of a user's: what was committed can be read again, for as long as the process lives."""
+
+    def __init__(self, *, name: str = "memory", keep_seconds: float = 0) -> None:
+        super().__init__(name=name, stage=Stage.STORE)
+        self.keep_seconds = keep_seconds
+        self.manifests: dict[str, bytes] = {}
+        self._readers: collections.Counter[str] = collections.Counter()
+
+    @asynccontextmanager
+    async def open(self, upload: Upload) -> AsyncIterator[MemoryDelivery]:
+        yield KeepingDelivery(self, upload, self.manifests)
+
+    async def manifest(self, upload_id: str) -> bytes | None:
+        return self.manifests.get(upload_id)
+
+    @asynccontextmanager
+    async def locked(self, upload_id: str, *, exclusive: bool = False) -> AsyncIterator[LockedUpload | None]:
+        if upload_id not in self.kept:
+            yield None
+            return
+        if exclusive and self._readers[upload_id]:
+            raise Conflict("it is being read")
+        self._readers[upload_id] += 1
+        try:
+            yield MemoryUpload(self, upload_id)
+        finally:
+            self._readers[upload_id] -= 1
+
+
+class KeepingDelivery(MemoryDelivery):
+    """Keeps the manifest in `manifests`, if it is asked to."""
+
+    def __init__(self, sink: MemorySink, upload: Upload, manifests: dict[str, bytes]) -> None:
+        super().__init__(sink, upload)
+        self._manifests = manifests
+        self._manifest: bytes | None = None
+
+    def receipts(self) -> list[Receipt]:
+        return [Receipt(index, self._sink.name) for index in sorted(self._parts)]
+
+    def keep_manifest(self, manifest: bytes) -> None:
+        self._manifest = manifest
+
+    async def replace_manifest(self, manifest: bytes) -> None:
+        self._manifests[self._upload.id] = manifest
+
+    async def commit(self) -> list[Receipt]:
+        await super().commit()
+        if self._manifest is not None:
+            self._manifests[self._upload.id] = self._manifest
+        return self.receipts()
+
+
+class MemoryUpload(LockedUpload):
+    def __init__(self, store: MemoryStore, upload_id: str) -> None:
+        self.sink = store.name
+        self._store = store
+        self._id = upload_id
+
+    async def manifest(self) -> bytes | None:
+        return self._store.manifests.get(self._id)
+
+    async def indexes(self) -> set[int]:
+        return set(self._store.kept[self._id])
+
+    async def open(self, index: int) -> StoredFile | None:
+        data = self._store.kept[self._id].get(index)
+        return None if data is None else MemoryFile(data)
+
+    async def remove(self) -> None:
+        del self._store.kept[self._id]
+        self._store.manifests.pop(self._id, None)
+
+
+class MemoryFile(StoredFile):
+    def __init__(self, data: bytes) -> None:
+        self.size, self.modified = len(data), 1_700_000_000.0
+        self._data = data
+
+    async def read(self, size: int, offset: int) -> bytes:
+        return self._data[offset : offset + size]
+
+
+class HoardingSink(MemorySink):
+    """Would keep the manifest, and gives nothing back: it is no store."""
+
+    def __init__(self, *, name: str = "hoarding") -> None:
+        super().__init__(name=name)
+        self.manifests: dict[str, bytes] = {}
+
+    @asynccontextmanager
+    async def open(self, upload: Upload) -> AsyncIterator[MemoryDelivery]:
+        yield KeepingDelivery(self, upload, self.manifests)
 
 
 # -- destinations

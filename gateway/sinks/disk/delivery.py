@@ -12,8 +12,7 @@ from aiofiles.threadpool import wrap
 
 from gateway.concurrency.pipe import gathered
 from gateway.concurrency.threads import TrackedExecutor, uninterrupted
-from gateway.model import Limits, Part, Receipt, Upload
-from gateway.multipart.filenames import safe_segment
+from gateway.model import Limits, Part, Receipt
 from gateway.sinks import Delivery
 from gateway.sinks.disk.jobs import Jobs, Seeing
 from gateway.sinks.disk.upload_directory import translated
@@ -39,10 +38,9 @@ def memory_shares(limits: Limits, received: int) -> dict[str, int]:
 class DiskDelivery(Delivery):
     """One upload on its way to disk. Its verbs raise SinkFull and SinkUnavailable for what the system says."""
 
-    takes_batches = keeps_manifest = True
+    takes_batches = True
 
-    def __init__(self, upload: Upload, jobs: Jobs, executor: Executor, *, sink: str) -> None:
-        self._upload = upload
+    def __init__(self, jobs: Jobs, executor: Executor, *, sink: str) -> None:
         self._jobs = jobs
         self._executor = TrackedExecutor(executor)
         self._sink = sink
@@ -70,14 +68,14 @@ class DiskDelivery(Delivery):
                     await self._run(self._jobs.flush, raw)
                     unflushed = 0
             await self._run(self._jobs.close, raw)
-            self._receipts[part.index] = self._receipt(part)
+            self._receipts[part.index] = Receipt(part.index, self._sink)
 
     async def accept_all(self, parts: Sequence[tuple[Part, bytes]]) -> None:
         """Write many small parts in one job; all of them are durable when this returns."""
         with translated(self._sink):
             await self._run(self._jobs.write_all, parts)
             for part, _ in parts:
-                self._receipts[part.index] = self._receipt(part)
+                self._receipts[part.index] = Receipt(part.index, self._sink)
 
     async def drop(self, part: Part) -> None:
         """Forget one part: nothing of it is kept."""
@@ -86,10 +84,6 @@ class DiskDelivery(Delivery):
             # a job of an accept that was cancelled may be running still, and would bring the file back
             removal = self._executor.after_those_before(partial(self._jobs.remove, part.index))
             await asyncio.wrap_future(removal)
-
-    def _receipt(self, part: Part) -> Receipt:
-        location = f"/files/{self._upload.id}/{part.index}/{safe_segment(part.filename)}"
-        return Receipt(part.index, self._sink, location)
 
     def receipts(self) -> list[Receipt]:
         """Those of the parts that were accepted, by index."""

@@ -31,16 +31,16 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from gateway.model import Upload
-from gateway.sinks import Sink, Stage
 from gateway.sinks.disk.delivery import DiskDelivery
 from gateway.sinks.disk.jobs import Jobs
 from gateway.sinks.disk.upload_directory import (
-    LockedUpload,
+    LockedDirectory,
     read_manifest,
     remove_expired,
     remove_leftovers,
     translated,
 )
+from gateway.sinks.store import Store
 
 __all__ = ["DiskSink"]
 
@@ -49,13 +49,12 @@ log = logging.getLogger("gateway.disk")
 T = TypeVar("T")
 
 
-class DiskSink(Sink):
+class DiskSink(Store):
     """`root` is a directory, made if need be; `threads` write and read for all together.
 
     `keep_seconds` after it was published an upload is removed; 0 keeps it for ever.
     """
 
-    stage = Stage.STORE
     can_drop = True
 
     def __init__(self, *, name: str, root: str, fsync: bool = True, keep_seconds: float = 0, threads: int = 4) -> None:
@@ -92,7 +91,7 @@ class DiskSink(Sink):
         """One upload's share; nothing of it is on disk before its first part. Leaving it waits for its jobs."""
         assert self._executor is not None
         jobs = Jobs(upload.id, root=self.root, fsync=self.fsync)
-        delivery = DiskDelivery(upload, jobs, self._executor, sink=self.name)
+        delivery = DiskDelivery(jobs, self._executor, sink=self.name)
         try:
             yield delivery
         finally:
@@ -100,11 +99,10 @@ class DiskSink(Sink):
 
     # -- what was stored
 
-    def locked(self, upload_id: str, *, exclusive: bool = False) -> LockedUpload:
-        """A context in which an upload may be read, and stays; `exclusive`: in which it may be removed."""
+    def locked(self, upload_id: str, *, exclusive: bool = False) -> LockedDirectory:
         assert self._executor is not None
         path = self.root / upload_id
-        return LockedUpload(path, self._executor, sink=self.name, fsync=self.fsync, exclusive=exclusive)
+        return LockedDirectory(path, self._executor, sink=self.name, fsync=self.fsync, exclusive=exclusive)
 
     def file(self, upload_id: str, index: int) -> Path | None:
         """The stored bytes of a part; None if this sink does not have them."""
@@ -112,7 +110,6 @@ class DiskSink(Sink):
         return path if path.is_file() else None
 
     async def manifest(self, upload_id: str) -> bytes | None:
-        """The manifest of an upload, as it was answered; None if this sink does not keep it."""
         with translated(self.name):
             return await self._run(read_manifest, self.root / upload_id)
 
@@ -121,7 +118,7 @@ class DiskSink(Sink):
         async with self.locked(upload_id, exclusive=True) as upload:
             if upload is None:
                 return False
-            await upload.run(upload.remove)
+            await upload.remove()
             return True
 
     # -- sweeps

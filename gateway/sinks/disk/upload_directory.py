@@ -16,27 +16,24 @@ import contextlib
 import fcntl
 import logging
 import os
-import re
 import shutil
 import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Executor
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO, Protocol, TypeVar
+from typing import Any, BinaryIO, TypeVar
 
 from gateway.concurrency.threads import TrackedExecutor, uninterrupted
 from gateway.errors import Conflict
 from gateway.sinks import sink_fault
+from gateway.sinks.store import UPLOAD_ID, Closable, LockedUpload, StoredFile
 
 __all__ = [
     "DELETED",
     "INCOMING",
     "MANIFEST",
-    "UPLOAD_ID",
-    "LockedUpload",
-    "StoredFile",
+    "LockedDirectory",
     "lock_directory",
     "read_manifest",
     "remove_expired",
@@ -47,8 +44,6 @@ __all__ = [
 
 log = logging.getLogger("gateway.shelf")
 
-UPLOAD_ID = re.compile("[0-7][0123456789ABCDEFGHJKMNPQRSTVWXYZ]{25}")
-"""A ULID; what matches can be no path but its own."""
 MANIFEST = "manifest.json"
 INCOMING, DELETED = ".incoming", ".deleted"
 _PATIENCE_SECONDS = 1.0
@@ -57,37 +52,24 @@ _PATIENCE_SECONDS = 1.0
 T = TypeVar("T")
 
 
-class _Closable(Protocol):
-    def close(self) -> None: ...
-
-
-@dataclass(frozen=True, slots=True)
-class StoredFile:
-    """A part's file, open for reading; `size` in bytes, `modified` in seconds since the epoch."""
-
-    file: BinaryIO
-    size: int
-    modified: float
-
-
-class LockedUpload:
+class LockedDirectory(LockedUpload):
     """One disk's share of an upload, locked: `async with disk.locked(id) as upload`. None where there is none.
 
     Raises Conflict where somebody else's lock forbids it. Leaving waits for its running jobs, closes what
-    was opened, and unlocks. The methods that are not coroutines are jobs for `run`.
+    was opened, and unlocks.
     """
 
     def __init__(self, path: Path, executor: Executor, *, sink: str, fsync: bool, exclusive: bool) -> None:
-        self.path = path
         self.sink = sink
+        self._path = path
         self._fsync = fsync
         self._exclusive = exclusive
         self._jobs = TrackedExecutor(executor)
         self._lock: int | None = None
-        self._opened: list[_Closable] = []
+        self._opened: list[Closable] = []
         self._is_released = False
 
-    async def __aenter__(self) -> LockedUpload | None:
+    async def __aenter__(self) -> LockedDirectory | None:
         try:
             await self.run(self._take_lock)
         except BaseException:
@@ -109,43 +91,44 @@ class LockedUpload:
             await uninterrupted(self._jobs.after_all(self._unlock))
             self._is_released = True
 
+    async def manifest(self) -> bytes | None:
+        return await self.run(read_manifest, self._path)
+
+    async def indexes(self) -> set[int]:
+        names = await self.run(os.listdir, self._path)
+        return {int(name) for name in names if name.isdecimal()}
+
+    async def open(self, index: int) -> StoredFile | None:
+        return await self.run(self._open, index)
+
+    async def remove(self) -> None:
+        await self.run(_remove, self._path, self._fsync)
+
+    def path(self, index: int) -> Path:
+        return self._path / str(index)
+
+    def close_later(self, thing: Closable) -> None:
+        self._opened.append(thing)
+
     # -- the jobs; each runs in a thread
 
-    def manifest(self) -> bytes | None:
-        """As it was answered; None if this disk does not keep it."""
-        return read_manifest(self.path)
-
-    def indexes(self) -> set[int]:
-        """The parts that have a file here."""
-        return {int(name) for name in os.listdir(self.path) if name.isdecimal()}
-
-    def open(self, index: int) -> StoredFile | None:
-        """A part's file; None if this disk does not have it. It is closed before the lock goes."""
+    def _open(self, index: int) -> StoredFile | None:
         try:
-            file = open(self.path / str(index), "rb", buffering=0)  # noqa: SIM115 - closed by _unlock
+            file = open(self.path(index), "rb", buffering=0)  # noqa: SIM115 - closed by _unlock
         except FileNotFoundError:
             return None
         self._opened.append(file)
-        status = os.fstat(file.fileno())
-        return StoredFile(file, status.st_size, status.st_mtime)
-
-    def close_later(self, thing: _Closable) -> None:
-        """Close it before the lock goes."""
-        self._opened.append(thing)
-
-    def remove(self) -> None:
-        """Remove the upload, under the exclusive lock."""
-        _remove(self.path, self._fsync)
+        return _LocalFile(self, file)
 
     def _take_lock(self) -> None:
         deadline = time.monotonic() + _PATIENCE_SECONDS
         while True:
             try:
-                self._lock = lock_directory(self.path, shared=not self._exclusive)
+                self._lock = lock_directory(self._path, shared=not self._exclusive)
                 return
             except BlockingIOError:
                 if self._exclusive or time.monotonic() > deadline:
-                    raise Conflict(f"upload {self.path.name} is being read or removed") from None
+                    raise Conflict(f"upload {self._path.name} is being read or removed") from None
             time.sleep(0.002)
 
     def _unlock(self) -> None:
@@ -154,6 +137,20 @@ class LockedUpload:
         if self._lock is not None:
             os.close(self._lock)
             self._lock = None
+
+
+class _LocalFile(StoredFile):
+    """Its reads are jobs of the upload that it belongs to."""
+
+    def __init__(self, upload: LockedDirectory, file: BinaryIO) -> None:
+        status = os.fstat(file.fileno())
+        self.size, self.modified = status.st_size, status.st_mtime
+        self.file = file
+        self._descriptor = file.fileno()
+        self._upload = upload
+
+    async def read(self, size: int, offset: int) -> bytes:
+        return await self._upload.run(os.pread, self._descriptor, size, offset)
 
 
 def read_manifest(path: Path) -> bytes | None:

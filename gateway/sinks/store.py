@@ -1,0 +1,116 @@
+"""The contract of stores: sinks that give back what they keep.
+
+The first store among the sinks of a route, which has to be a required one, keeps the upload's manifest. The answer's
+Location is that manifest, and what the route's stores keep is read at `/files/…` and removed with it: see downloads.
+"""
+
+from __future__ import annotations
+
+import re
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Collection, Iterable, Mapping
+from contextlib import AbstractAsyncContextManager
+from pathlib import Path
+from typing import Any, BinaryIO, Protocol, TypeVar
+
+from gateway.sinks import Sink, Stage
+
+__all__ = ["UPLOAD_ID", "LockedUpload", "Store", "StoredFile", "manifest_keeper"]
+
+UPLOAD_ID = re.compile("[0-7][0123456789ABCDEFGHJKMNPQRSTVWXYZ]{25}")
+"""A ULID; what matches can be no path but its own."""
+
+T = TypeVar("T")
+
+
+class Closable(Protocol):
+    """What holds something open."""
+
+    def close(self) -> None:
+        """Let go of it."""
+
+
+class Store(Sink):
+    """A sink that gives back. Its deliveries have `receipts`, `keep_manifest` and `replace_manifest`.
+
+    A receipt of it needs no location: it gets the one at which the file can be read here.
+    """
+
+    stage = Stage.STORE
+    keep_seconds: float = 0
+    """After so many seconds an upload expires, and is gone; 0: never. The store itself sees to that."""
+
+    @abstractmethod
+    async def manifest(self, upload_id: str) -> bytes | None:
+        """The manifest of an upload, as it was kept; None if this store does not have it. Locks nothing."""
+
+    @abstractmethod
+    def locked(
+        self, upload_id: str, *, exclusive: bool = False
+    ) -> AbstractAsyncContextManager[LockedUpload | None, bool | None]:
+        """A context in which an upload stays as it is, to be read, or `exclusive`, to be removed.
+
+        It gives None where there is no such upload, and raises Conflict where somebody else's lock forbids it.
+        Leaving it unlocks, after an error and after a cancellation as well.
+        """
+
+
+class LockedUpload(ABC):
+    """One store's share of an upload, for as long as it is locked. Raises the errors of a sink."""
+
+    sink: str
+    """The name of the store."""
+
+    @abstractmethod
+    async def manifest(self) -> bytes | None:
+        """As it was kept; None if this store does not keep it."""
+
+    @abstractmethod
+    async def indexes(self) -> Collection[int]:
+        """The parts that have a file here."""
+
+    @abstractmethod
+    async def open(self, index: int) -> StoredFile | None:
+        """A part's file, which is closed when the upload is unlocked; None if this store does not have it."""
+
+    @abstractmethod
+    async def remove(self) -> None:
+        """Remove all of it: called under the exclusive lock, and cannot be undone."""
+
+    async def release(self) -> None:
+        """Unlock before the context is left: there is nothing left to read. May be called twice."""
+        return
+
+    # -- files that lie on this machine
+
+    def path(self, index: int) -> Path | None:
+        """Where a file lies; None: not on this machine, and then there is no archive of the upload."""
+        return None
+
+    async def run(self, function: Callable[..., T], *args: Any) -> T:
+        """Call what reads such files and blocks, in a thread. Unlocking waits for it."""
+        raise NotImplementedError
+
+    def close_later(self, thing: Closable) -> None:
+        """Close what reads such files before the upload is unlocked."""
+        raise NotImplementedError
+
+
+class StoredFile(ABC):
+    """A part's file, open for reading."""
+
+    size: int
+    """In bytes."""
+    modified: float
+    """In seconds since the epoch."""
+    file: BinaryIO | None = None
+    """An open file that the system can send by itself; None: it is read in pieces."""
+
+    @abstractmethod
+    async def read(self, size: int, offset: int) -> bytes:
+        """So many bytes from there; fewer only at the end of the file."""
+
+
+def manifest_keeper(names: Iterable[str], sinks: Mapping[str, Sink]) -> str | None:
+    """Which of the sinks of a route, given in their order, keeps its manifest; None: there is none to keep it."""
+    return next((name for name in names if isinstance(sinks[name], Store)), None)

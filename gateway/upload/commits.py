@@ -1,0 +1,158 @@
+"""The end of an upload that was read to its end: who commits when, and what the manifest says of it.
+
+Receipts come in the order of the commits, and stand in the manifest in the order of the route's sinks. The keeper of
+the manifest is the first store of the route; its commit makes the upload visible, so it is last of the required ones,
+and what it keeps says of best-effort sinks that they are `late`. What became of them replaces that, once.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable, Mapping, Sequence
+
+from gateway.errors import GatewayError, Incomplete
+from gateway.manifest import manifest_json
+from gateway.model import Manifest, Receipt
+from gateway.sinks import Answered, Sink, refused
+from gateway.sinks.store import Store, manifest_keeper
+from gateway.upload.besteffort import BestEffortLane
+from gateway.upload.lanes import Lane
+
+__all__ = ["Commits", "Locating"]
+
+log = logging.getLogger("gateway.dispatch")
+
+Locating = Callable[[str, int, str | None], str]
+"""Where a file that a store keeps is read: of an upload's identifier, an index and a file name."""
+
+
+class Commits:
+    """What has been committed of one upload, and so stays whatever comes."""
+
+    def __init__(
+        self,
+        manifest: Manifest,
+        sinks: Mapping[str, Sink],
+        required: Sequence[Lane],
+        best_effort: Sequence[BestEffortLane],
+        locate: Locating,
+    ) -> None:
+        """`sinks` are those of the route, in its order."""
+        self.anything = False
+        """Receipts may be none although there was a commit: a relay may have been sent fields only."""
+        self.receipts: list[Receipt] = []
+        self.stored_manifest: bytes | None = None
+        """None where the route has no store."""
+        self._manifest = manifest
+        self._sinks = sinks
+        self._place = {name: number for number, name in enumerate(sinks)}
+        self._required = required
+        self._best_effort = best_effort
+        self._locate = locate
+        keeper = manifest_keeper(sinks, sinks)
+        self._keeper = next((lane for lane in required if lane.name == keeper), None)
+
+    async def commit(self) -> None:
+        """All required sinks, one after the other. Raises the error of the first that fails."""
+        keeper = self._keeper
+        order = sorted(self._required, key=lambda lane: (lane.stage, lane is keeper))
+        for number, lane in enumerate(order):
+            if lane is keeper:
+                entered = self._keep_manifest(lane)
+            lane.inform(self._manifest.entries)
+            try:
+                receipts = await lane.commit()
+            except BaseException:
+                for other in order[number:]:
+                    if partly := other.committed():
+                        self.anything = True
+                        self.receipts += self._located(other.name, partly)
+                raise
+            if lane is not keeper:
+                entered = self._enter(lane.name, receipts)
+            if lane.began:
+                self.anything = True
+                self.receipts += entered
+
+    def _keep_manifest(self, keeper: Lane) -> Sequence[Receipt]:
+        entered = self._enter(keeper.name, keeper.keeper_receipts())
+        for lane in self._best_effort:
+            self._enter(lane.name, lane.account())
+        self.stored_manifest = manifest_json(self._manifest)
+        keeper.keep_manifest(self.stored_manifest)
+        return entered
+
+    async def end_best_effort(self, lives: Sequence[asyncio.Task[None]], stall_seconds: float) -> None:
+        """Let those commit who are not required, and write down what became of them. `lives` are their tasks."""
+        lanes, manifest = self._best_effort, self._manifest
+        for lane in lanes:
+            lane.allow_commit(manifest.entries)
+        patience = max(lane.lag_seconds for lane in lanes) + stall_seconds if stall_seconds else None
+        _, left = await asyncio.wait(lives, timeout=patience)
+        if left:  # dropped, and not even that comes to an end
+            for lane, task in zip(lanes, lives, strict=True):
+                if task in left:
+                    task.cancel()
+                    lane.insist()
+            _, left = await asyncio.wait(left, timeout=stall_seconds)
+            for lane, task in zip(lanes, lives, strict=True):
+                if task in left:
+                    # The TaskGroup that its life is in waits for it all the same, and so does the client: no task is
+                    # left to itself, and none can be moved to a group that outlives the upload. What is stored is
+                    # settled.
+                    lane.give_up("late")
+                    log.error("best-effort sink %s does not end, and holds up upload %s", lane.name, manifest.upload)
+        for lane in lanes:
+            for receipt in (account := lane.account()):
+                entry = manifest.entries[receipt.part]
+                entry.receipts = [before for before in entry.receipts if before.sink != lane.name]
+            self._enter(lane.name, account)
+        if self._keeper is not None:
+            await self._settle_manifest(self._keeper)
+
+    async def _settle_manifest(self, keeper: Lane) -> None:
+        if (settled := manifest_json(self._manifest)) == self.stored_manifest:
+            return
+        try:
+            await keeper.replace_manifest(settled)
+        except GatewayError as error:
+            log.warning("the manifest of upload %s stays as it was: %s", self._manifest.upload, error)
+        else:
+            self.stored_manifest = settled
+
+    def incomplete(self, error: Exception) -> Incomplete:
+        """The error to tell where this one came after something had been committed."""
+        if isinstance(error, Answered):
+            error = refused(error)
+        detail = error.detail if isinstance(error, GatewayError) else "the upload failed"
+        members = error.members if isinstance(error, GatewayError) else {}
+        kept = [
+            {"part": receipt.part, "sink": receipt.sink, "location": receipt.location, "status": receipt.status}
+            for receipt in self.receipts
+        ]
+        return Incomplete(detail, **{**members, "kept": kept})
+
+    # -- receipts
+
+    def _enter(self, name: str, receipts: Sequence[Receipt]) -> Sequence[Receipt]:
+        """Write down those of that sink that count: it has no receipt for what it leaves out."""
+        entries, leaves_out = self._manifest.entries, self._sinks[name].leaves_out
+        receipts = [receipt for receipt in receipts if not leaves_out(entries[receipt.part].part)]
+        for receipt in self._located(name, receipts):
+            entry = entries[receipt.part]
+            if entry.receipts:
+                entry.receipts = sorted((*entry.receipts, receipt), key=lambda one: self._place[one.sink])
+            else:
+                entry.receipts = (receipt,)
+        return receipts
+
+    def _located(self, name: str, receipts: Sequence[Receipt]) -> Sequence[Receipt]:
+        """The same, with the places where what a store keeps is read, but where it tells them itself."""
+        if isinstance(self._sinks[name], Store):
+            for receipt in receipts:
+                if receipt.location is None and receipt.dropped is None:
+                    entry = self._manifest.entries[receipt.part]
+                    filename = entry.part.filename if entry.output is None else entry.output.filename
+                    receipt.location = self._locate(self._manifest.upload, receipt.part, filename)
+        return receipts
