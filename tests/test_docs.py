@@ -7,6 +7,7 @@ import importlib.util
 import inspect
 import json
 import os
+import pkgutil
 import re
 import shutil
 import socket
@@ -465,6 +466,16 @@ def test_what_is_named_in_a_file_is_in_it() -> None:
     assert named
     for name, path in named:
         assert re.search(rf"\b{name}\b", (REPOSITORY / path).read_text("utf-8")), f"{name} is not in {path}"
+
+
+def test_the_functions_on_the_way_of_a_chunk_are_there() -> None:
+    """Where one is not, `python -m tests.bench.frames` prints the way as it is now."""
+    text = section(page("how-it-is-built"), "One chunk, function by function")
+    shown = "".join(re.findall(r"^```text\n(.*?)^```", text, re.DOTALL | re.MULTILINE))
+    names = [line.split()[0] for line in shown.splitlines()]
+    assert len(names) > 30
+    for name in names:
+        pkgutil.resolve_name(f"gateway.{name}")  # an error if there is none
 
 
 def test_every_module_and_every_logger_that_is_named_is_there() -> None:
