@@ -420,7 +420,8 @@ class Exchange(asyncio.Protocol):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self.transport = cast(asyncio.Transport, transport)
         self._upstream.exchanges.append(self)
-        self._upstream.connected(self)
+        # Not at once: up to Python 3.11.2 reading begins after this method, even if it was paused within.
+        asyncio.get_running_loop().call_soon(self._upstream.connected, self)
 
     def data_received(self, data: bytes) -> None:
         self._unread += data
@@ -491,7 +492,7 @@ class Upstream:
         return any(exchange.complete or exchange.closing_delimiter_seen for exchange in self.exchanges)
 
     def connected(self, exchange: Exchange) -> None:
-        """A connection was made."""
+        """A connection was made, and nothing was read from it yet."""
 
     def received(self, exchange: Exchange) -> None:
         """More of the body came, perhaps the last of it."""
