@@ -46,6 +46,19 @@ class Destination:
         self.url = f"http://{self.host}:{self.port}"
 
 
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Tests that share what a module's fixture starts stay in one process where several run tests (`make test`)."""
+    for item in items:
+        assert isinstance(item, pytest.Function)
+        fixtures = item._fixtureinfo.name2fixturedefs
+        shared = [name for name, definitions in fixtures.items() if definitions[-1].scope == "module"]
+        if shared:
+            parameters = item.callspec.params if hasattr(item, "callspec") else {}
+            group = [item.module.__name__, *(str(parameters[name]) for name in shared if name in parameters)]
+            item.add_marker(pytest.mark.xdist_group(" ".join(group)))
+
+
 StartGateway = Callable[..., Awaitable[RunningGateway]]
 StartDestination = Callable[..., Awaitable[Destination]]
 

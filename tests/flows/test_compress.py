@@ -51,7 +51,9 @@ async def test_a_ratio_beyond_the_cap_is_too_large(start_gateway: StartGateway) 
 
 
 @pytest.mark.parametrize(
-    "body", [b"", b"no gzip at all", gzip.compress(b"x" * 100_000)[:-9], gzip.compress(b"abc") + b"garbage"]
+    "body",
+    [b"", b"no gzip at all", gzip.compress(b"x" * 100_000)[:-9], gzip.compress(b"abc") + b"garbage"],
+    ids=["empty", "no gzip", "cut off", "with garbage behind it"],
 )
 @pytest.mark.parametrize("flow", ["gunzip", "unzstd"])
 async def test_what_is_not_compressed_or_cut_off_is_rejected(
