@@ -5,17 +5,25 @@ PYTHON ?= $(firstword $(foreach python,python3 python3.14 python3.13 python3.12 
 BIN := .venv/bin
 # Where make serve has its demo destination.
 RECEIVER_PORT ?= 8081
+# How many tests run at a time, each in a process: more of them than two cores can compute, and no more than those can
+# answer in time. WORKERS=0 is one after the other, in one process.
+WORKERS ?= 4
+BESIDE = --numprocesses $(WORKERS) --dist loadgroup
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 
-.PHONY: serve test lint format docs bench bench-smoke lock system-packages clean
+.PHONY: serve test check lint format docs bench bench-smoke lock system-packages clean
 
 # The gateway with its demo destination. Ctrl-C, or SIGTERM, drains it.
 serve: .venv/.serving
 	@exec $(BIN)/gateway serve --config config/demo.toml --with-receiver $(RECEIVER_PORT)
 
-# make test ARGS='-x -k relay'
+# All tests, several at a time since most of them wait: make test ARGS='-x -k relay'
 test: .venv/.testing
-	$(BIN)/pytest $(ARGS)
+	$(BIN)/pytest $(BESIDE) $(ARGS)
+
+# While one works: lint, types, and the tests that are not marked `sockets`, under a minute together.
+check: lint
+	$(BIN)/pytest -q $(BESIDE) -m 'not sockets' $(ARGS)
 
 lint: .venv/.testing
 	$(BIN)/ruff check .

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Awaitable, Callable
+import socket
+import subprocess
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import Any
@@ -46,9 +48,16 @@ class Destination:
         self.url = f"http://{self.host}:{self.port}"
 
 
+_START_SERVERS = {"start_gateway", "start_destination"}
+
+
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Tests that share what a module's fixture starts stay in one process where several run tests (`make test`)."""
+    """Marks what the fixtures of a test tell.
+
+    Tests that share what a module's fixture starts stay in one process where several run tests (`make test`). Those
+    whose fixtures start servers open sockets (`make check` leaves them out); any other that does says so itself.
+    """
     for item in items:
         assert isinstance(item, pytest.Function)
         fixtures = item._fixtureinfo.name2fixturedefs
@@ -57,6 +66,25 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             parameters = item.callspec.params if hasattr(item, "callspec") else {}
             group = [item.module.__name__, *(str(parameters[name]) for name in shared if name in parameters)]
             item.add_marker(pytest.mark.xdist_group(" ".join(group)))
+        if _START_SERVERS & fixtures.keys():
+            item.add_marker(pytest.mark.sockets)
+
+
+@pytest.fixture(autouse=True)
+def _sockets_only_where_marked(request: pytest.FixtureRequest) -> Iterator[None]:
+    """A test that is not marked `sockets`, and needs them all the same, fails."""
+    if request.node.get_closest_marker("sockets") is not None:
+        yield
+        return
+
+    def refuse(*arguments: object, **keywords: object) -> None:
+        pytest.fail("this test opens a socket or starts a process: mark it with pytest.mark.sockets")
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(socket.socket, "bind", refuse)
+        patch.setattr(socket.socket, "connect", refuse)
+        patch.setattr(subprocess.Popen, "__init__", refuse)
+        yield
 
 
 StartGateway = Callable[..., Awaitable[RunningGateway]]

@@ -684,6 +684,7 @@ async def test_http_2_early_reset(start_gateway: StartGateway) -> None:
         assert (await client.answer()).status == 201
 
 
+@pytest.mark.sockets
 async def test_drain_on_shutdown(tmp_path: Path) -> None:
     body = form(file(b"x" * MIB))
     with gateway_process(tmp_path, "server.drain_seconds = 20") as process:

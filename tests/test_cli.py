@@ -21,6 +21,8 @@ from gateway.config.settings import Settings
 from tests.support.processes import Process, gateway_process, receiver_process
 from tests.test_docs import needs_curl, status_of
 
+pytestmark = pytest.mark.sockets
+
 REPOSITORY = Path(__file__).resolve().parent.parent
 CONFIG_FILES = [REPOSITORY / "config" / name for name in ("gateway.toml", "demo.toml")]
 

@@ -28,6 +28,8 @@ import requests
 
 from tests.support.processes import gateway_process, receiver_process
 
+pytestmark = pytest.mark.sockets
+
 AWKWARD = 'nä"v;1\\2 %41.txt'
 ONES_BACKSLASH_DOUBLED = 'nä"v;1\\\\2 %41.txt'
 """httpx doubles a backslash, as RFC quoted-strings do, and writes %22 for a quote, as browsers do."""

@@ -137,12 +137,14 @@ def aimed(script: str, process: Process) -> str:
 # -- what is typed
 
 
+@pytest.mark.sockets
 @needs_curl
 def test_the_first_lines_give_what_they_say(demo: Process, tmp_path: Path) -> None:
     lines = aimed(block("sh", "8080/both"), demo).splitlines()
     assert [status_of(line, tmp_path) for line in lines] == ["201", "201", "200", "503", "201", "200", "200"]
 
 
+@pytest.mark.sockets
 @needs_curl
 def test_what_convert_answers_has_the_members_that_are_shown(demo: Process, tmp_path: Path) -> None:
     (line,) = (line for line in aimed(block("sh", "8080/both"), demo).splitlines() if "/convert" in line)
@@ -152,6 +154,7 @@ def test_what_convert_answers_has_the_members_that_are_shown(demo: Process, tmp_
     assert members(answer[0]) == members(shown[0])
 
 
+@pytest.mark.sockets
 @needs_curl
 def test_what_upload_answers_has_the_members_that_are_shown(demo: Process, tmp_path: Path) -> None:
     line = aimed(block("sh", "8080/both"), demo).splitlines()[0]
@@ -168,6 +171,7 @@ def members(value: object) -> object:
     return [members(item) for item in value] if isinstance(value, list) else None
 
 
+@pytest.mark.sockets
 @needs_curl
 def test_what_was_kept_is_fetched_and_removed_as_shown(demo: Process, tmp_path: Path) -> None:
     script = aimed(block("sh", "archive.zip"), demo).replace("curl ", "curl -sSf ")
@@ -179,6 +183,7 @@ def test_what_was_kept_is_fetched_and_removed_as_shown(demo: Process, tmp_path: 
         fetch(f"{demo.url}/uploads/{archive.stem}")
 
 
+@pytest.mark.sockets
 @needs_curl
 @pytest.mark.skipif(shutil.which("openssl") is None, reason="openssl is not installed")
 def test_a_declared_digest_is_confirmed_or_refused_as_shown(demo: Process, tmp_path: Path) -> None:
@@ -191,6 +196,7 @@ def test_a_declared_digest_is_confirmed_or_refused_as_shown(demo: Process, tmp_p
     assert (wrong["status"], wrong["type"]) == (400, "/problems/digest-mismatch")
 
 
+@pytest.mark.sockets
 @needs_curl
 def test_a_file_of_this_machine_is_downloaded_as_shown(tmp_path: Path) -> None:
     serve_files, serve, download = block("sh", "/download/").splitlines()
@@ -233,6 +239,7 @@ def wait_for(port: int) -> None:
 # -- what is pasted
 
 
+@pytest.mark.sockets
 def test_the_shortest_sink_works_as_pasted(tmp_path: Path) -> None:
     code = block("python", "class Shout")
     assert len([line for line in code.splitlines() if line]) <= 15
@@ -243,6 +250,7 @@ def test_the_shortest_sink_works_as_pasted(tmp_path: Path) -> None:
         assert "\na.txt 5\n" in process.log.read_text()
 
 
+@pytest.mark.sockets
 def test_the_sink_that_keeps_something_works_as_pasted(tmp_path: Path) -> None:
     (tmp_path / "tally.py").write_text(block("python", "class Tally"))
     tally = tmp_path / "tally.txt"
@@ -261,6 +269,7 @@ def redacting(tmp_path: Path) -> Iterator[Process]:
         yield process
 
 
+@pytest.mark.sockets
 @needs_curl
 def test_the_flow_works_as_pasted(redacting: Process, tmp_path: Path) -> None:
     (entry,) = json.loads(shell(aimed(block("sh", "/redact"), redacting), tmp_path))
@@ -270,6 +279,7 @@ def test_the_flow_works_as_pasted(redacting: Process, tmp_path: Path) -> None:
     assert fetch(redacting.url + entry["output"]["location"]) == b"a ******\n"
 
 
+@pytest.mark.sockets
 def test_the_flow_misses_no_word_wherever_chunks_meet_or_the_file_ends(redacting: Process) -> None:
     body = b"a secret in a line\n" * 200_000 + b"secret"
     (entry,) = put(f"{redacting.url}/redact/a.txt", body)
@@ -279,6 +289,7 @@ def test_the_flow_misses_no_word_wherever_chunks_meet_or_the_file_ends(redacting
     assert entry["output"]["size"] == 0
 
 
+@pytest.mark.sockets
 def test_the_flow_holds_no_line_without_an_end(redacting: Process) -> None:
     with pytest.raises(urllib.error.HTTPError) as refused:
         put(f"{redacting.url}/redact/a.txt", bytes(4_000_000))
@@ -306,10 +317,12 @@ def run_python(code: str, directory: Path) -> str:
     return done.stdout
 
 
+@pytest.mark.sockets
 def test_the_parser_works_as_pasted(tmp_path: Path) -> None:
     assert run_python(block("python", "import Decoder"), tmp_path) == "part file a.txt b'hello'\nCLOSE\n"
 
 
+@pytest.mark.sockets
 def test_the_reader_works_as_pasted(tmp_path: Path) -> None:
     port = free_port()
     code = block("python", "import StreamingMultipartReader").replace("8083", str(port))
@@ -324,6 +337,7 @@ def test_the_reader_works_as_pasted(tmp_path: Path) -> None:
     assert answer.json() == {"a.txt": 5}
 
 
+@pytest.mark.sockets
 def test_the_writer_works_as_pasted(demo: Process, tmp_path: Path) -> None:
     code = aimed(block("python", "import StreamingMultipartWriter"), demo)
     status, _, body = run_python(code, tmp_path).partition(" ")
@@ -332,6 +346,7 @@ def test_the_writer_works_as_pasted(demo: Process, tmp_path: Path) -> None:
     assert (status, part["filename"], part["size"]) == ("201", "naïve ☃.txt", len(lines))
 
 
+@pytest.mark.sockets
 @needs_curl
 @pytest.mark.skipif(shutil.which("tar") is None, reason="tar is not installed")
 def test_curls_recipes_give_what_they_say(demo: Process, tmp_path: Path) -> None:
@@ -345,6 +360,7 @@ def test_curls_recipes_give_what_they_say(demo: Process, tmp_path: Path) -> None
     assert [(part["name"], part["content_type"]) for part in raw["parts"]] == [("file", "text/plain")]
 
 
+@pytest.mark.sockets
 def test_the_recipe_in_python_gives_what_it_says(demo: Process, tmp_path: Path) -> None:
     lines = run_python(aimed(block("python", "import requests"), demo), tmp_path).splitlines()
     assert [line.split()[:3] for line in lines] == [
@@ -354,6 +370,7 @@ def test_the_recipe_in_python_gives_what_it_says(demo: Process, tmp_path: Path) 
     ]
 
 
+@pytest.mark.sockets
 def test_the_recipe_in_javascript_gives_what_it_says(demo: Process, tmp_path: Path) -> None:
     node = shutil.which("node")
     if node is None:
@@ -363,12 +380,14 @@ def test_the_recipe_in_javascript_gives_what_it_says(demo: Process, tmp_path: Pa
     assert shell(f"{node} {script}", tmp_path).replace(" ", "") == "201[5,800]\n"
 
 
+@pytest.mark.sockets
 @needs_curl
 def test_an_error_looks_as_shown(demo: Process, tmp_path: Path) -> None:
     script = aimed(block("sh", "8080/nowhere"), demo).replace("curl", "curl -s")
     assert json.loads(shell(script, tmp_path)) == json.loads(block("json", "/problems/not-found"))
 
 
+@pytest.mark.sockets
 def test_a_proxy_that_does_not_buffer_is_told_from_the_self_test_as_shown(demo: Process, tmp_path: Path) -> None:
     if shutil.which("curl") is None:
         pytest.skip("curl is not installed")
@@ -606,6 +625,7 @@ def test_the_flows_are_listed_with_the_defaults_of_their_options_here_and_in_the
         assert commented[name] == options
 
 
+@pytest.mark.sockets
 def test_the_metrics_are_listed_with_their_labels(demo: Process) -> None:
     put(f"{demo.url}/upload/a.txt", b"hello")
     kinds = dict(re.findall(r"^# TYPE (\w+) (\w+)$", fetch(f"{demo.url}/metrics").decode(), re.MULTILINE))

@@ -108,6 +108,7 @@ class TestG1BoundedMemory:
             assert part["size"] == size
             return answer.status
 
+    @pytest.mark.sockets
     @pytest.mark.timeout(900)
     @pytest.mark.parametrize(("target", "status"), [("/upload", 201), ("/proxy", 200)])
     async def test_a_larger_upload_takes_no_more_memory(
@@ -122,6 +123,7 @@ class TestG1BoundedMemory:
         for stored in (tmp_path / "uploads").rglob("0"):
             stored.unlink()  # pytest keeps what tests leave
 
+    @pytest.mark.sockets
     async def test_a_slow_destination_takes_no_more_memory(self, process: Process, receiver: Process) -> None:
         assert await self._send(process.port, "/proxy", 64 * MIB) == 200
         before = process.peak_rss_bytes()
@@ -135,6 +137,7 @@ class TestG1BoundedMemory:
         assert late - early < 4 * MIB
         assert (await _seen(receiver))["completed"] == 1
 
+    @pytest.mark.sockets
     async def test_many_uploads_at_once_keep_within_the_bound_that_is_printed(
         self, tmp_path: Path, receiver: Process
     ) -> None:

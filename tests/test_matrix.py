@@ -20,7 +20,8 @@ from tests.support.destinations import DESTINATIONS, LENGTH_ONLY, Destination
 from tests.support.processes import Process, gateway_process
 from tests.support.senders import SENDERS, File, Large, Sender, field
 
-pytestmark = pytest.mark.timeout(400)  # the first build of the Go client compiles the standard library
+# The first build of the Go client compiles the standard library.
+pytestmark = [pytest.mark.sockets, pytest.mark.timeout(400)]
 
 _RANDOM = random.Random(5)
 UPLOADS: dict[str, Sequence[File]] = {

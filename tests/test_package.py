@@ -28,11 +28,13 @@ def test_another_name_is_none_of_the_packages() -> None:
         _ = gateway.Nonsense
 
 
+@pytest.mark.sockets
 @pytest.mark.parametrize("statement", ["import gateway", "from gateway import Decoder, Encoder, Malformed"])
 def test_framing_costs_no_server_and_no_event_loop(statement: str) -> None:
     assert not _loaded(statement) & {*HEAVY, "asyncio"}
 
 
+@pytest.mark.sockets
 def test_the_reader_and_the_writer_cost_aiohttp_and_no_server() -> None:
     loaded = _loaded("from gateway import StreamingMultipartReader, StreamingMultipartWriter")
     assert "aiohttp" in loaded

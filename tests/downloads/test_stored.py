@@ -37,6 +37,9 @@ from gateway.model import Part, Upload
 from gateway.sinks.disk.sink import DiskSink
 from gateway.sinks.disk.upload_directory import LockedDirectory
 from gateway.sinks.store import StoredFile
+from tests.support.ports import free_port
+
+pytestmark = pytest.mark.sockets
 
 _MODIFIED = 1_700_000_000
 _DATA = bytes(range(256)) * 40
@@ -236,9 +239,7 @@ def nginx(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[int, Path]
         pytest.skip("nginx is not installed")
     prefix = tmp_path_factory.mktemp("nginx")
     (prefix / "files").mkdir()
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
+    port = free_port()
     temporary = " ".join(f"{kind}_temp_path tmp;" for kind in ("client_body", "proxy", "fastcgi", "uwsgi", "scgi"))
     (prefix / "nginx.conf").write_text(
         f"daemon off; master_process off; pid nginx.pid; error_log error.log; events {{}} http {{ {temporary} "

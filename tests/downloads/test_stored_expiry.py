@@ -142,6 +142,7 @@ async def test_what_is_being_read_outlives_its_time_until_it_was_read(tmp_path: 
             assert gone is None
 
 
+@pytest.mark.sockets
 async def test_a_reader_in_another_process_is_respected_until_it_dies(tmp_path: Path) -> None:
     path = put(tmp_path, 1, age_seconds=10)
     program = (

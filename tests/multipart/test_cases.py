@@ -129,7 +129,7 @@ def test_every_client_that_can_be_recorded_is_recorded_and_nothing_else_lies_the
     assert {path.name for path in RECORDINGS.iterdir()} == {f"{title}.body" for title in titles} | {"recorded.json"}
 
 
-@pytest.mark.served
+@pytest.mark.sockets
 @pytest.mark.parametrize("client", [client for client in CLIENTS if client.is_pinned], ids=lambda client: client.name)
 def test_a_recording_made_again_is_the_same(client: Client, tmp_path: Path) -> None:
     """Of those clients whose version the requirements say."""

@@ -22,7 +22,7 @@ from tests.multipart.test_conformance import (  # skips this file, too, where th
 )
 from tests.support.processes import gateway_process
 
-pytestmark = pytest.mark.timeout(600)
+pytestmark = [pytest.mark.sockets, pytest.mark.timeout(600)]
 
 HTTP_POLICY_DECISIONS: dict[str, str] = {
     "pymultipart-bad-content-type": (

@@ -110,6 +110,7 @@ async def read_all(reader: StreamingMultipartReader) -> list[tuple[str | None, b
 # -- the reader's face
 
 
+@pytest.mark.sockets
 async def test_async_for_gives_the_parts_in_order_with_their_names_and_headers(served: Reads) -> None:
     async def read(reader: StreamingMultipartReader) -> list[tuple[str | None, str | None, str | None, bytes]]:
         seen = []
@@ -127,6 +128,7 @@ async def test_async_for_gives_the_parts_in_order_with_their_names_and_headers(s
     ]
 
 
+@pytest.mark.sockets
 async def test_next_gives_none_after_the_last_part_and_at_eof_tells(served: Reads) -> None:
     async def read(reader: StreamingMultipartReader) -> list[bool]:
         seen = [reader.at_eof()]
@@ -141,6 +143,7 @@ async def test_next_gives_none_after_the_last_part_and_at_eof_tells(served: Read
     assert await served(read, part(b"1"), CLOSE) == [False, False, False, False, True, True]
 
 
+@pytest.mark.sockets
 async def test_release_reads_and_drops_all_that_is_left(served: Reads) -> None:
     async def read(reader: StreamingMultipartReader) -> bool:
         await first(reader)
@@ -150,6 +153,7 @@ async def test_release_reads_and_drops_all_that_is_left(served: Reads) -> None:
     assert await served(read, part(b"1" * 100_000), part(b"2"), CLOSE)
 
 
+@pytest.mark.sockets
 async def test_a_part_can_be_skipped_unread_or_half_read(served: Reads) -> None:
     async def read(reader: StreamingMultipartReader) -> bytes:
         await first(reader)
@@ -162,6 +166,7 @@ async def test_a_part_can_be_skipped_unread_or_half_read(served: Reads) -> None:
     assert await served(read, part(b"1" * 300_000), part(b"x" * 300_000), part(b"3"), CLOSE) == b"3"
 
 
+@pytest.mark.sockets
 async def test_a_part_that_is_fetched_beyond_the_last_is_an_eof_error(served: Reads) -> None:
     async def read(reader: StreamingMultipartReader) -> None:
         assert (await reader.fetch_next_part()).name == "a"
@@ -171,6 +176,7 @@ async def test_a_part_that_is_fetched_beyond_the_last_is_an_eof_error(served: Re
     await served(read, part(b"1"), CLOSE)
 
 
+@pytest.mark.sockets
 async def test_from_response_reads_what_a_server_answers(aiohttp_server: AiohttpServer) -> None:
     async def handler(request: web.Request) -> web.Response:
         return web.Response(body=part(b"1") + part(b"2") + CLOSE, headers={"Content-Type": FORM})
@@ -188,6 +194,7 @@ async def test_from_response_reads_what_a_server_answers(aiohttp_server: Aiohttp
         assert wrapper.at_eof()
 
 
+@pytest.mark.sockets
 async def test_a_part_can_be_sent_on_as_an_aiohttp_payload(aiohttp_client: AiohttpClient) -> None:
     async def handler(request: web.Request) -> web.Response:
         return web.Response(body=await first(StreamingMultipartReader(request.headers, request.content)))
@@ -200,6 +207,7 @@ async def test_a_part_can_be_sent_on_as_an_aiohttp_payload(aiohttp_client: Aioht
         assert await response.read() == b"x" * 200_000
 
 
+@pytest.mark.sockets
 @pytest.mark.parametrize("subtype", ["mixed", "related; type=text/html", "x-mixed-replace"])
 async def test_other_subtypes_are_read_and_nested_multiparts_are_opaque(served: Reads, subtype: str) -> None:
     async def read(reader: StreamingMultipartReader) -> list[tuple[str | None, str | None, bytes]]:
@@ -223,11 +231,13 @@ async def test_other_subtypes_are_read_and_nested_multiparts_are_opaque(served: 
     ]
 
 
+@pytest.mark.sockets
 async def test_a_nested_multipart_in_a_form_is_a_part_like_others(served: Reads) -> None:
     nested = b"--n\r\n\r\ninner\r\n--n--\r\n"
     assert await served(read_all, part(nested, "Content-Type: multipart/mixed; boundary=n"), CLOSE) == [("a", nested)]
 
 
+@pytest.mark.sockets
 async def test_a_charset_field_or_a_lying_header_of_a_part_changes_nothing(served: Reads) -> None:
     body = [
         part(b"windows-1252", name="_charset_"),
@@ -241,6 +251,7 @@ async def test_a_charset_field_or_a_lying_header_of_a_part_changes_nothing(serve
 # -- a part's face
 
 
+@pytest.mark.sockets
 @pytest.mark.parametrize("size", [0, 1, 7, 8192, 1 << 20])
 async def test_read_chunk_gives_at_most_the_size_asked_for_and_loses_nothing(served: Reads, size: int) -> None:
     async def read(reader: StreamingMultipartReader) -> bytes:
@@ -265,6 +276,7 @@ async def test_a_chunk_is_the_very_object_that_was_received() -> None:
     assert await reading.read_chunk() == b""
 
 
+@pytest.mark.sockets
 async def test_a_part_is_read_as_text_json_or_form_by_its_type(served: Reads) -> None:
     async def read(reader: StreamingMultipartReader) -> list[object]:
         return [
@@ -296,6 +308,7 @@ async def test_readline_gives_the_lines_with_their_ends(data: bytes, size: int) 
     assert part_reader.at_eof()
 
 
+@pytest.mark.sockets
 async def test_a_part_larger_than_client_max_size_is_not_read_whole(served: Reads) -> None:
     body = [part(b"x" * 1000), CLOSE]
     assert await served(read_all, *body, client_max_size=1000) == [("a", b"x" * 1000)]
@@ -316,6 +329,7 @@ async def test_a_body_cut_anywhere_raises_truncated_and_is_never_taken_for_a_who
             await reader_of(*(body[i : i + 1] for i in range(end))).release()
 
 
+@pytest.mark.sockets
 async def test_truncated_is_raised_by_the_very_read_that_met_the_end(served: Reads) -> None:
     async def read(reader: StreamingMultipartReader) -> bytes:
         assert await (await first(reader)).read() == b"one"
@@ -332,6 +346,7 @@ async def test_truncated_is_raised_by_the_very_read_that_met_the_end(served: Rea
     assert await served(read, part(b"one"), part(b"begin")[:-2]) == b"begin"
 
 
+@pytest.mark.sockets
 @pytest.mark.parametrize(
     ("content_type", "options", "error"),
     [
@@ -379,6 +394,7 @@ async def test_events_come_in_one_batch_per_received_buffer() -> None:
         [batch async for batch in reader_of(body[0]).events()]
 
 
+@pytest.mark.sockets
 async def test_events_carry_the_wire_bytes_where_they_are_asked_for(served: Reads) -> None:
     async def read(reader: StreamingMultipartReader) -> bytes:
         return b"".join([event.raw async for batch in reader.events() for event in batch])
@@ -439,6 +455,7 @@ def random_parts(rnd: random.Random) -> Parts:
     return parts
 
 
+@pytest.mark.sockets
 @pytest.mark.parametrize("seed", range(15))
 async def test_our_reader_the_stock_one_and_the_library_read_the_same_parts(
     aiohttp_client: AiohttpClient, seed: int

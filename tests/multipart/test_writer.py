@@ -88,6 +88,7 @@ async def test_other_types_than_forms_can_be_written(
         }
 
 
+@pytest.mark.sockets
 async def test_a_body_of_no_parts_is_a_closing_delimiter(session: ClientSession) -> None:
     writer = StreamingMultipartWriter("form-data", boundary="b")
     async with HonestUpstream() as upstream, asyncio.TaskGroup() as group:
@@ -169,6 +170,7 @@ async def test_small_pieces_are_joined_and_large_ones_are_not(start_destination:
     assert sum(written) == writer.sent_bytes
 
 
+@pytest.mark.sockets
 async def test_a_flush_sends_what_was_held_back(session: ClientSession) -> None:
     async with MuteUpstream() as upstream, asyncio.TaskGroup() as group:
         writer = StreamingMultipartWriter("form-data")
@@ -181,6 +183,7 @@ async def test_a_flush_sends_what_was_held_back(session: ClientSession) -> None:
         await sending
 
 
+@pytest.mark.sockets
 async def test_a_peer_that_reads_slowly_slows_the_feeding_down(session: ClientSession) -> None:
     class Reluctant(HonestUpstream):
         receive_buffer_bytes = 65536
@@ -220,6 +223,7 @@ async def _ignored(session: ClientSession, upstream: Upstream, writer: Streaming
         await session.post(upstream.url, data=writer)
 
 
+@pytest.mark.sockets
 @pytest.mark.parametrize("fed", [0, 10, 1_000_000])
 async def test_an_abort_breaks_the_request_off_without_its_last_chunk(session: ClientSession, fed: int) -> None:
     async with nothing_left_running(), MuteUpstream() as upstream:
@@ -237,6 +241,7 @@ async def test_an_abort_breaks_the_request_off_without_its_last_chunk(session: C
             await writer.feed(b"x" * 100_000)
 
 
+@pytest.mark.sockets
 async def test_an_abort_before_the_connection_is_there_breaks_the_request_off(session: ClientSession) -> None:
     async with nothing_left_running(), MuteUpstream() as upstream:
         writer = StreamingMultipartWriter("form-data")
@@ -245,6 +250,7 @@ async def test_an_abort_before_the_connection_is_there_breaks_the_request_off(se
         assert not upstream.saw_a_whole_body
 
 
+@pytest.mark.sockets
 async def test_after_the_end_the_request_is_whole_and_an_abort_does_nothing(session: ClientSession) -> None:
     async with HonestUpstream(201) as upstream, asyncio.TaskGroup() as group:
         writer = StreamingMultipartWriter("form-data")
@@ -259,6 +265,7 @@ async def test_after_the_end_the_request_is_whole_and_an_abort_does_nothing(sess
         assert upstream.exchanges[0].body.endswith(b"--\r\n")
 
 
+@pytest.mark.sockets
 async def test_a_connection_that_breaks_is_told_to_whoever_feeds(session: ClientSession) -> None:
     async with nothing_left_running(), DyingUpstream(after=100_000) as upstream:
         writer = StreamingMultipartWriter("form-data")
@@ -276,6 +283,7 @@ async def test_a_connection_that_breaks_is_told_to_whoever_feeds(session: Client
             await sending
 
 
+@pytest.mark.sockets
 async def test_it_cannot_be_sent_twice(session: ClientSession) -> None:
     async with HonestUpstream() as upstream:
         writer = StreamingMultipartWriter("form-data")

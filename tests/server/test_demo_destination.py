@@ -20,6 +20,8 @@ from pytest_aiohttp import AiohttpClient
 
 from gateway.server.demo_destination import _SEEN, receiver_app
 
+pytestmark = pytest.mark.sockets
+
 Client = TestClient[web.Request, web.Application]
 
 FORM = {"Content-Type": "multipart/form-data; boundary=b"}

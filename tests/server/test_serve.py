@@ -96,6 +96,7 @@ class TestSettings:
             finally:
                 await runner.cleanup()
 
+    @pytest.mark.sockets
     def test_a_port_in_use_is_one_clear_line_and_exit_code_1(self, tmp_path: Path) -> None:
         with socket.create_server(("127.0.0.1", 0)) as taken:
             port = taken.getsockname()[1]
@@ -119,6 +120,7 @@ class TestSettings:
 class TestG6CleanDrain:
     """On SIGTERM uploads in progress end well, or leave nothing; nothing new begins."""
 
+    @pytest.mark.sockets
     async def test_an_upload_in_progress_completes_and_nothing_new_begins(self, tmp_path: Path) -> None:
         with gateway_process(tmp_path) as process:
             async with Client(process.port) as open_connection, _half_sent(process, tmp_path / "uploads") as client:
@@ -138,6 +140,7 @@ class TestG6CleanDrain:
         assert _stored(tmp_path / "uploads") == [answer.json()["upload"]]
         assert [line["outcome"] for line in _uploads(process)] == ["ok"]
 
+    @pytest.mark.sockets
     async def test_a_new_upload_on_an_open_connection_is_refused_meanwhile(self, tmp_path: Path) -> None:
         with gateway_process(tmp_path) as process:
             async with Client(process.port) as open_connection, _half_sent(process, tmp_path / "uploads") as client:
@@ -152,6 +155,7 @@ class TestG6CleanDrain:
                 assert (await client.answer()).status == 201
             assert await _exit_code(process) == 0
 
+    @pytest.mark.sockets
     async def test_an_upload_that_outlives_the_drain_is_broken_off_and_leaves_nothing(self, tmp_path: Path) -> None:
         with gateway_process(tmp_path, "server.drain_seconds = 1") as process:
             async with _half_sent(process, tmp_path / "uploads") as client:
@@ -183,6 +187,7 @@ class TestG6CleanDrain:
         seen = (await ask(destination.port, "/seen")).json()
         assert (seen["started"], seen["completed"]) == (1, 0)
 
+    @pytest.mark.sockets
     @pytest.mark.parametrize("connections", [0, 3])
     @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
     async def test_without_uploads_it_ends_at_once(
@@ -212,6 +217,7 @@ class TestG6CleanDrain:
 
 
 class TestKilled:
+    @pytest.mark.sockets
     async def test_what_a_kill_left_is_removed_and_what_others_write_is_not(self, tmp_path: Path) -> None:
         root = tmp_path / "uploads"
         with gateway_process(tmp_path) as other, gateway_process(tmp_path) as killed:
@@ -234,6 +240,7 @@ class TestKilled:
 
 
 class TestLog:
+    @pytest.mark.sockets
     async def test_every_upload_is_one_line_of_json(self, tmp_path: Path) -> None:
         with gateway_process(tmp_path, "limits.max_body_bytes = 10000") as process:
             answer = await ask(process.port, "/upload", "POST", BODY)
@@ -316,6 +323,7 @@ class TestLog:
             await client.send(head(transfer_encoding="chunked") + b"5000\r\n" + BODY[:60] + b"x" * 0x5000)
             await client.ended()
 
+    @pytest.mark.sockets
     @pytest.mark.parametrize(
         "fault",
         [

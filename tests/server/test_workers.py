@@ -22,7 +22,10 @@ from prometheus_client.parser import text_string_to_metric_families
 from gateway.config.load import ConfigError, load
 from gateway.server.slots import SharedUploadSlots, clear_slots, make_slots
 from tests.support.clients import Client, ask, eventually, file, form, head
+from tests.support.ports import free_port
 from tests.support.processes import Process, gateway_process, receiver_process
+
+pytestmark = pytest.mark.sockets
 
 BODY = form(file(b"abc" * 1000))
 HALF = len(BODY) // 2
@@ -153,8 +156,7 @@ class TestServing:
             assert await _exit_code(process) == 0
 
     async def test_a_name_is_listened_on_with_all_its_addresses(self, tmp_path: Path) -> None:
-        with socket.create_server(("127.0.0.1", 0)) as free:
-            port = free.getsockname()[1]
+        port = free_port()
         with gateway_process(tmp_path, TWO, GATEWAY_SERVER__HOST="localhost", GATEWAY_SERVER__PORT=str(port)):
             for *_, address in socket.getaddrinfo("localhost", port, type=socket.SOCK_STREAM):
                 with contextlib.suppress(OSError), socket.socket(socket.AF_INET6) as probe:

@@ -27,6 +27,7 @@ from gateway.errors import Conflict
 from gateway.model import Part, Receipt, Upload
 from gateway.sinks import Delivery, Sink, Stage
 from gateway.sinks.store import LockedUpload, Store, StoredFile
+from tests.support import ports
 
 # -- sinks
 
@@ -859,5 +860,4 @@ class UnendingUpstream(Upstream):
 
 def closed_port() -> str:
     """The url of a destination that refuses connections."""
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        return f"http://127.0.0.1:{listener.getsockname()[1]}/"
+    return f"http://127.0.0.1:{ports.closed_port()}/"

@@ -464,6 +464,7 @@ async def test_a_part_that_is_dropped_never_looks_whole() -> None:
 # -- bounds
 
 
+@pytest.mark.sockets
 async def test_memory_stays_bounded_beside_one_that_never_reads(tmp_path: Path) -> None:
     config = """
     [[routes]]

@@ -231,6 +231,7 @@ def locked_by_another_process(path: Path) -> Iterator[subprocess.Popen[bytes]]:
         process.kill()
 
 
+@pytest.mark.sockets
 async def test_starting_removes_what_nobody_locks_and_nothing_else(tmp_path: Path) -> None:
     for name in (".01DEAD.incoming", ".01ALIVE.incoming", ".01GRAVE.deleted", "01KEPT", ".somebody-elses"):
         (tmp_path / name).mkdir()
@@ -289,6 +290,7 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
     subprocess.run(["umount", "-l", str(path)], check=True)
 
 
+@pytest.mark.sockets
 async def test_a_full_disk_is_told_and_nothing_is_left_on_it(small_disk: Path) -> None:
     async with DiskSink(name="disk", root=str(small_disk)) as sink:
         with pytest.raises(SinkFull) as raised:

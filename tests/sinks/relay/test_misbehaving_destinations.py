@@ -447,6 +447,7 @@ MISBEHAVING: list[Callable[[], Upstream]] = [
 ]
 
 
+@pytest.mark.sockets
 @pytest.mark.timeout(180)
 async def test_memory_and_descriptors_stay_flat_whatever_destinations_do(tmp_path: Path, length: str) -> None:
     """Four uploads of 32 MiB at a time before each of them."""

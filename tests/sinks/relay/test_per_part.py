@@ -133,6 +133,7 @@ def no_descriptor_left() -> Iterator[None]:
 # -- where all or nothing is kept: the contract
 
 
+@pytest.mark.sockets
 class TestContract(SinkContract):
     @pytest.fixture
     async def subject(self) -> AsyncIterator[Subject]:
@@ -643,6 +644,7 @@ async def test_small_parts_that_are_whole_may_come_in_one_go(start_gateway: Star
         assert [[data for _, _, data in parts] for parts in whole(upstream)] == [[b"1", b"A"], [b"1", b"2", b"B"]]
 
 
+@pytest.mark.sockets
 async def test_a_part_that_is_dropped_has_no_receipt_and_one_that_was_not_complete_is_broken_off() -> None:
     async with (
         HonestUpstream() as upstream,
@@ -666,6 +668,7 @@ async def test_a_part_that_is_dropped_has_no_receipt_and_one_that_was_not_comple
         await eventually(lambda: all(one.complete or one.lost for one in upstream.exchanges))
 
 
+@pytest.mark.sockets
 async def test_what_is_wrong_with_a_part_says_which_one() -> None:
     async with ChoosyUpstream(b"bad") as upstream:
         async with RelaySink(name="api", url=upstream.url, per="part") as sink, delivering(sink, alone()) as delivery:

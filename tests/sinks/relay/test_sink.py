@@ -386,6 +386,7 @@ async def test_a_compressed_answer_goes_back_as_it_is(start_gateway: StartGatewa
             assert await response.read() == b"not really gzip"
 
 
+@pytest.mark.sockets
 async def test_a_batch_of_nothing_makes_no_request() -> None:
     async with HonestUpstream() as upstream, RelaySink(name="api", url=upstream.url) as sink:
         async with delivering(sink, upload()) as delivery:

@@ -29,6 +29,7 @@ from typing import NoReturn
 
 import pytest
 
+from tests.support.ports import free_port
 from tests.support.processes import receiver_process
 
 __all__ = ["DESTINATIONS", "LENGTH_ONLY", "Destination", "absent", "nginx_before"]
@@ -85,13 +86,6 @@ def _url(process: subprocess.Popen[bytes], log: Path, port: int | None) -> str:
     raise RuntimeError(f"it did not start: {log.read_text(errors='replace')[-2000:]}")
 
 
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
-
-
 # -- destinations
 
 
@@ -109,7 +103,7 @@ def nginx_before(url: str, directory: Path, *, buffering: str) -> Iterator[str]:
     if command is None:
         absent("nginx is not installed")
     (directory / "tmp").mkdir()
-    port = _free_port()
+    port = free_port()
     temporary = " ".join(f"{kind}_temp_path tmp;" for kind in ("client_body", "proxy", "fastcgi", "uwsgi", "scgi"))
     (directory / "nginx.conf").write_text(
         f"{'user root;' if os.geteuid() == 0 else ''} daemon off; worker_processes 1; pid nginx.pid;\n"

@@ -242,6 +242,7 @@ class TestTls:
 
 @needs_openssl
 class TestFiles:
+    @pytest.mark.sockets
     def test_each_is_looked_at_when_the_gateway_starts(self, authority: Authority, tmp_path: Path) -> None:
         cert, key = authority.issue("one", "DNS:one")
         _, other = authority.issue("other", "DNS:other")
@@ -264,12 +265,14 @@ class TestFiles:
             with pytest.raises(ConfigError, match=rf"^sinks\.api\.tls\.{where}: "):
                 build_app(settings)
 
+    @pytest.mark.sockets
     def test_a_key_may_lie_beside_its_certificate(self, authority: Authority, tmp_path: Path) -> None:
         cert, key = authority.issue("one", "DNS:one")
         both = tmp_path / "both.pem"
         both.write_bytes(cert.read_bytes() + key.read_bytes())
         tls_context(cert=str(both))
 
+    @pytest.mark.sockets
     def test_a_locked_key_is_an_error_and_no_question(self, authority: Authority, tmp_path: Path) -> None:
         cert, key = authority.issue("one", "DNS:one")
         locked = tmp_path / "locked.key"

@@ -284,6 +284,7 @@ async def test_whoever_wants_a_length_is_not_sent_chunks_after_another_failed(st
         assert len(demanding.whole_bodies) == 4
 
 
+@pytest.mark.sockets
 async def test_a_pooled_connection_that_had_gone_stale_is_no_failure_of_its_destination() -> None:
     class Closing(asyncio.Protocol):
         def __init__(self, exchange: Any) -> None:
