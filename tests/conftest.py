@@ -52,7 +52,7 @@ _START_SERVERS = {"start_gateway", "start_destination"}
 
 
 @pytest.hookimpl(tryfirst=True)
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Marks what the fixtures of a test tell.
 
     Tests that share what a module's fixture starts stay in one process where several run tests (`make test`). Those
@@ -62,7 +62,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         assert isinstance(item, pytest.Function)
         fixtures = item._fixtureinfo.name2fixturedefs
         shared = [name for name, definitions in fixtures.items() if definitions[-1].scope == "module"]
-        if shared:
+        if shared and hasattr(config, "workerinput"):
             parameters = item.callspec.params if hasattr(item, "callspec") else {}
             group = [item.module.__name__, *(str(parameters[name]) for name in shared if name in parameters)]
             item.add_marker(pytest.mark.xdist_group(" ".join(group)))
