@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import inspect
-import json
 import re
 
 import pytest
 
 from gateway import errors
 from gateway.errors import LEAVES, GatewayError
-from gateway.http.problems import problem
 
 STATUSES = {
     # refused, nothing read
@@ -84,32 +82,6 @@ def test_slugs_are_those_that_the_documentation_names() -> None:
     assert errors.Busy.slug() == "busy"
     assert errors.TooLarge.slug() == "too-large"
     assert errors.UnsupportedTransferCoding.slug() == "unsupported-transfer-coding"
-
-
-@each_leaf
-def test_a_503_says_when_to_come_back_and_nothing_else_does(leaf: type[GatewayError]) -> None:
-    if leaf.status == 503:
-        assert leaf.retry_after_seconds is not None
-        assert leaf.retry_after_seconds > 0
-        assert problem(leaf()).headers["Retry-After"] == str(leaf.retry_after_seconds)
-    elif leaf.retry_after_seconds is None:
-        assert "Retry-After" not in problem(leaf()).headers
-
-
-@each_leaf
-def test_every_leaf_becomes_a_problem_document(leaf: type[GatewayError]) -> None:
-    response = problem(leaf("what happened", limit=7), instance="/uploads/x")
-    assert response.status == leaf.status
-    assert response.content_type == "application/problem+json"
-    assert isinstance(response.body, bytes)
-    assert json.loads(response.body) == {
-        "type": f"/problems/{leaf.slug()}",
-        "title": leaf.title,
-        "status": leaf.status,
-        "detail": "what happened",
-        "instance": "/uploads/x",
-        "limit": 7,
-    }
 
 
 def test_an_error_carries_its_detail_and_its_members() -> None:

@@ -63,16 +63,13 @@ PURE = {
 
 TESTED_ELSEWHERE = {
     "__main__": ("server.test_serve", "two lines, which every process of these tests runs"),
-    "concurrency.threads": ("sinks.disk.test_sink", "an abort waits for its jobs"),
     "config.make": ("config.test_load", "sinks and flows of the user's that cannot be made"),
     "config.memory": ("config.test_load", "what `gateway check` prints; measured in test_guarantees"),
     "config.settings": ("config.test_load", "what is loaded is what can be configured"),
     "config.sinks": ("config.test_load", "the same for sinks"),
     "http.conditions": ("downloads.test_stored", "beside nginx, which is asked the same over a socket"),
     "http.lent_connection": ("multipart.test_writer", "the writer that it was made for"),
-    "http.problems": ("test_errors", "every leaf as a problem"),
     "http.sockets": ("sinks.relay.test_misbehaving_destinations", "an answer that a reset is close behind"),
-    "manifest": ("http.test_answers", "what is answered"),
     "model": ("upload.test_routes", "nouns without behaviour"),
     "multipart.encoder": ("multipart.test_codec", "what it writes is read back"),
     "server.app": ("server.test_serve", "it is built in every test over a socket"),

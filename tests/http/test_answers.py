@@ -1,21 +1,17 @@
-"""What the client reads: manifests, problems, and destinations' answers, those that break in the middle included."""
+"""What the client reads of destinations' answers, those that break in the middle included."""
 
 from __future__ import annotations
 
 import asyncio
-import hashlib
-import json
 import re
 import socket
 import struct
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 import pytest
 
-from gateway.manifest import manifest_json
-from gateway.model import Entry, Manifest, Part, Receipt
 from tests.conftest import StartDestination, StartGateway
 from tests.support.clients import SECONDS, Client, chunked, eventually, file, form, head
 
@@ -115,9 +111,6 @@ class Raw:
     def all(self, name: str) -> list[str]:
         return [value for key, value in self.headers if key == name]
 
-    def json(self) -> Any:
-        return json.loads(self.body)
-
 
 async def _send(port: int, request: bytes) -> Raw:
     """Send a request, and read until the connection ends, one way or the other."""
@@ -152,76 +145,6 @@ def _unchunked(data: bytes) -> tuple[bytes, bool]:
             return body, True
         body, data = body + data[start : start + size], data[start + size + 2 :]
     return body, False
-
-
-# -- manifests
-
-
-async def test_the_members_of_a_manifest_come_in_the_documented_order(start_gateway: StartGateway) -> None:
-    route = {"path": "/upload", "digests": ["sha256", "md5", "crc32"], "parts": [{"sinks": ["disk", "none"]}]}
-    gateway = await start_gateway(routes=[route])
-    field = b'--b0undary\r\nContent-Disposition: form-data; name="%s"\r\n\r\n%s'
-    body = form(file(b"abc", "\u00fc.bin"), field % (b"note", b"hello"), field % (b"raw", b"\xff"))
-    answer = await _post(gateway.port, "/upload", body)
-    assert answer.status_line == "HTTP/1.1 201 Created"
-    assert answer.all("content-type") == ["application/json"]
-    manifest = answer.json()
-    assert answer.all("location") == [f"/uploads/{manifest['upload']}"]
-    assert list(manifest) == ["upload", "parts"]
-    uploaded, note, raw = manifest["parts"]
-    members = ["index", "name", "filename", "content_type", "size", "sha256"]
-    assert list(uploaded) == [*members, "digests", "receipts"]
-    assert list(note) == list(raw) == [*members, "value", "digests", "receipts"]
-    assert "\u00fc.bin".encode() in answer.body
-    assert uploaded["filename"] == "\u00fc.bin"
-    assert uploaded["sha256"] == hashlib.sha256(b"abc").hexdigest()
-    assert list(uploaded["digests"].items()) == [("md5", hashlib.md5(b"abc").hexdigest()), ("crc32", "352441c2")]
-    assert [list(receipt) for receipt in uploaded["receipts"]] == [["sink", "location"], ["sink", "location"]]
-    assert {"sink": "none", "location": None} in uploaded["receipts"]
-    assert (note["filename"], note["content_type"], note["value"], note["receipts"]) == (None, None, "hello", [])
-    assert (raw["value"], raw["size"]) == (None, 1)
-
-
-def test_a_receipt_of_a_destination_has_its_status_before_its_location() -> None:
-    entry = Entry(Part(0, b"f", b"", None, is_file=True), receipts=[Receipt(0, "api", status=201)])
-    document = json.loads(manifest_json(Manifest("x", [entry])))
-    assert list(document["parts"][0]["receipts"][0].items()) == [("sink", "api"), ("status", 201), ("location", None)]
-    assert document["parts"][0]["sha256"] is None
-
-
-async def test_a_manifest_that_no_disk_keeps_has_no_location(start_gateway: StartGateway) -> None:
-    gateway = await start_gateway(routes=[{"path": "/drop", "digests": [], "parts": [{"sinks": ["none"]}]}])
-    answer = await _post(gateway.port, "/drop")
-    assert answer.status_line == "HTTP/1.1 201 Created"
-    assert answer.all("location") == []
-    assert answer.json()["parts"][0]["sha256"] is None
-
-
-# -- problems
-
-
-async def test_a_problem_has_the_members_of_rfc_9457_and_those_that_help(start_gateway: StartGateway) -> None:
-    gateway = await start_gateway(limits={"max_file_bytes": 2})
-    answer = await _post(gateway.port, "/upload")
-    assert answer.status_line.startswith("HTTP/1.1 413 ")
-    assert answer.all("content-type") == ["application/problem+json"]
-    document = answer.json()
-    assert list(document) == ["type", "title", "status", "detail", "instance", "limit", "part"]
-    assert (document["type"], document["status"]) == ("/problems/too-large", 413)
-    assert (document["limit"], document["part"]) == (2, 0)
-    assert re.fullmatch("/uploads/[0-9A-Z]{26}", document["instance"])
-
-
-async def test_a_problem_of_a_destination_names_the_sink_and_its_status(
-    start_gateway: StartGateway, start_destination: StartDestination
-) -> None:
-    destination = await start_destination()
-    route = {"path": "/both", "parts": [{"sinks": ["disk", "api"]}]}
-    gateway = await start_gateway(api=f"{destination.url}/?status=418", routes=[route])
-    document = (await _post(gateway.port, "/both")).json()
-    assert (document["type"], document["status"]) == ("/problems/sink-refused", 502)
-    assert (document["sink"], document["sink_status"]) == ("api", 418)
-    assert gateway.stored() == []
 
 
 # -- a destination's answer
