@@ -58,6 +58,7 @@ PURE = {
     "upload.routes",
     "http.conditions",
     "http.forwarding",
+    "http.answer_heads",
     "downloads.guard",
 }
 
@@ -69,6 +70,7 @@ TESTED_ELSEWHERE = {
     "config.sinks": ("config.test_load", "the same for sinks"),
     "http.conditions": ("downloads.test_stored", "beside nginx, which is asked the same over a socket"),
     "http.lent_connection": ("multipart.test_writer", "the writer that it was made for"),
+    "http.obs_text": ("http.test_answering", "fields both ways, over sockets"),
     "http.sockets": ("sinks.relay.test_misbehaving_destinations", "an answer that a reset is close behind"),
     "model": ("upload.test_routes", "nouns without behaviour"),
     "multipart.encoder": ("multipart.test_codec", "what it writes is read back"),

@@ -35,8 +35,10 @@ from gateway import __version__
 from gateway.concurrency.timer import RearmingTimer
 from gateway.downloads.guard import AddressGuard, UrlRules, redirect_target, target_of
 from gateway.errors import ClientGone, Forbidden, GatewayError, SinkRefused, SinkTimeout, SinkUnavailable
+from gateway.http.answering import HEAD_LIMITS, AnswerConnector
 from gateway.http.answers import reset
 from gateway.http.forwarding import end_to_end
+from gateway.http.obs_text import ForwardedResponse
 
 __all__ = ["Downloader"]
 
@@ -152,15 +154,14 @@ class Downloader:
     async def __aenter__(self) -> Downloader:
         self._session = aiohttp.ClientSession(
             # A connection of its own for each hop: each is dialled, and so each is checked.
-            connector=aiohttp.TCPConnector(
-                limit=0, force_close=True, socket_factory=self._socket, resolver=self._resolver
-            ),
+            connector=AnswerConnector(limit=0, force_close=True, socket_factory=self._socket, resolver=self._resolver),
             timeout=aiohttp.ClientTimeout(
                 total=None, connect=self._connect_seconds or None, sock_read=self._idle_seconds or None
             ),
             cookie_jar=aiohttp.DummyCookieJar(),
             auto_decompress=False,
             trust_env=False,
+            **HEAD_LIMITS,
             headers={hdrs.USER_AGENT: f"multipart-relay-gateway/{__version__}", hdrs.ACCEPT_ENCODING: "identity"},
         )
         return self
@@ -205,7 +206,9 @@ class Downloader:
             raise Forbidden("nothing may be downloaded here")
         url = download.url = self._rules.check(target_of(request.raw_path.partition(_PREFIX)[2]))
         headers = [
-            (name, value) for name, value in end_to_end(request.headers.items()) if name.lower() in _REQUEST_HEADERS
+            (name, value)
+            for name, value in end_to_end(request.headers.items())
+            if name.lower() in _REQUEST_HEADERS and _is_text(value)
         ]
         answer = await self._answer(request.method, url, headers, download)
         try:
@@ -272,9 +275,9 @@ class Downloader:
         """The answer's status and headers. Its reason is left there: it means nothing, and may be anything."""
         if not 200 <= answer.status < 600:
             raise SinkRefused(f"{answer.url.host} answered {answer.status}", sink=_SINK, sink_status=answer.status)
-        response = web.StreamResponse(status=answer.status)
+        response = ForwardedResponse(status=answer.status)
         for name, value in end_to_end(answer.headers.items()):
-            if name.lower() in _RESPONSE_HEADERS and value.isprintable():
+            if name.lower() in _RESPONSE_HEADERS:
                 response.headers.add(name, value)
         response.headers["X-Content-Type-Options"] = "nosniff"
         response.headers["Content-Security-Policy"] = "sandbox"
@@ -312,6 +315,11 @@ class Downloader:
 
     def _too_large(self) -> SinkRefused:
         return SinkRefused(f"the file has more than {self._max_bytes} bytes", sink=_SINK, limit=self._max_bytes)
+
+
+def _is_text(value: str) -> bool:
+    """Whether aiohttp sends it as it came: a condition that lacks some of its bytes is another one."""
+    return value.encode(errors="ignore").decode() == value
 
 
 def _report_loss(answer: aiohttp.ClientResponse) -> None:

@@ -10,6 +10,7 @@ import struct
 from aiohttp import ClientError, ClientResponse, hdrs, web
 
 from gateway.http.forwarding import answer_headers
+from gateway.http.obs_text import ForwardedResponse
 
 __all__ = ["delivered", "passed_through", "reset", "strip_aiohttp_headers"]
 
@@ -34,7 +35,7 @@ async def passed_through(
     One that breaks, or stalls for `stall_seconds`, after its headers went out breaks the client's connection:
     never a clean end. So does a client that takes nothing for `idle_seconds`.
     """
-    response = web.StreamResponse(status=answer.status, reason=answer.reason)
+    response = ForwardedResponse(status=answer.status, reason=answer.reason)
     version = answer.version
     protocol = "1.1" if version is None else f"{version.major}.{version.minor}"
     for name, value in answer_headers(answer.headers.items(), status=answer.status, protocol=protocol):

@@ -115,16 +115,13 @@ class TrustedNetworks:
 
 
 def end_to_end(headers: Iterable[tuple[str, str]]) -> list[tuple[str, str]]:
-    """Headers without the hop-by-hop ones, those that Connection names among them.
-
-    One that is not valid UTF-8 is dropped: aiohttp cannot send it as it came.
-    """
+    """Headers without the hop-by-hop ones, those that Connection names among them."""
     headers = list(headers)
     named = {
         token.strip().lower() for name, value in headers if name.lower() == "connection" for token in value.split(",")
     }
     drop = _HOP_BY_HOP | named
-    return [(name, value) for name, value in headers if name.lower() not in drop and _is_text(value)]
+    return [(name, value) for name, value in headers if name.lower() not in drop]
 
 
 def believed(headers: Iterable[tuple[str, str]], *, trusted: bool) -> list[tuple[str, str]]:
@@ -207,7 +204,7 @@ def _origin(upload: Upload) -> list[tuple[str, str]]:
         ("X-Forwarded-Proto", scheme or upload.scheme),
         ("X-Forwarded-Host", host or upload.host),
     ]
-    return [(name, value) for name, value in made if value and _is_text(value)]
+    return [(name, value) for name, value in made if value]
 
 
 def _element(node: str, scheme: str = "", host: str = "") -> str:
@@ -323,11 +320,3 @@ def _joined(headers: Iterable[tuple[str, str]], wanted: str) -> str:
 
 def _appended(existing: str, more: str) -> str:
     return f"{existing}, {more}" if existing and more else existing or more
-
-
-def _is_text(value: str) -> bool:
-    try:
-        value.encode()
-    except UnicodeEncodeError:
-        return False
-    return True

@@ -167,7 +167,7 @@ class Got:
 
     def __init__(self, received: bytes) -> None:
         head, _, self.rest = received.partition(b"\r\n\r\n")
-        status, *lines = head.decode().split("\r\n")
+        status, *lines = head.decode(errors="surrogateescape").split("\r\n")
         self.status = int(status.split(" ")[1])
         self.headers = {name.lower(): value for name, _, value in (line.partition(": ") for line in lines)}
 

@@ -108,7 +108,7 @@ async def test_an_early_refusal_is_a_refused_sink_on_a_route_of_our_own(
 
 
 @BOTH_KINDS
-@pytest.mark.parametrize("early", [200, 201, 302, 307])
+@pytest.mark.parametrize("early", [200, 201, 204, 299])
 async def test_a_complete_yes_to_a_body_that_was_not_seen_is_refused(
     start_gateway: StartGateway, path: str, early: int
 ) -> None:
@@ -118,6 +118,49 @@ async def test_a_complete_yes_to_a_body_that_was_not_seen_is_refused(
             assert (status, problem["type"]) == (502, "/problems/sink-refused")
             assert (problem["sink"], problem["sink_status"]) == ("api", early)
         assert not upstream.saw_a_whole_body
+
+
+@pytest.mark.parametrize("early", [300, 301, 302, 303, 304, 305, 307, 308])
+async def test_an_early_redirect_is_passed_on_as_a_refusal_is(start_gateway: StartGateway, early: int) -> None:
+    """It says nothing of the body having been taken."""
+    location, words = "http://127.0.0.1:9/x", b"" if early == 304 else b"there"
+
+    class Redirecting(Upstream):
+        def received(self, exchange: Any) -> None:
+            if not exchange.answered and len(exchange.body) >= 100_000:
+                exchange.answer(early, words, ("Location", location))
+
+    routes = [*STORE, {"path": "/raw", "kind": "opaque", "parts": [{"sinks": ["api"]}]}]
+    async with Redirecting() as upstream:
+        gateway = await start_gateway(api=upstream.url, routes=routes)
+        for path in ("/proxy", "/raw"):
+            async with nothing_left_running(), ClientSession() as session:
+                body = body_held_back(upstream)
+                async with session.post(gateway.url + path, data=body, headers=FORM, allow_redirects=False) as response:
+                    assert (response.status, response.headers["Location"]) == (early, location)
+                    assert await response.read() == words
+            upstream.exchanges.clear()
+        status, problem = await post(gateway, "/store", body_held_back(upstream))
+        assert (status, problem["type"], problem["sink_status"]) == (502, "/problems/sink-refused", early)
+        assert not upstream.saw_a_whole_body
+
+
+@pytest.mark.parametrize("early", [302, 307, 308])
+async def test_a_redirect_in_place_of_100_continue_is_passed_on(start_gateway: StartGateway, early: int) -> None:
+    class Redirecting(Upstream):
+        def received(self, exchange: Any) -> None:
+            if not exchange.answered and any(name == "expect" for name, _ in exchange.headers):
+                exchange.answer(early, b"", ("Location", "/there"))
+
+    async with Redirecting() as upstream:
+        gateway = await start_gateway(sinks={"api": {"url": upstream.url, "expect_continue": True}})
+        async with ClientSession() as session:
+            body = form((b"f", b"a", b"x" * 1_000_000))
+            url = gateway.url + "/proxy"
+            async with session.post(url, data=body, headers=FORM, allow_redirects=False) as response:
+                assert (response.status, response.headers["Location"]) == (early, "/there")
+        (exchange,) = upstream.exchanges
+        assert exchange.body == b""
 
 
 async def test_an_early_yes_that_stays_open_is_held_until_the_end(start_gateway: StartGateway) -> None:

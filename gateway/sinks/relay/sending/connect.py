@@ -12,6 +12,7 @@ import aiohttp
 from aiohttp import hdrs
 
 from gateway.errors import SinkFault, SinkRefused, SinkUnavailable
+from gateway.http.answering import HEAD_LIMITS, AnswerConnector
 from gateway.http.sockets import destination_socket
 
 __all__ = ["Connecting", "TlsFileError", "connection_fault", "tls_context"]
@@ -37,7 +38,7 @@ class Connecting:
         """To be closed by whoever asked for it; `options` are aiohttp's. Each request of it wants our server_name."""
         kept = self.keepalive_seconds > 0
         return aiohttp.ClientSession(
-            connector=aiohttp.TCPConnector(
+            connector=AnswerConnector(
                 limit=0,
                 limit_per_host=self.max_connections,
                 force_close=not kept,
@@ -48,6 +49,7 @@ class Connecting:
             cookie_jar=aiohttp.DummyCookieJar(),
             auto_decompress=False,
             trust_env=False,
+            **HEAD_LIMITS,
             skip_auto_headers=(hdrs.USER_AGENT, hdrs.ACCEPT, hdrs.ACCEPT_ENCODING),
             **options,
         )
@@ -111,8 +113,10 @@ def _holds_certificates(path: str) -> bool:
     return True
 
 
-def connection_fault(name: str, error: Exception, *, sent_bytes: int = 0) -> SinkFault:
+def connection_fault(name: str, error: Exception, *, sent_bytes: int = 0, may_have_acted: bool = False) -> SinkFault:
     """What the request to sink `name` raised (an aiohttp.ClientError or an OSError) as ours.
+
+    `sent_bytes` of the body were sent; `may_have_acted`: all of them, so that whoever sends them again may do so twice.
 
     `reason` is RFC 9209's word for it. aiohttp's own TLS errors are ssl.SSLErrors, too, but empty ones.
     """
@@ -133,10 +137,12 @@ def connection_fault(name: str, error: Exception, *, sent_bytes: int = 0) -> Sin
         elif any(isinstance(cause, ConnectionRefusedError) for cause in causes):
             reason = "connection_refused"
         return SinkUnavailable(f"sink {name} cannot be reached", sink=name, reason=reason)
+    acted = ": it had the whole body, and may have acted on it" if may_have_acted else ""
     if isinstance(error, (aiohttp.ClientConnectionError, OSError)):
-        detail = f"sink {name} closed the connection after {sent_bytes} bytes"
+        detail = f"sink {name} closed the connection after {sent_bytes} bytes{acted}"
         return SinkRefused(detail, sink=name, sent_bytes=sent_bytes, reason="connection_terminated")
-    return SinkRefused(f"sink {name} gave no valid answer", sink=name, reason="http_protocol_error")
+    detail = f"sink {name} gave no valid answer{acted}"
+    return SinkRefused(detail, sink=name, sent_bytes=sent_bytes, reason="http_protocol_error")
 
 
 def _tls_fault(name: str, error: ssl.SSLError) -> SinkFault:

@@ -1,9 +1,10 @@
 """One attempt at one HTTP request whose body is still on its way: its clocks, its answer, its abort.
 
 1. The answer is awaited beside the body (`answer`). One that comes before the end of the body was sent:
-   - 400 and above ends the upload at once, and is the client's to read on a route of kind relay;
-   - 2xx and 3xx, complete or breaking our body off, is a lie about a body that was not seen: refused;
-   - 2xx and 3xx whose own body is still open waits until the end of ours was sent.
+   - 300 and above ends the upload at once, and is the client's to read on a route of kind relay: neither a refusal
+     nor a redirect says that the body was taken;
+   - 2xx, complete or breaking our body off, is a lie about a body that was not seen: refused;
+   - 2xx whose own body is still open waits until the end of ours was sent.
 2. What aiohttp raises is told apart by what had happened: no connection is SinkUnavailable, a connection
    that broke is SinkRefused without a status, a clock is SinkTimeout with the clock's name. Those that another
    destination might do better come wrapped, as `Broken`. A failure met while writing is not reported there
@@ -142,7 +143,7 @@ class Exchange:
         connection = self.connection
         response.content.on_eof(connection.changed.set)
         while not self.end_sent:
-            if response.status >= 400:
+            if response.status >= 300:
                 connection.lose()
                 raise Answered(self._name, response)
             if response.content.is_eof() or connection.lost:
@@ -171,7 +172,8 @@ class Exchange:
         except TimeoutError as error:
             raise self._timeout("connect", clocks.connect_seconds) from error
         except (aiohttp.ClientError, OSError) as error:
-            fault = connection_fault(self._name, error, sent_bytes=self.connection.sent_bytes)
+            sent_bytes, whole = self.connection.sent_bytes, self.end_attempted
+            fault = connection_fault(self._name, error, sent_bytes=sent_bytes, may_have_acted=whole)
             if isinstance(error, (aiohttp.ClientConnectionError, OSError)):
                 raise Broken(fault) from error
             raise fault from error

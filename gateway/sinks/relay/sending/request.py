@@ -16,6 +16,7 @@ from aiohttp.abc import AbstractStreamWriter
 from aiohttp.payload import Payload
 
 from gateway.http.lent_connection import LentConnection
+from gateway.http.obs_text import restore_obs_text
 
 __all__ = ["LentBody", "RequestHead", "StreamingRequest"]
 
@@ -81,7 +82,8 @@ class StreamingRequest(aiohttp.ClientRequest):
         return await super().send(conn)
 
     async def write_bytes(self, writer: AbstractStreamWriter, conn: Any, content_length: int | None = None) -> None:
-        """aiohttp's, whose wait for `100 Continue` ends by our timer."""
+        """aiohttp's, with the fields as they are, and a wait for `100 Continue` that ends by our timer."""
+        restore_obs_text(writer, self.headers.items())
         waiting, body = self._continue, self.body
         if waiting is None or not isinstance(body, LentBody):
             await super().write_bytes(writer, conn, content_length)

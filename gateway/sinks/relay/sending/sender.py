@@ -93,7 +93,6 @@ class Sender:
         client says of it. `region` has all of one that is spooled but its end.
         """
         headers = tuple(outbound_headers(upload, self._sending.rules, unchanged=unchanged))
-        content_type = content_type.encode("utf-8", "replace").decode()
 
         def exchange(destination: Destination, size: int | None) -> Exchange:
             head = RequestHead(
