@@ -16,19 +16,17 @@ import asyncio
 import contextlib
 import json
 import logging
-import os
 import re
 import socket
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from email.utils import formatdate
-from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
 from aiohttp import hdrs, web
-from zipstream import ZipStream  # type: ignore[import-untyped]
 
+from gateway.downloads.archive import Archive
 from gateway.errors import NotFound, PreconditionFailed, RangeNotSatisfiable
 from gateway.http.answers import reset
 from gateway.http.conditions import chosen
@@ -39,7 +37,6 @@ from gateway.sinks.store import UPLOAD_ID, LockedUpload, Store, StoredFile
 __all__ = [
     "STORES",
     "delete_upload",
-    "distinct",
     "get_archive",
     "get_file",
     "get_upload",
@@ -56,10 +53,11 @@ _SLICE_BYTES = 1 << 20
 _TAIL_BYTES = 64 << 10
 """The end of a file, read before the lock goes, sent after."""
 _CHUNK_BYTES = 256 << 10
-"""Read in one job where sendfile cannot be had, and of archives."""
+"""Read in one job where sendfile cannot be had."""
 
 _OCTETS = "application/octet-stream"
 _NOSNIFF = {"X-Content-Type-Options": "nosniff"}
+_CODINGS = re.compile(r"[!#$%&'*+\-.^_`|~0-9A-Za-z]+(?:[ \t]*,[ \t]*[!#$%&'*+\-.^_`|~0-9A-Za-z]+)*")
 _FIELD_VALUE = re.compile("[\t\x20-\x7e\xa0-\ud7ff\ue000-\U0010ffff]+")
 
 
@@ -128,6 +126,9 @@ async def _answer_file(
         **validators,
         **_NOSNIFF,
     }
+    coding = part.get("content_encoding", "")
+    if _CODINGS.fullmatch(coding):  # its bytes are as they came, or no flow would have been let to them
+        headers[hdrs.CONTENT_ENCODING] = coding
     if status == 206:
         headers[hdrs.CONTENT_RANGE] = f"bytes {start}-{stop - 1}/{stored.size}"
     response = web.StreamResponse(status=status, headers=headers)
@@ -143,14 +144,17 @@ async def get_archive(request: web.Request) -> web.StreamResponse:
             for index in await share.indexes():
                 places[index] = share
         files = [(part, places[part["index"]]) for part in parts if part["index"] in places]
-        names = distinct(safe_name(_as_stored(part, share.sink)["filename"]) for part, share in files)
-        paths = [path for part, share in files if (path := share.path(part["index"])) is not None]
-        if len(paths) < len(files):
+        named = [
+            (path, _as_stored(part, share.sink)["filename"])
+            for part, share in files
+            if (path := share.path(part["index"])) is not None
+        ]
+        if len(named) < len(files):
             raise NotFound(f"upload {upload_id} lies elsewhere, and has no archive")
         # of those that it reads from the first to be released, and it waits for its jobs
         reader = next((share for share in reversed(shares) if share in places.values()), None)
         run = asyncio.to_thread if reader is None else reader.run
-        archive = await run(_Archive, list(zip(paths, names, strict=True)))
+        archive = await run(Archive, named)
         if reader is not None:
             await run(reader.close_later, archive)
         headers: dict[str, str] = {
@@ -278,58 +282,10 @@ async def _send_slice(
 
 
 async def _send_archive(
-    response: web.StreamResponse, archive: _Archive, run: Callable[..., Awaitable[bytes]], shares: list[LockedUpload]
+    response: web.StreamResponse, archive: Archive, run: Callable[..., Awaitable[bytes]], shares: list[LockedUpload]
 ) -> None:
     while archive.left:
         chunk = await run(archive.read)
         if not archive.left:
             await _release(shares)
         await response.write(chunk)
-
-
-# -- archives
-
-
-class _Archive:
-    """A zip that is made while it is read; zip64 where it has to be. Its methods block."""
-
-    def __init__(self, files: Iterable[tuple[Path, str]]) -> None:
-        stream = ZipStream(sized=True)
-        for path, name in files:
-            stream.add_path(path, name)
-        self.left = len(stream)
-        self._pieces: Iterator[bytes] = stream.finalize()
-
-    def read(self) -> bytes:
-        """The next bytes, a good deal of them but at the end. Raises EOFError if they are not as many as promised."""
-        pieces, size = [], 0
-        while size < min(self.left, _CHUNK_BYTES):
-            piece = next(self._pieces, None)
-            if piece is None:
-                raise EOFError("a stored file is shorter than it was")
-            pieces.append(piece)
-            size += len(piece)
-        if size > self.left:
-            raise EOFError("a stored file is longer than it was")
-        self.left -= size
-        return b"".join(pieces)
-
-    def close(self) -> None:
-        self._pieces.close()  # type: ignore[attr-defined]  # a generator
-
-
-def distinct(names: Iterable[str]) -> list[str]:
-    """`a.bin`, `a.bin` -> `a.bin`, `a (2).bin`."""
-    taken: set[str] = set()
-    counts: dict[str, int] = {}
-    result = []
-    for name in names:
-        stem, suffix = os.path.splitext(name)
-        candidate, count = name, counts.get(name, 1)
-        while candidate in taken:
-            count += 1
-            candidate = f"{stem} ({count}){suffix}"
-        counts[name] = count
-        taken.add(candidate)
-        result.append(candidate)
-    return result

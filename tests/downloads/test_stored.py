@@ -29,7 +29,7 @@ from aiohttp.typedefs import Handler, Middleware
 from multidict import CIMultiDict
 
 from gateway.downloads import stored
-from gateway.downloads.stored import STORES, distinct
+from gateway.downloads.stored import STORES
 from gateway.errors import GatewayError
 from gateway.http.conditions import chosen
 from gateway.http.problems import problem
@@ -471,20 +471,6 @@ def test_what_is_cut_off_a_range_is_another_range_or_none(text: str) -> None:
         status, start, stop = judged(range=text[:end])
         assert status in (200, 206)
         assert 0 <= start <= stop <= 100
-
-
-@pytest.mark.parametrize(
-    ("names", "expected"),
-    [
-        (["a.bin", "a.bin", "a.bin"], ["a.bin", "a (2).bin", "a (3).bin"]),
-        (["a (2).bin", "a.bin", "a.bin"], ["a (2).bin", "a.bin", "a (3).bin"]),
-        (["a.bin", "a.bin", "a (2).bin"], ["a.bin", "a (2).bin", "a (2) (2).bin"]),
-        (["file", "file"], ["file", "file (2)"]),
-        ([".x", ".x"], [".x", ".x (2)"]),
-    ],
-)
-def test_names_in_an_archive_are_distinct(names: list[str], expected: list[str]) -> None:
-    assert distinct(names) == expected
 
 
 # -- files

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from gateway.multipart.filenames import safe_name
+from gateway.multipart.filenames import safe_name, split_extension
 
 
 @pytest.mark.parametrize(
@@ -35,10 +35,46 @@ from gateway.multipart.filenames import safe_name
         ("ä" * 101, "ä" * 100),
         ("x" + "ä" * 100, "x" + "ä" * 99),
         ("€" * 67, "€" * 66),
+        ("x" * 300 + ".pdf", "x" * 196 + ".pdf"),
+        ("x" * 300 + ".tar.gz", "x" * 193 + ".tar.gz"),
+        ("x" * 300 + ".TAR.zst", "x" * 192 + ".TAR.zst"),
+        ("x" * 300 + ".txt.gz", "x" * 193 + ".txt.gz"),
+        ("x" * 300 + ".tar.gz.gpg", "x" * 189 + ".tar.gz.gpg"),
+        ("x" * 300 + ".txt.loud", "x" * 195 + ".loud"),
+        ("漢" * 70 + ".pdf", "漢" * 65 + ".pdf"),
+        ("漢" * 90 + ".文書", "漢" * 64 + ".文書"),
+        ("x" * 190 + "." + "y" * 60, "x" * 190 + "." + "y" * 9),
+        ("x" * 300 + ". y", "x" * 200),
+        ("." + "x" * 300, "." + "x" * 199),
+        ("x" * 195 + " " * 9 + "y.pdf", "x" * 195 + ".pdf"),
+        ("x" + "e\u0301" * 90 + ".pdf", "x" + "e\u0301" * 65 + ".pdf"),
+        ("x" * 190 + "👩\u200d👩\u200d👧.pdf", "x" * 190 + ".pdf"),
+        ("x" * 190 + "👍🏽.pdf", "x" * 190 + ".pdf"),
+        ("x" * 195 + "☺\ufe0f" * 2, "x" * 195),
+        ("e" + "\u0301" * 300, "e" + "\u0301" * 99),
     ],
 )
 def test_a_safe_name_is_fit_to_be_the_last_segment_of_a_path(given_name: str | None, safe: str) -> None:
     assert safe_name(given_name) == safe
+
+
+@pytest.mark.parametrize(
+    ("name", "extension"),
+    [
+        ("a.txt", ".txt"),
+        ("a.tar.gz", ".tar.gz"),
+        ("a.b.txt", ".txt"),
+        ("2024.01.15.pdf", ".pdf"),
+        ("a.txt.gz", ".txt.gz"),
+        (".gz", ""),
+        ("..tar.gz", ".gz"),
+        ("a", ""),
+        ("a.", ""),
+        ("a. b", ""),
+    ],
+)
+def test_an_extension_is_what_says_how_to_open_a_file(name: str, extension: str) -> None:
+    assert split_extension(name) == (name[: len(name) - len(extension)], extension)
 
 
 @settings(deadline=None)
