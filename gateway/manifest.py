@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import json
 
-from gateway.model import Entry, Manifest, Output, Receipt, text
+from gateway.model import Entry, Manifest, Output, Part, Receipt, text
 
 __all__ = ["manifest_json", "results_json"]
 
@@ -29,7 +29,8 @@ def _entry(entry: Entry) -> str:
     """The usual entry by hand, at a quarter of the price of json.dumps; there may be a hundred thousand of them."""
     part, digests = entry.part, entry.digests
     sha256 = digests.get("sha256") if digests else None
-    if entry.verified or entry.findings or entry.output or entry.problem or len(digests) > (sha256 is not None):
+    unusual = part.encodings if part.own_headers else ()
+    if unusual or entry.verified or entry.findings or entry.output or entry.problem or len(digests) > bool(sha256):
         return json.dumps(_document(entry), ensure_ascii=False)
     filename = "null" if part.raw_filename is None else _string(text(part.raw_filename))
     content_type = "null" if part.content_type is None else _string(text(part.content_type))
@@ -57,6 +58,7 @@ def _document(entry: Entry) -> dict[str, object]:
         "name": part.name,
         "filename": part.filename,
         "content_type": None if part.content_type is None else text(part.content_type),
+        **_encodings(part),
         "size": entry.size,
         "sha256": entry.digests.get("sha256"),
     }
@@ -92,6 +94,7 @@ def _result(entry: Entry) -> dict[str, object]:
             "name": part.name,
             "filename": part.filename,
             "content_type": content_type,
+            **_encodings(part),
             "size": entry.size,
             "sha256": sha256,
         },
@@ -108,6 +111,11 @@ def _result(entry: Entry) -> dict[str, object]:
             "location": location,
         },
     }
+
+
+def _encodings(part: Part) -> dict[str, str]:
+    """How a part says that its bytes are encoded, if it does: `content_encoding` and so on."""
+    return {text(name).replace("-", "_"): text(value) for name, value in part.encodings}
 
 
 def _receipt(receipt: Receipt, output: Output | None) -> dict[str, object]:

@@ -5,13 +5,26 @@ Sizes are in bytes. `None` means unknown: it is never replaced by a guess.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar
 
 from annotated_types import Ge
 
-__all__ = ["Count", "Entry", "Limits", "Manifest", "Output", "Part", "Receipt", "Seconds", "Upload", "text"]
+__all__ = [
+    "ENCODING_HEADERS",
+    "Count",
+    "Entry",
+    "Limits",
+    "Manifest",
+    "Output",
+    "Part",
+    "Receipt",
+    "Seconds",
+    "Upload",
+    "text",
+]
 
 Count = Annotated[int, Ge(0)]
 """Bytes, or a number of things; where it is configured, something negative is a mistake."""
@@ -28,6 +41,11 @@ class _Nothing(dict[str, Any]):
 
 
 _NOTHING = _Nothing()
+
+ENCODING_HEADERS = (b"content-transfer-encoding", b"content-encoding")
+"""Headers of a part that say that its bytes have to be decoded (RFC 2045 6, RFC 9110 8.4)."""
+_NO_ENCODING = re.compile(rb"(?i:7bit|8bit|binary|identity)?(?:[ \t]*,[ \t]*(?i:7bit|8bit|binary|identity)?)*")
+"""What changes no byte. Nobody needs to be told: RFC 7578 4.7 deprecates the first of the two for that."""
 
 
 @dataclass(slots=True)
@@ -48,7 +66,9 @@ class Part:
     own_headers: Sequence[tuple[bytes, bytes]] | None = ()
     """Where they are the usual ones of a form, which `headers` can tell from the rest, None: most parts are such."""
     is_file: bool = False
-    """A part with a file name is a file, one without is a field, whatever its type; a raw body is always a file."""
+    """A part with a file name is a file, and so is one without whose type is not text (RFC 7578 4.2); any other is a
+    field. A raw body is always a file.
+    """
 
     @property
     def headers(self) -> Sequence[tuple[bytes, bytes]]:
@@ -58,6 +78,19 @@ class Part:
         filename = b"" if self.raw_filename is None else b'; filename="%b"' % self.raw_filename
         disposition = (b"content-disposition", b'form-data; name="%b"%b' % (self.raw_name, filename))
         return (disposition,) if self.content_type is None else (disposition, (b"content-type", self.content_type))
+
+    @property
+    def encodings(self) -> Sequence[tuple[bytes, bytes]]:
+        """Its Content-Transfer-Encoding and Content-Encoding, verbatim, names in lower case: where there are any, its
+        bytes are not the content itself. Those that change nothing, such as `8bit`, are left out.
+        """
+        if not self.own_headers:
+            return ()
+        return [
+            (name, value)
+            for name, value in self.own_headers
+            if name in ENCODING_HEADERS and not _NO_ENCODING.fullmatch(value)
+        ]
 
     @property
     def name(self) -> str:

@@ -17,7 +17,7 @@ from collections.abc import Awaitable, Callable, Iterable, Sequence
 
 from gateway.concurrency.pipe import Pipe
 from gateway.concurrency.scope import Scope
-from gateway.errors import DigestMismatch, GatewayError, InternalError, NoRoute, TooLarge
+from gateway.errors import DigestMismatch, GatewayError, InternalError, NoRoute, NotMultipart, TooLarge
 from gateway.flows import Flow, FlowChain
 from gateway.http.problems import problem_document
 from gateway.model import Entry, Part
@@ -31,7 +31,7 @@ from gateway.upload.pump import Pump
 
 __all__ = ["EachPump"]
 
-_OF_ONE_PART = (NoRoute, TooLarge, DigestMismatch)
+_OF_ONE_PART = (NoRoute, NotMultipart, TooLarge, DigestMismatch)
 
 
 class EachPump(Pump):
@@ -208,7 +208,7 @@ class EachPump(Pump):
             entry.problem = problem_document(error)
 
 
-def _about(error: NoRoute | TooLarge | DigestMismatch) -> NoRoute | TooLarge | DigestMismatch:
+def _about(error: GatewayError) -> GatewayError:
     """The error, if it is about one part; of the limits on fields all parts are guilty."""
     if "part" not in error.members:
         raise error

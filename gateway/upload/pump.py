@@ -21,9 +21,9 @@ from gateway.digests import (
     digest_of,
     verify,
 )
-from gateway.errors import GatewayError, NoRoute, TooLarge
+from gateway.errors import GatewayError, NoRoute, NotMultipart, TooLarge
 from gateway.flows import Flow, FlowChain
-from gateway.model import Entry, Limits, Part
+from gateway.model import Entry, Limits, Part, text
 from gateway.multipart.codec import Event, Kind
 from gateway.upload.besteffort import AnyLane
 from gateway.upload.failures import forget_frames
@@ -338,13 +338,18 @@ class Pump:
         return tuple(dict.fromkeys([*self._route.digests, *(algorithm for algorithm, _ in declared)]))
 
     def _plan_for(self, part: Part) -> _Plan:
-        """Where a file goes. Raises NoRoute."""
-        if self._only_plan is not None:
-            return self._only_plan
-        rule = self._route.rule_for(part)
-        if rule is None:
-            raise NoRoute("no rule takes this file", part=part.index)
-        return self._plans[id(rule)]
+        """Where a file goes. Raises NoRoute, NotMultipart."""
+        plan = self._only_plan
+        if plan is None:
+            rule = self._route.rule_for(part)
+            if rule is None:
+                raise NoRoute("no rule takes this file", part=part.index)
+            plan = self._plans[id(rule)]
+        if plan.flows and part.own_headers and (encodings := part.encodings):
+            name, value = encodings[0]  # what looks at content is not shown an encoding of it
+            detail = f"a file with {text(name).title()}: {text(value)} is not taken here"
+            raise NotMultipart(detail, part=part.index)
+        return plan
 
     def _check_file(self, entry: Entry) -> None:
         limit = self._limits.max_file_bytes
