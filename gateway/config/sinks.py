@@ -114,6 +114,11 @@ def _of_files(fields: dict[str, str]) -> dict[str, str]:
     return fields
 
 
+def _of_names(names: dict[str, str]) -> dict[str, str]:
+    Shape(rename=names)
+    return names
+
+
 PartName = Annotated[str, Field(min_length=1)]
 
 
@@ -146,7 +151,7 @@ class RelaySettings(Table):
     """A body cannot be sent twice, so a pooled connection that went stale would cost an upload."""
     per: Literal["upload", "part"] = "upload"
     """As the client sent it, and all or nothing."""
-    rename: dict[PartName, PartName] = {}
+    rename: Annotated[dict[PartName, PartName], AfterValidator(_of_names)] = {}
     drop: tuple[PartName, ...] = ()
     add_before: Annotated[dict[PartName, str], AfterValidator(_of_upload)] = {}
     add_after: Annotated[dict[PartName, str], AfterValidator(_of_files)] = {}

@@ -41,9 +41,9 @@ from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 from gateway.concurrency.pipe import Progress, batches
-from gateway.errors import FlowFailed, GatewayError, Rejected
+from gateway.errors import FlowFailed, GatewayError, Malformed, Rejected
 from gateway.model import Limits
-from gateway.multipart.headers import has_controls
+from gateway.multipart.headers import checked_name
 
 __all__ = ["BATCH_BYTES", "Flow", "FlowChain", "FlowFile", "Reject", "batched", "in_thread", "memory_shares", "working"]
 
@@ -120,8 +120,10 @@ class FlowFile:
     @filename.setter
     def filename(self, filename: str | None) -> None:
         self._may_change()
-        if filename and has_controls(filename.encode()):
-            raise ValueError("a file name holds no control characters")  # a client's may not, either
+        try:
+            checked_name((filename or "").encode())
+        except Malformed as error:  # a client's may not have it, either
+            raise ValueError(error.detail) from None
         self._filename = filename or None
 
     @property

@@ -39,11 +39,13 @@ from enum import Enum, auto
 from typing import NamedTuple
 
 from gateway.errors import GatewayError, Malformed, TooLarge, TooManyParts, Truncated
-from gateway.model import Part
+from gateway.model import ENCODING_HEADERS, Part
 from gateway.multipart.headers import (
     USUAL_HEAD,
-    filename_of,
     form_fields,
+    has_one_reading,
+    is_file,
+    mixed_fields,
     only,
     parse_header_block,
 )
@@ -93,6 +95,7 @@ class Decoder:
     """Feed it the body in any pieces; it answers with events. After an error it only repeats that error.
 
     `form` demands what RFC 7578 does of each part: a Content-Disposition of form-data with a name.
+    `one_reading` refuses headers that other readers would not read alike, for who gets the raw bytes (headers, rule 6).
     Limits are in bytes or counts, 0 = unlimited; each is checked before what it limits is buffered.
     """
 
@@ -105,6 +108,7 @@ class Decoder:
         max_header_bytes: int = 16384,
         max_headers: int = 64,
         keep_raw: bool = False,
+        one_reading: bool = False,
     ) -> None:
         self._delimiter = b"\r\n--" + boundary
         self._form = form
@@ -112,6 +116,7 @@ class Decoder:
         self._max_header_bytes = max_header_bytes
         self._max_headers = max_headers
         self._keep_raw = keep_raw
+        self._one_reading = one_reading
         self._state = _State.PREAMBLE
         self._error: GatewayError | None = None
         self._parts = 0
@@ -203,7 +208,8 @@ class Decoder:
                 name = last_name
             if content_type == last_type:
                 content_type = last_type
-            part = Part(parts, name, filename, content_type, None, filename is not None)
+            is_a_file = filename is not None or (content_type is not None and is_file(name, None, content_type))
+            part = Part(parts, name, filename, content_type, None, is_a_file)
             events.append(_new_tuple(Event, (whole, part, buffer[end + 4 : found], b"")))
             parts += 1
             last_name, last_type, start, block_at = name, content_type, found, after + 2
@@ -222,9 +228,8 @@ class Decoder:
         # what is not there yet of the blank line may already have begun: those 3 bytes are no header's
         size = (len(buffer) - 3 if end < 0 else end) - block_at
         if self._max_header_bytes and size > self._max_header_bytes:
-            raise TooLarge(
-                f"a part has more than {self._max_header_bytes} bytes of headers", limit=self._max_header_bytes
-            )
+            limit = self._max_header_bytes
+            raise TooLarge(f"a part has more than {limit} bytes of headers", limit=limit, part=self._parts)
         if end < 0:
             self._resume_at = max(block_at - 2, len(buffer) - 3) - start
             self._unparsed = buffer[start:]
@@ -240,20 +245,21 @@ class Decoder:
         index, self._parts = self._parts, self._parts + 1
         if self._form and self._max_headers != 1 and (match := USUAL_HEAD.fullmatch(block)) is not None:
             name, filename, content_type = match.groups()
-            return Part(index, name, filename, content_type, None, filename is not None)
-        headers = parse_header_block(block, max_headers=self._max_headers)
-        if self._form:
-            try:
-                name, filename, content_type = form_fields(headers)
-            except Malformed as error:
-                raise Malformed(error.detail, part=index) from None
-            return Part(index, name, filename, content_type, headers, filename is not None)
+            return Part(index, name, filename, content_type, None, is_file(name, filename, content_type))
         try:
-            disposition, content_type = only(headers, b"content-disposition"), only(headers, b"content-type")
-            filename = None if disposition is None else filename_of(disposition)
-        except Malformed as error:
-            raise Malformed(error.detail, part=index) from None
-        return Part(index, b"", filename, content_type, headers, True)
+            headers = parse_header_block(block, max_headers=self._max_headers)
+            for header in ENCODING_HEADERS:
+                only(headers, header)
+            if self._one_reading and not has_one_reading(block, headers):
+                raise Malformed("the headers of a part, which go on as they are, have more than one reading")
+            if self._form:
+                name, filename, content_type = form_fields(headers)
+                return Part(index, name, filename, content_type, headers, is_file(name, filename, content_type))
+            filename, content_type = mixed_fields(headers)
+            return Part(index, b"", filename, content_type, headers, True)
+        except (Malformed, TooLarge) as error:
+            error.members["part"] = index
+            raise
 
     def _receive_data(
         self, buffer: bytes, start: int, part: Part | None, raw: bytes, events: list[Event]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import secrets
 from collections.abc import Sequence
 
+from gateway.errors import Malformed
 from gateway.model import Part
 from gateway.multipart.content_type import MIXED_TYPES, other_parameters
 from gateway.multipart.headers import media_type
@@ -51,13 +52,17 @@ class Encoder:
         return separator + head
 
     def begin_form_part(self, part: Part) -> bytes:
-        """The same for a part of a form. A file without a name of its own is called `file`."""
-        filename = b"file" if part.is_file and part.raw_filename is None else part.raw_filename
-        return self.begin(render_head(part.raw_name, filename, part.content_type))
+        """The same for a part of a form. Of its other headers those go on that say how its bytes are encoded."""
+        encodings = [(name.title(), value) for name, value in part.encodings] if part.own_headers else ()
+        return self.begin(render_head(part.raw_name, part.raw_filename, part.content_type, encodings))
 
     def begin_part(self, part: Part) -> bytes:
-        """The same for a part of whatever this body is."""
-        return self.begin_form_part(part) if self._subtype == b"form-data" else self.begin(render_headers(part))
+        """The same for a part of whatever this body is. Raises Malformed for a name that has two readings."""
+        try:
+            return self.begin_form_part(part) if self._subtype == b"form-data" else self.begin(render_headers(part))
+        except Malformed as error:
+            error.members["part"] = part.index
+            raise
 
     def close(self) -> bytes:
         """The closing delimiter."""

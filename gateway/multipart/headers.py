@@ -8,18 +8,19 @@ rules, and where they come from:
    refused. A folded line (RFC 5322 2.2.3; MIME still allows it) is joined with one space.
 2. A Content-Disposition or Content-Type that occurs twice, or a parameter that does, is refused:
    of two readers one would take the first, and one the last.
-3. Quoted values come in two dialects. RFC quoted-string escapes `"` as
-   `\"` and `\` as `\\`; browsers, curl and most libraries (the WHATWG form encoding) write `%22`,
-   `%0D`, `%0A` and leave a backslash alone, so that `filename="C:\dir\"` is a whole value. The header
-   is read as quoted-strings first; where that does not come out even, every quote is taken as an end.
-   In a value that holds `\"`, `\"` and `\\` are undone; in any other a backslash is a backslash and
-   the three WHATWG escapes are undone, save where everything is percent-encoded (aiohttp, needle):
+3. Quoted values come in two dialects. RFC quoted-string escapes `"` as `\"` and `\` as `\\`; browsers,
+   curl and most libraries (the WHATWG form encoding) write `%22`, `%0D`, `%0A` and leave a backslash
+   alone. `\"` and `\\` are undone wherever they are, as they are by readers that know nothing else;
+   the three others in a value without `\"`, save where everything is percent-encoded (aiohttp, needle):
    undone by halves it would be neither what was sent nor what was meant, and undone wholly it would
    turn `%2e%2e%2f` into a path.
 4. `filename*` (RFC 8187) wins over `filename` where it can be decoded; forms should not send it
    (RFC 7578 4.2), but some clients do. RFC 2231 continuations are joined where there is nothing else.
 5. Names stay bytes. A name with a control character other than TAB, CR, LF is refused: no sink could
-   show or send it.
+   show or send it. So is one with a backslash at its end, or before anything but a letter or a digit:
+   in quotes again it would be an escape for some readers. (Before a letter or a digit only a few drop
+   it, and `C:\x\y.txt` is a name that people have. One before a dot or a quote can be kept, but not sent on.)
+6. Bytes that go on as they came (`has_one_reading`) may have nothing that any of those rules is for.
 """
 
 from __future__ import annotations
@@ -29,19 +30,23 @@ from collections.abc import Sequence
 from urllib.parse import unquote_to_bytes
 
 from gateway.errors import Malformed, TooLarge
+from gateway.model import text
 
 __all__ = [
     "MEDIA_TYPE",
     "TOKEN",
     "USUAL_HEAD",
+    "checked_name",
     "filename_of",
     "form_fields",
-    "has_controls",
+    "has_one_reading",
+    "is_file",
     "media_type",
+    "mixed_fields",
     "only",
     "parameters",
     "parse_header_block",
-    "reject_controls",
+    "reads_in_two_ways",
 ]
 
 TOKEN = rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]+"
@@ -49,10 +54,12 @@ _HEADER = re.compile(rb"(" + TOKEN + rb"):[ \t]*([^\x00-\x08\x0a-\x1f\x7f]*)")
 _FOLD = re.compile(rb"\r\n[ \t]+")
 MEDIA_TYPE = re.compile(rb"[ \t]*([^;\s]*)[ \t]*")
 # One parameter. The unquoted form is wider than a token (people write `filename=a b.txt`), but has no quote.
-_RFC_QUOTED, _WHATWG_QUOTED = rb'(?:[^"\\]|\\.)*', rb'[^"]*'
-_RFC_PARAMETER, _WHATWG_PARAMETER = (
-    re.compile(rb";[ \t]*(?:(" + TOKEN + rb")[ \t]*=[ \t]*(?:\"(" + quoted + rb")\"|([^;\"]*)))?[ \t]*")
-    for quoted in (_RFC_QUOTED, _WHATWG_QUOTED)
+_PARAMETER = re.compile(rb";[ \t]*(?:(" + TOKEN + rb")[ \t]*=[ \t]*(?:\"((?:[^\"\\]|\\.)*)\"|([^;\"]*)))?[ \t]*")
+# No star in names, no white space before `=`, and no escaped backslash at an end, where Python's email parser overlooks
+# the quote behind it.
+_PLAIN_QUOTED = rb"\"(?:[^\"\\]|\\[\"\\0-9A-Za-z\x80-\xff])*(?<!\\)\""
+_PLAIN_DISPOSITION = re.compile(
+    TOKEN + rb"(?:;[ \t]*" + TOKEN.replace(b"*", b"") + rb"=(?:" + TOKEN + rb"|" + _PLAIN_QUOTED + rb"))*"
 )
 _BACKSLASH_ESCAPE = re.compile(rb'\\(["\\])')
 _PERCENT_ESCAPE = re.compile(rb"%(?:22|0D|0A)")
@@ -60,6 +67,8 @@ _ENCODED_ONLY = re.compile(rb"(?:[A-Za-z0-9._~-]|%[0-9A-Fa-f]{2})*")
 _OTHER_ESCAPE = re.compile(rb"%(?!22|0D|0A)[0-9A-Fa-f]{2}")
 _CONTROL = re.compile(rb"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f]")
 _CONTINUATION = re.compile(rb"filename\*(0|[1-9][0-9]?)(\*?)")
+_ESCAPING = re.compile(r"\\(?![^\W_])")
+_SURELY_ESCAPING = re.compile(r"\\(?![^\W_]|[\".])")
 
 # RFC 8187 knows UTF-8 only; RFC 5987 knew latin-1, and Windows programs write their own.
 _EXTENDED_CHARSETS = {
@@ -69,6 +78,11 @@ _EXTENDED_CHARSETS = {
     "iso-8859-1": "latin-1",
     "windows-1252": "cp1252",
 }
+# Where it does not match, there is a media type other than these.
+_TEXTUAL = re.compile(
+    rb"(?i:[ \t]*(?:text/|application/(?:json|x-www-form-urlencoded)[ \t]*(?:;|\Z)|[^;]*\+json[ \t]*(?:;|\Z))"
+    rb"|(?![ \t]*" + TOKEN + rb"/" + TOKEN + rb"[ \t]*(?:;|\Z)))"
+)
 _WHATWG = {b"%22": b'"', b"%0D": b"\r", b"%0A": b"\n"}
 
 
@@ -103,31 +117,27 @@ def parameters(value: bytes) -> tuple[bytes, dict[bytes, bytes]]:
     """`form-data; name="a"` -> (b"form-data", {b"name": b"a"}), rule 3. Raises Malformed."""
     match = MEDIA_TYPE.match(value)
     assert match is not None  # both ends of the pattern may be empty
-    kind, start = match[1].lower(), match.end()
-    for pattern in (_RFC_PARAMETER, _WHATWG_PARAMETER):
-        found: list[tuple[bytes, bytes]] = []
-        position = start
-        while position < len(value) and (match := pattern.match(value, position)):
-            position = match.end()
-            name, quoted, plain = match.groups()
-            if name is not None:
-                found.append((name.lower(), plain.rstrip(b" \t") if quoted is None else _unquote(quoted)))
-        if position == len(value):
-            by_name = dict(found)
-            if len(by_name) != len(found):
-                raise Malformed("a header parameter is given twice")
-            return kind, by_name
-        if b"\\" not in value:
-            break  # both dialects read it alike
-    raise Malformed("header parameters are malformed")
+    kind, position = match[1].lower(), match.end()
+    found: list[tuple[bytes, bytes]] = []
+    while position < len(value) and (match := _PARAMETER.match(value, position)):
+        position = match.end()
+        name, quoted, plain = match.groups()
+        if name is not None:
+            found.append((name.lower(), plain.rstrip(b" \t") if quoted is None else _unquote(quoted)))
+    if position < len(value):
+        raise Malformed("header parameters are malformed")
+    by_name = dict(found)
+    if len(by_name) != len(found):
+        raise Malformed("a header parameter is given twice")
+    return kind, by_name
 
 
 def _unquote(quoted: bytes) -> bytes:
-    if b'\\"' in quoted:
-        return _BACKSLASH_ESCAPE.sub(rb"\1", quoted)
-    if b"%" in quoted and not (_OTHER_ESCAPE.search(quoted) and _ENCODED_ONLY.fullmatch(quoted)):
-        return _PERCENT_ESCAPE.sub(lambda match: _WHATWG[match[0]], quoted)
-    return quoted
+    wholly_encoded = _OTHER_ESCAPE.search(quoted) and _ENCODED_ONLY.fullmatch(quoted)
+    has_percents = b"%" in quoted and b'\\"' not in quoted and not wholly_encoded
+    if b"\\" in quoted:
+        quoted = _BACKSLASH_ESCAPE.sub(rb"\1", quoted)
+    return _PERCENT_ESCAPE.sub(lambda match: _WHATWG[match[0]], quoted) if has_percents else quoted
 
 
 def _extended(value: bytes | None) -> bytes | None:
@@ -170,29 +180,31 @@ def _continued(parameters: dict[bytes, bytes]) -> bytes | None:
         return joined if not charset else None
 
 
-def has_controls(name: bytes) -> bool:
-    """Whether a name holds a control character other than TAB, CR, LF (rule 5)."""
-    return _CONTROL.search(name) is not None
+def reads_in_two_ways(name: bytes) -> bool:
+    """Whether some readers would take a backslash in a name for an escape, once it is in quotes (rule 5)."""
+    return b"\\" in name and _ESCAPING.search(text(name)) is not None
 
 
-def reject_controls(name: bytes) -> bytes:
-    """The name, unless it holds a control character that no sink could show or send (rule 5). Raises Malformed."""
-    if has_controls(name):
+def checked_name(name: bytes) -> bytes:
+    """The name, unless no sink could show or send it, or not as what it is (rule 5). Raises Malformed."""
+    if _CONTROL.search(name):
         raise Malformed("a name holds control characters")
+    if b"\\" in name and _SURELY_ESCAPING.search(text(name)):
+        raise Malformed("a name has a backslash at its end, or before what is no letter or digit")
     return name
 
 
 def _filename(parameters: dict[bytes, bytes]) -> bytes | None:
     extended = _extended(parameters.get(b"filename*"))
     if extended is not None:
-        return reject_controls(extended)
+        return checked_name(extended)
     plain = parameters.get(b"filename")
     if plain is None:
         plain = _continued(parameters)
     if plain is None and any(key.startswith(b"filename*") for key in parameters):
         # Dropping it would turn a file into a field.
         raise Malformed("filename* cannot be decoded, and there is no filename beside it")
-    return None if plain is None else reject_controls(plain)
+    return None if plain is None else checked_name(plain)
 
 
 def media_type(content_type: bytes) -> bytes:
@@ -222,7 +234,45 @@ def form_fields(headers: Sequence[tuple[bytes, bytes]]) -> tuple[bytes, bytes | 
         name = _extended(given.get(b"name*"))
     if name is None:
         raise Malformed("a part has no name")
-    return reject_controls(name), _filename(given), only(headers, b"content-type") or None
+    return checked_name(name), _filename(given), only(headers, b"content-type") or None
+
+
+def is_file(name: bytes, filename: bytes | None, content_type: bytes | None) -> bool:
+    """Whether a part of a form is a file, and not a field: it has a file name, or a type other than text.
+
+    A file need not be named (RFC 7578 4.2). Text is also what programs write into fields: JSON, and forms within forms.
+    What is no media type says nothing, so text/plain holds (RFC 2045 5.2), as it does for `_charset_` (RFC 7578 4.6).
+    """
+    if filename is not None:
+        return True
+    return content_type is not None and not _TEXTUAL.match(content_type) and name != b"_charset_"
+
+
+def mixed_fields(headers: Sequence[tuple[bytes, bytes]]) -> tuple[bytes | None, bytes | None]:
+    """(file name or None, Content-Type or None) of a part of multipart/mixed or related. Raises Malformed.
+
+    Nobody needs two forms of a parameter there, so all that gives readers a choice is refused.
+    """
+    disposition, content_type = only(headers, b"content-disposition"), only(headers, b"content-type")
+    if not disposition:
+        return None, content_type
+    kind, given = parameters(disposition)
+    if not re.fullmatch(TOKEN, kind) or any(b"*" in name and name != b"filename*" for name in given):
+        raise Malformed("a part's Content-Disposition is malformed, or has parameters in sections")
+    filename = _filename(given)
+    if filename != given.get(b"filename", filename):
+        raise Malformed("a part's filename* is another one than its filename")
+    for value in given.values():
+        checked_name(value)
+    return filename, content_type
+
+
+def has_one_reading(block: bytes, headers: Sequence[tuple[bytes, bytes]]) -> bool:
+    """Whether every reader sees in a header block what is seen here (rule 6): nothing folded, no `filename*`, quotes
+    and escapes as in RFC 9110 5.6.4.
+    """
+    disposition = only(headers, b"content-disposition")
+    return not _FOLD.search(block) and (not disposition or _PLAIN_DISPOSITION.fullmatch(disposition) is not None)
 
 
 def filename_of(disposition: bytes) -> bytes | None:

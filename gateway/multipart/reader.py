@@ -68,6 +68,7 @@ class StreamingMultipartReader(MultipartReader):
         max_header_bytes: int = 16384,
         max_parts: int = 0,
         keep_raw: bool = False,
+        one_reading: bool = False,
     ) -> None:
         content_type = headers.get(hdrs.CONTENT_TYPE, "").encode("utf-8", "surrogateescape")
         kind = media_type(content_type)
@@ -95,6 +96,7 @@ class StreamingMultipartReader(MultipartReader):
             max_header_bytes=max_header_bytes,
             max_headers=max_headers,
             keep_raw=keep_raw,
+            one_reading=one_reading,
         )
         self._events: list[Event] = []
         self._current: StreamingBodyPartReader | None = None

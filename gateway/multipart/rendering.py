@@ -8,14 +8,20 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 
+from gateway.errors import Malformed
 from gateway.model import Part
-from gateway.multipart.headers import TOKEN, filename_of, parameters
+from gateway.multipart.headers import TOKEN, parameters, reads_in_two_ways
 
 __all__ = ["quote", "render_head", "render_headers", "render_parameter"]
 
 
 def quote(value: bytes) -> bytes:
-    """A name for a quoted parameter, the WHATWG way: bytes as they are, `"`, CR and LF escaped."""
+    """A name for a quoted parameter, the WHATWG way: bytes as they are, `"`, CR and LF escaped.
+
+    Raises Malformed for what readers would not agree about: a backslash that looks like an escape (headers, rule 5).
+    """
+    if reads_in_two_ways(value):
+        raise Malformed("a name has a backslash that other readers would take for an escape")
     return value.replace(b'"', b"%22").replace(b"\r", b"%0D").replace(b"\n", b"%0A")
 
 
@@ -39,7 +45,8 @@ def render_head(
 def render_headers(part: Part) -> bytes:
     """The header block of a part that is none of a form: its headers as they came, in order, blank line included.
 
-    What flows made of its type and file name goes in their places.
+    Its Content-Disposition goes in the one canonical form (RFC 2183, quoted as in forms), and what flows made of its
+    type and file name in their places. Raises Malformed as `quote` does.
     """
     head, names = b"", {name for name, _ in part.headers}
     headers = list(part.headers)
@@ -50,11 +57,20 @@ def render_headers(part: Part) -> bytes:
     for name, value in headers:
         if name == b"content-type" and part.content_type is not None:
             value = part.content_type
-        elif name == b"content-disposition" and filename_of(value) != part.raw_filename:
-            kind = parameters(value)[0]
-            value = kind + (b'; filename="' + quote(part.raw_filename) + b'"' if part.raw_filename is not None else b"")
+        elif name == b"content-disposition":
+            value = _disposition(value, part.raw_filename)
         head += name.title() + b": " + value + b"\r\n"
     return head + b"\r\n"
+
+
+def _disposition(value: bytes, filename: bytes | None) -> bytes:
+    """In its canonical form, with this file name."""
+    kind, given = parameters(value)
+    given.pop(b"filename*", None)
+    given = {name: content for name, content in given.items() if name != b"filename" or filename is not None}
+    if filename is not None:
+        given[b"filename"] = filename
+    return kind + b"".join([b"; " + name + b'="' + quote(content) + b'"' for name, content in given.items()])
 
 
 def render_parameter(name: bytes, value: bytes) -> bytes:

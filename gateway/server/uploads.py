@@ -17,7 +17,7 @@ from gateway.intake.admission import accept_body, check_headers
 from gateway.intake.body import Intake
 from gateway.model import Limits, Upload
 from gateway.multipart.codec import Event
-from gateway.multipart.headers import filename_of, reject_controls
+from gateway.multipart.headers import checked_name, filename_of
 from gateway.multipart.reader import StreamingMultipartReader, raw_body_events
 from gateway.server.record import UploadRecord, log_upload, new_ulid
 from gateway.server.results import converted, created
@@ -130,6 +130,7 @@ class UploadHandler:
                 max_headers=limits.max_headers,
                 max_header_bytes=limits.max_header_bytes,
                 keep_raw=keep_raw,
+                one_reading=keep_raw,
             ).events()
         content_type = request.headers.get(hdrs.CONTENT_TYPE)
         headers = [(name.lower(), value) for name, value in request.raw_headers]
@@ -160,6 +161,6 @@ def _raw_filename(request: web.Request) -> bytes | None:
         last = request.raw_path.partition("?")[0].rpartition("/")[2]
         filename = unquote_to_bytes(last)
         if filename:
-            return reject_controls(filename)
+            return checked_name(filename)
     disposition = request.headers.get(hdrs.CONTENT_DISPOSITION)
     return (filename_of(disposition.encode("utf-8", "surrogateescape")) if disposition else None) or None

@@ -69,9 +69,11 @@ def row(part: Part, size: int, digest: str) -> ManifestRow:
     return part.name, part.filename, content_type, size, digest
 
 
-def decode(content_type: bytes, pieces: list[bytes], *, keep_raw: bool) -> tuple[ManifestRow, ...]:
+def decode(
+    content_type: bytes, pieces: list[bytes], *, keep_raw: bool, one_reading: bool = False
+) -> tuple[ManifestRow, ...]:
     """The manifest of a body. Raises GatewayError; also checks `keep_raw` on the way."""
-    decoder = Decoder(boundary_of(content_type), max_headers=0, keep_raw=keep_raw)
+    decoder = Decoder(boundary_of(content_type), max_headers=0, keep_raw=keep_raw, one_reading=one_reading)
     rows: list[ManifestRow] = []
     raw: list[bytes] = []
     current: Part | None = None
@@ -91,12 +93,12 @@ def decode(content_type: bytes, pieces: list[bytes], *, keep_raw: bool) -> tuple
     return tuple(rows)
 
 
-def run(case: Case, pieces: list[bytes], *, keep_raw: bool) -> Outcome:
+def run(case: Case, pieces: list[bytes], *, keep_raw: bool, one_reading: bool = False) -> Outcome:
     content_type = case["content_type"].encode("utf-8", "surrogateescape")
     if media_type(content_type) != b"multipart/form-data":
         return Outcome("reject", 415, "not a form", None)
     try:
-        return Outcome("accept", 201, "", decode(content_type, pieces, keep_raw=keep_raw))
+        return Outcome("accept", 201, "", decode(content_type, pieces, keep_raw=keep_raw, one_reading=one_reading))
     except GatewayError as error:
         return Outcome("reject", error.status, error.detail, None, type(error).__name__)
 

@@ -6,7 +6,15 @@ import pytest
 
 from gateway.errors import GatewayError, Malformed, TooLarge
 from gateway.model import text
-from gateway.multipart.headers import filename_of, form_fields, media_type, parse_header_block
+from gateway.multipart.headers import (
+    filename_of,
+    form_fields,
+    has_one_reading,
+    is_file,
+    media_type,
+    mixed_fields,
+    parse_header_block,
+)
 
 
 def parse(block: bytes, max_headers: int = 64) -> list[tuple[bytes, bytes]]:
@@ -108,9 +116,13 @@ def test_a_parameter_that_occurs_twice_is_refused(twice: bytes) -> None:
         (rb'""', b""),
         (rb'"a;b=c, d"', b"a;b=c, d"),
         (rb'"C:\dir\a.txt"', rb"C:\dir\a.txt"),
-        (rb'"C:\dir\"', rb"C:\dir" + b"\\"),
-        (rb'"\\server\share"', rb"\\server\share"),
-        (rb'"two\\"', rb"two\\"),
+        (rb'"\\server\share"', rb"\server\share"),
+        (rb'"C:\\dir\\a.txt"', rb"C:\dir\a.txt"),
+        (rb'"..\a.txt"', rb"..\a.txt"),
+        (rb'"..\..\a.txt"', rb"..\..\a.txt"),
+        (rb'"a\\\"b"', rb"a\"b"),
+        (rb'"a\\b%22c"', rb'a\b"c'),
+        ('"a\\ä"'.encode(), "a\\ä".encode()),
         (rb'"say \"hi\""', b'say "hi"'),
         (rb'"a\"b\\c"', b'a"b\\c'),
         (rb'"a\"b\c"', b'a"b\\c'),
@@ -131,8 +143,40 @@ def test_a_file_name_means_what_its_dialect_says(wire: bytes, meant: bytes) -> N
     assert filename(b"filename = " + wire + b" ; x=y") == meant
 
 
-def test_a_backslash_before_the_last_quote_does_not_swallow_the_next_parameter() -> None:
-    assert fields(rb'form-data; name="a\"; filename="C:\"') == (b"a\\", b"C:\\", None)
+@pytest.mark.parametrize(
+    "wire",
+    [
+        rb'"C:\dir\"',
+        rb'"C:\dir\\"',
+        rb'"a\;b"',
+        rb'"a\ b"',
+        rb'"a\/b"',
+        rb'"a\%22b\"',
+        rb'"a\_b"',
+        rb'"\\\\server"',
+        '"a\\€"'.encode(),
+        rb"a\;",
+        b"UTF-8''a%5C",
+        b"UTF-8''a%5C%3B",
+    ],
+)
+def test_a_backslash_that_other_readers_take_for_an_escape_is_refused(wire: bytes) -> None:
+    key = b"filename*=" if wire.startswith(b"UTF-8") else b"filename="
+    with pytest.raises(Malformed):
+        filename(key + wire)
+
+
+@pytest.mark.parametrize(
+    "disposition",
+    [
+        rb'form-data; name="a\"; filename="; filename=evil.php; x=.txt"',
+        rb'form-data; name="a\"; filename="C:\"',
+        rb'form-data; name="\"',
+    ],
+)
+def test_a_backslash_before_the_last_quote_swallows_it_and_is_refused(disposition: bytes) -> None:
+    with pytest.raises(Malformed):
+        fields(disposition)
 
 
 @pytest.mark.parametrize(
@@ -151,7 +195,7 @@ ORIGINAL = 'nä"v;1\\2 %41.txt'
     [
         ("browsers, curl, requests, urllib3, axios, undici", "nä%22v;1\\2 %41.txt".encode(), ORIGINAL),
         ("Go, curl --form-escape, LWP, HttpMime", 'nä\\"v;1\\\\2 %41.txt'.encode(), ORIGINAL),
-        ("httpx, which escapes by halves", "nä%22v;1\\\\2 %41.txt".encode(), 'nä"v;1\\\\2 %41.txt'),
+        ("httpx, which escapes by halves", "nä%22v;1\\\\2 %41.txt".encode(), ORIGINAL),
         ("aiohttp, needle", b"n%C3%A4%22v%3B1%5C2%20%2541.txt", "n%C3%A4%22v%3B1%5C2%20%2541.txt"),
         ("forms in windows-1252", b"n\xe4%22v;1\\2 %41.txt", ORIGINAL),
         ("HttpMime STRICT, which loses", b'n?\\"v;1\\\\2 %41.txt', 'n?"v;1\\2 %41.txt'),
@@ -220,6 +264,114 @@ def test_a_name_or_file_name_with_a_control_character_is_refused(control: bytes)
 def test_names_are_never_transcoded() -> None:
     raw = b"\xff\xfe \xc3\xa4\t"
     assert fields(b'form-data; name="' + raw + b'"; filename="' + raw + b'"')[:2] == (raw, raw)
+
+
+# -- what is a file
+
+
+@pytest.mark.parametrize(
+    "kind", [None, b"text/x", b"TEXT/plain; a=b", b"application/json", b"a/b+JSON ;c=d", b"x", b"a/b c"]
+)
+def test_a_part_of_text_is_a_field(kind: bytes | None) -> None:
+    assert not is_file(b"n", None, kind)
+    assert is_file(b"n", b"", kind)
+
+
+@pytest.mark.parametrize(
+    "kind", [b"image/png", b" a/b ; c=text/plain", b"application/jsonx", b"a/b; c=+json", b"textual/x"]
+)
+def test_a_part_of_another_type_is_a_file(kind: bytes) -> None:
+    assert is_file(b"n", None, kind)
+    assert not is_file(b"_charset_", None, kind)
+
+
+# -- rule 6: bytes that go on as they came
+
+
+@pytest.mark.parametrize(
+    "parameters",
+    [
+        b'name="a"',
+        b"name=a",
+        b';name="a;b=c";\tfilename="x"',
+        rb'name="C:\x\y"',
+        rb'name="a\"b"',
+        rb'name="a\\b"',
+        'name=\'a\'; filename="ä%22"; x=""'.encode(),
+    ],
+)
+def test_what_other_readers_read_alike_may_go_on(parameters: bytes) -> None:
+    headers = [(b"content-disposition", b"form-data; " + parameters.removeprefix(b";")), (b"x", b"y")]
+    assert has_one_reading(b"", headers)
+    assert has_one_reading(b"", [(b"x", b"y")])
+
+
+@pytest.mark.parametrize(
+    "parameters",
+    [
+        b"name*=UTF-8''a",
+        b'name="a"; filename*=x',
+        b'name="a"; filename*0="x"',
+        b'name ="a"',
+        b'name= "a"',
+        b'name="a" ; x=y',
+        b'name="a";',
+        b';;name="a"',
+        b"name=a b",
+        b"name=",
+        rb'name="a\;b"',
+        rb'name="a"; x="b\\"',
+    ],
+)
+def test_what_some_reader_reads_otherwise_may_not_go_on(parameters: bytes) -> None:
+    assert not has_one_reading(b"", [(b"content-disposition", b"form-data; " + parameters)])
+
+
+def test_folded_headers_may_not_go_on_as_they_are() -> None:
+    assert not has_one_reading(b"X: a\r\n b", [])
+
+
+# -- what parts of other types than forms demand
+
+
+def test_a_mixed_part_need_not_have_anything() -> None:
+    assert mixed_fields([]) == (None, None)
+    assert mixed_fields([(b"content-disposition", b""), (b"content-type", b"a/b")]) == (None, b"a/b")
+    assert mixed_fields([(b"content-disposition", b"inline")]) == (None, None)
+
+
+@pytest.mark.parametrize(
+    ("parameters", "name"),
+    [
+        (b"filename=a", b"a"),
+        (b"filename*=UTF-8''%C3%A4", "ä".encode()),
+        (b"filename*=UTF-8''a; filename=a", b"a"),
+        (b'size=3; filename="a%22b"', b'a"b'),
+    ],
+)
+def test_a_mixed_part_may_have_a_file_name(parameters: bytes, name: bytes) -> None:
+    assert mixed_fields([(b"content-disposition", b"attachment; " + parameters)]) == (name, None)
+
+
+@pytest.mark.parametrize(
+    "disposition",
+    [
+        b"attachment; filename=a; filename*=UTF-8''b",
+        b"attachment; filename*=UTF-8''b; filename=a",
+        b"attachment; filename=a; filename=a",
+        b"attachment; filename*0=a; filename*1=b",
+        b"attachment; filename=ab; filename*0=a; filename*1=b",
+        b"attachment; filename=a; name*=UTF-8''b",
+        b"attachment; filename=a; x*0=b",
+        b'attachment; filename=a; x="b\\\\"',
+        b'"attachment"; filename=a',
+        b"; filename=a",
+        b"a b; filename=a",
+    ],
+)
+def test_a_mixed_part_with_two_readings_is_refused(disposition: bytes) -> None:
+    with pytest.raises(Malformed):
+        mixed_fields([(b"content-disposition", disposition)])
 
 
 # -- what a form demands

@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import re
 
+import pytest
 from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
 
-from gateway.multipart.headers import form_fields, parse_header_block
-from gateway.multipart.rendering import quote, render_head
+from gateway.errors import Malformed
+from gateway.model import Part
+from gateway.multipart.headers import form_fields, parse_header_block, reads_in_two_ways
+from gateway.multipart.rendering import quote, render_head, render_headers
 
 
 def test_a_head_is_written_in_one_canonical_form() -> None:
-    disposition = b'Content-Disposition: form-data; name="n%22"; filename="\xe4\\%0D%0A"'
-    head = render_head(b'n"', b"\xe4\\\r\n", b"text/plain", [(b"X-A", b"b")])
+    disposition = b'Content-Disposition: form-data; name="n%22"; filename="\xe4\\x%0D%0A"'
+    head = render_head(b'n"', b"\xe4\\x\r\n", b"text/plain", [(b"X-A", b"b")])
     assert head == disposition + b"\r\nContent-Type: text/plain\r\nX-A: b\r\n\r\n"
     assert render_head(b"n", None, None) == b'Content-Disposition: form-data; name="n"\r\n\r\n'
 
@@ -25,11 +28,21 @@ names = st.one_of(
 )
 
 
+@pytest.mark.parametrize("name", [b"a\\", b'a\\"', b"a\\;b", b"..\\..", b"a\\\\b", b"\\\r\n", "a\\€".encode()])
+def test_a_name_that_readers_would_not_agree_about_is_not_written(name: bytes) -> None:
+    with pytest.raises(Malformed):
+        render_head(name, None, None)
+    with pytest.raises(Malformed):
+        render_head(b"n", name, None)
+    with pytest.raises(Malformed):
+        render_headers(Part(0, b"", name, None))
+
+
 def ambiguous(name: bytes) -> bool:
     """The names that the WHATWG form cannot carry: a literal escape reads like what it stands for, and what
     looks percent-encoded throughout (another escape beside it, all else unreserved) is left as it is.
     """
-    if re.search(rb"%(?:22|0D|0A)", name):
+    if re.search(rb"%(?:22|0D|0A)", name) or reads_in_two_ways(name):
         return True
     wholly_encoded = re.fullmatch(rb"(?:[A-Za-z0-9._~-]|%[0-9A-Fa-f]{2})*", quote(name)) is not None
     return wholly_encoded and quote(name) != name and b"%" in name
@@ -37,9 +50,9 @@ def ambiguous(name: bytes) -> bool:
 
 @settings(deadline=None, max_examples=300)
 @given(names, st.none() | names, st.none() | st.just(b"text/plain; charset=x"))
-@example(b"a\\", b"\\", None)
-@example(b'\\"', b'; name="', None)
-@example(b"a\\", b"; x=\\", None)
+@example(b"a\\x", b"\\x", None)
+@example(b'"', b'; name="', None)
+@example(b"a\\x", b"; x=\\x", None)
 def test_what_is_written_is_read_back_as_the_same_bytes(
     name: bytes, filename: bytes | None, kind: bytes | None
 ) -> None:
@@ -52,4 +65,5 @@ def test_what_is_written_is_read_back_as_the_same_bytes(
 @settings(deadline=None)
 @given(names)
 def test_a_quoted_name_can_end_neither_its_quotes_nor_its_line(name: bytes) -> None:
+    assume(not reads_in_two_ways(name))
     assert not set(quote(name)) & set(b'"\r\n')

@@ -126,14 +126,6 @@ def _says(*command: str) -> Callable[[], str]:
     return version
 
 
-def _doubled(name: str) -> str:
-    return name.replace("\\", "\\\\")
-
-
-def _doubled_without_quotes(name: str) -> str:
-    return name if '"' in name else _doubled(name)
-
-
 def _encoded(name: str) -> str:
     """Everything percent-encoded, which nobody undoes; where there is nothing to encode it is itself."""
     return quote(name, safe="")
@@ -141,11 +133,11 @@ def _encoded(name: str) -> str:
 
 CLIENTS = [
     Client("aiohttp", _aiohttp, lambda: version("aiohttp"), _encoded, str, "text/plain; charset=utf-8"),
-    Client("httpx", _as_senders_do("httpx"), lambda: version("httpx"), _doubled),
+    Client("httpx", _as_senders_do("httpx"), lambda: version("httpx")),
     Client("requests", _as_senders_do("requests"), lambda: version("requests")),
     Client("curl", _as_senders_do("curl"), _says("curl", "--version"), is_pinned=False),
-    Client("curl-form-escape", _escaping_curl, _says("curl", "--version"), _doubled_without_quotes, is_pinned=False),
-    Client("go", _as_senders_do("go"), _says("go", "version"), _doubled_without_quotes, is_pinned=False),
+    Client("curl-form-escape", _escaping_curl, _says("curl", "--version"), is_pinned=False),
+    Client("go", _as_senders_do("go"), _says("go", "version"), is_pinned=False),
     Client("node", _as_senders_do("node"), _says("node", "--version"), is_pinned=False),
 ]
 

@@ -88,8 +88,8 @@ class PartsDelivery(Delivery):
         self._upload = upload
         self._sender = sender
         self._lengths = lengths
-        self._forms = _Forms(upload, shape)
-        self._shape = shape
+        self._shape = shape.for_body(upload)
+        self._forms = _Forms(upload, self._shape)
         self._parallel_parts = parallel_parts or 1 << 30
         self._places = asyncio.Semaphore(self._parallel_parts)
         self._spool = sender.spool()

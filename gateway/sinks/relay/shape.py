@@ -8,32 +8,39 @@
    flows made of the file; an unknown type is empty. `{{` and `}}` are braces.
 4. What came in as bytes goes out as the same bytes, and is never looked at for placeholders.
 5. A body of multipart/mixed or related has no names and no fields: it keeps its shape.
+6. A raw body becomes a form with one file, called `file` where the client named none: many servers take a part without
+   a file name for a field. A part of a form that has none goes on without.
 """
 
 from __future__ import annotations
 
 import string
 from collections.abc import Iterator, Mapping, Sequence
+from copy import copy
 from dataclasses import dataclass, replace
 
+from gateway.errors import Malformed
 from gateway.model import Part, Upload
 from gateway.multipart.content_type import MIXED_TYPES
 from gateway.multipart.encoder import Encoder
-from gateway.multipart.headers import media_type
-from gateway.multipart.rendering import render_head
+from gateway.multipart.headers import checked_name, media_type
+from gateway.multipart.rendering import quote, render_head
 
 __all__ = ["FILE_PLACEHOLDERS", "UPLOAD_PLACEHOLDERS", "Sent", "Shape", "Template", "is_empty_input", "written"]
 
 UPLOAD_PLACEHOLDERS = ("upload", "request_id")
 FILE_PLACEHOLDERS = ("index", "name", "filename", "content_type", "size", "sha256")
 
+_RAW_FILENAME = b"file"
 _ANY_SHA256 = "0" * 64
 
 
 class Template:
-    """A text with placeholders. Raises ValueError for one that is not `allowed`, or for a brace that is none."""
+    """A text with placeholders. Raises ValueError for one that is not `allowed`, or for a brace that is none; of a text
+    that `is_name`, also for what no part can be called.
+    """
 
-    def __init__(self, text: str, allowed: Sequence[str]) -> None:
+    def __init__(self, text: str, allowed: Sequence[str], *, is_name: bool = False) -> None:
         self._pieces: list[tuple[bytes, str | None]] = []
         try:
             parsed = list(string.Formatter().parse(text))
@@ -43,7 +50,7 @@ class Template:
             if name is not None and (name not in allowed or spec or conversion):
                 shown = ", ".join(f"{{{one}}}" for one in allowed)
                 raise ValueError(f"{text!r} has a placeholder that is not one of {shown}")
-            self._pieces.append((literal.encode(), name))
+            self._pieces.append((_sendable(literal) if is_name else literal.encode(), name))
         self.names = frozenset(name for _, name in self._pieces if name is not None)
 
     def render(self, values: Mapping[str, bytes]) -> bytes:
@@ -65,7 +72,7 @@ class Sent:
         return {
             "index": b"%d" % part.index,
             "name": part.raw_name,
-            "filename": b"file" if part.raw_filename is None else part.raw_filename,
+            "filename": part.raw_filename or b"",
             "content_type": part.content_type or b"",
             "size": b"%d" % self.size,
             "sha256": self.sha256.encode(),
@@ -90,7 +97,7 @@ class Shape:
         fields_first_bytes: int = 0,
     ) -> None:
         everywhere = (*UPLOAD_PLACEHOLDERS, *FILE_PLACEHOLDERS)
-        self._renamed = {old: new.encode() for old, new in (rename or {}).items()}
+        self._renamed = {old: _sendable(new) for old, new in (rename or {}).items()}
         self._dropped = frozenset(drop)
         self._before = _templates(add_before or {}, UPLOAD_PLACEHOLDERS)
         after = _templates(add_after or {}, everywhere)
@@ -101,18 +108,25 @@ class Shape:
         self.wants_files = bool(self._of_files)
         """Whether something is said of each file."""
         self.wants_sha256 = any("sha256" in name.names | value.names for name, value in self._of_files)
+        self._is_raw = False
 
     def for_body(self, upload: Upload) -> Shape:
-        """What of it holds for this upload (rule 5)."""
+        """What of it holds for this upload (rules 5 and 6)."""
+        if not upload.multipart:
+            wrapping = copy(self)
+            wrapping._is_raw = True
+            return wrapping
         kind = media_type(upload.content_type.encode("utf-8", "surrogateescape"))
-        return Shape() if upload.multipart and kind in MIXED_TYPES else self
+        return Shape() if kind in MIXED_TYPES else self
 
     def leaves_out(self, part: Part) -> bool:
         """Whether the destination is not told of this part."""
         return bool(self._dropped) and part.name in self._dropped
 
     def renamed(self, part: Part) -> Part:
-        """The part under the name that the destination knows; the same one where that is its own."""
+        """The part under the names that the destination is told; the same one where those are its own."""
+        if self._is_raw and part.raw_filename is None:
+            part = replace(part, raw_filename=_RAW_FILENAME)
         new = self._renamed.get(part.name) if self._renamed else None
         return part if new is None else replace(part, raw_name=new)
 
@@ -144,7 +158,17 @@ def is_empty_input(part: Part, size: int) -> bool:
 
 
 def _templates(pairs: Mapping[str, str], allowed: Sequence[str]) -> list[tuple[Template, Template]]:
-    return [(Template(name, allowed), Template(value, allowed)) for name, value in pairs.items()]
+    return [(Template(name, allowed, is_name=True), Template(value, allowed)) for name, value in pairs.items()]
+
+
+def _sendable(name: str) -> bytes:
+    """A name as bytes. Raises ValueError for one that a part cannot have on its way out."""
+    raw = name.encode()
+    try:
+        quote(checked_name(raw))
+    except Malformed as error:
+        raise ValueError(f"{name!r} cannot be the name of a part: {error.detail}") from None
+    return raw
 
 
 def _is_of_files(pair: tuple[Template, Template]) -> bool:

@@ -38,11 +38,23 @@ LINES = [
 PARAMETERS = [
     named("a quoted pair for a quote", "RFC 2045 5.1", rb'form-data; name="a"; filename="\"f\".txt"', b"a", b'"f".txt'),
     named(
-        "quoted pairs for a backslash beside a quote",
+        "quoted pairs for a backslash before a quote",
         "RFC 2045 5.1",
-        rb'form-data; name="a"; filename="\"\\"',
+        rb'form-data; name="a"; filename="f\\\"g"',
         b"a",
-        b'"\\',
+        b'f\\"g',
+    ),
+    named(
+        "quoted pairs for a backslash alone",
+        "RFC 2045 5.1",
+        rb'form-data; name="a"; filename="\\host\\f"',
+        b"a",
+        b"\\host\\f",
+    ),
+    refused(
+        "a quoted pair for a backslash at the end, which other readers take for the end of nothing",
+        "RFC 2045 5.1",
+        disposition(rb'form-data; name="a"; filename="\"\\"'),
     ),
     named(
         "separators within quotes",
@@ -202,14 +214,16 @@ DIALECTS = [
         b"a\\b",
         b"C:\\dir\\f.txt",
     ),
-    named(
-        "a backslash at the end is literal",
+    refused(
+        "a backslash before the last quote, which for other readers is none",
         BROWSERS,
-        b'form-data; name="a\\"; filename="C:\\dir\\"',
-        b"a\\",
-        b"C:\\dir\\",
+        disposition(b'form-data; name="a\\"; filename="C:\\dir\\"'),
     ),
-    named("two backslashes are two", BROWSERS, rb'form-data; name="a"; filename="\\host\f"', b"a", b"\\\\host\\f"),
+    refused(
+        "a backslash before a separator",
+        BROWSERS,
+        disposition(rb'form-data; name="a"; filename="f\;g"'),
+    ),
     named(
         "all of it at once",
         BROWSERS,

@@ -30,7 +30,7 @@ PARTS: list[tuple[Headers, bytes]] = [
             (b"content-location", b"http://x/a.png"),
             (b"x-own", b"1"),
             (b"x-own", b"\xe4"),
-            (b"content-disposition", b"inline; filename=a.png; size=3"),
+            (b"content-disposition", b'inline; filename="a.png"; size="3"'),
         ],
         b"png",
     ),
@@ -160,6 +160,9 @@ class TestRefused:
             [(b"content-disposition", b"inline"), (b"content-disposition", b"attachment")],
             [(b"content-disposition", b'inline; filename="a"; filename="b"')],
             [(b"content-disposition", b'inline; filename="a')],
+            [(b"content-disposition", b"inline; filename=a; filename*=UTF-8''b")],
+            [(b"content-disposition", b"inline; filename*0=a; filename*1=b")],
+            [(b"content-disposition", b'inline; filename="a\\\\"')],
         ],
     )
     async def test_headers_that_two_readers_take_for_different_things_are_refused(
@@ -186,6 +189,14 @@ class TestRefused:
         (
             Part(0, b"", None, b"a/b", [(b"content-disposition", b"inline; filename=x"), (b"content-type", b"c/d")]),
             b"Content-Disposition: inline\r\nContent-Type: a/b\r\n\r\n",
+        ),
+        (
+            Part(0, b"", b"a", None, [(b"content-disposition", b'INLINE ;filename*=UTF-8\'\'a; size=3;x="b\\"c"')]),
+            b'Content-Disposition: inline; size="3"; x="b%22c"; filename="a"\r\n\r\n',
+        ),
+        (
+            Part(0, b"", None, None, [(b"content-disposition", b"")]),
+            b"Content-Disposition: \r\n\r\n",
         ),
     ],
 )

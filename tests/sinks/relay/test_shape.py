@@ -10,6 +10,7 @@ from gateway.sinks.relay.shape import Sent, Shape, Template, is_empty_input, wri
 from tests.contract import field, file
 
 UPLOAD = Upload("01ABC", "/upload", request_id="r-1")
+RAW = Upload("01ABC", "/upload", multipart=False)
 
 
 def named(name: bytes, index: int = 0, filename: bytes | None = None) -> Part:
@@ -76,7 +77,10 @@ def test_what_came_in_is_never_looked_at_for_placeholders_and_keeps_its_bytes() 
 
 def test_a_file_without_a_name_is_told_as_it_is_sent_and_an_unknown_type_is_empty() -> None:
     shape = Shape(add_after={"n": "{filename}{content_type}"})
-    assert shape.after(UPLOAD, [Sent(Part(0, b"f", None, None, is_file=True), 1)]) == [(b"n", b"file")]
+    unnamed = Part(0, b"f", None, None, is_file=True)
+    for upload, sent in ((UPLOAD, b""), (RAW, b"file")):
+        part = shape.for_body(upload).renamed(unnamed)
+        assert shape.after(upload, [Sent(part, 1)]) == [(b"n", sent)]
 
 
 def test_braces_are_written_twice() -> None:
@@ -120,7 +124,16 @@ def test_only_forms_have_a_shape(kind: str, shaped: bool) -> None:
     upload = Upload("01ABC", "/upload", content_type=kind)
     assert (shape.for_body(upload) is shape) == shaped
     assert shape.for_body(upload).leaves_out(named(b"a")) == bool(shape.for_body(upload).fields_first_bytes) == shaped
-    assert shape.for_body(Upload("01ABC", "/upload", content_type=kind, multipart=False)) is shape
+    assert shape.for_body(RAW).leaves_out(named(b"a"))
+
+
+def test_only_a_raw_body_gets_a_file_name_that_nobody_gave() -> None:
+    unnamed = Part(0, b"f", None, b"a/b", is_file=True)
+    shape = Shape(rename={"f": "g"})
+    assert shape.for_body(UPLOAD).renamed(unnamed) == Part(0, b"g", None, b"a/b", is_file=True)
+    assert shape.for_body(RAW).renamed(unnamed) == Part(0, b"g", b"file", b"a/b", is_file=True)
+    assert shape.for_body(RAW).renamed(file(0)).raw_filename == file(0).raw_filename
+    assert shape.renamed(unnamed).raw_filename is None
 
 
 def test_an_empty_file_input_is_no_file() -> None:

@@ -32,7 +32,7 @@ import pytest
 from tests.support.ports import free_port
 from tests.support.processes import receiver_process
 
-__all__ = ["DESTINATIONS", "LENGTH_ONLY", "Destination", "absent", "nginx_before"]
+__all__ = ["DESTINATIONS", "LENGTH_ONLY", "Destination", "absent", "installed_busboy", "nginx_before"]
 
 _HERE = Path(__file__).resolve().parent
 _ROOT = _HERE.parents[2]
@@ -159,11 +159,11 @@ def _wsgiref(directory: Path) -> Iterator[str]:
 
 @contextmanager
 def _busboy(directory: Path) -> Iterator[str]:
-    with _serving(["node", _installed_busboy() / "busboy_app.js"], directory / "busboy.log") as url:
+    with _serving(["node", installed_busboy() / "busboy_app.js"], directory / "busboy.log") as url:
         yield url
 
 
-def _installed_busboy() -> Path:
+def installed_busboy() -> Path:
     """A directory below var/ with the application and its modules, which are fetched once."""
     if not (shutil.which("node") and shutil.which("npm")):
         absent("node and npm are not installed")

@@ -5,7 +5,7 @@ cannot be told apart on the wire is not restored by anybody: `means` is what a c
 
 - curl, requests and node write the WHATWG form: `"` as %22, and a backslash as it is;
 - httpx writes %22 as well, but doubles backslashes;
-- Go escapes both with a backslash. Two backslashes are one only where a `\\"` in the same name shows that dialect.
+- Go escapes both with a backslash.
 """
 
 from __future__ import annotations
@@ -232,10 +232,6 @@ def _doubled(name: str) -> str:
     return name.replace("\\", "\\\\")
 
 
-def _doubled_without_quotes(name: str) -> str:
-    return name if '"' in name else _doubled(name)
-
-
 @dataclass(frozen=True)
 class Sender:
     """`send(url, uploads, directory)`: the directory is the same for all calls, and may be written to."""
@@ -255,7 +251,7 @@ class Sender:
 SENDERS = [
     Sender("curl", _curl),
     Sender("requests", _requests),
-    Sender("httpx", _httpx, _doubled, _doubled, knows_empty_inputs=False),
+    Sender("httpx", _httpx, writes=_doubled, knows_empty_inputs=False),
     Sender("node", _node, knows_empty_inputs=False),
-    Sender("go", _go, _doubled_without_quotes, _doubled),
+    Sender("go", _go, writes=_doubled),
 ]
