@@ -16,6 +16,7 @@ from gateway.config.make import make_sinks_and_flows
 from gateway.config.memory import memory_bound_bytes, unlimited_keys
 from gateway.config.settings import Settings
 from gateway.config.sinks import RelaySettings
+from gateway.http.urls import authority
 from gateway.model import Part
 from gateway.server.demo_destination import receiver_app
 from gateway.server.serve import configure_logging, run, serve, until_signalled
@@ -96,7 +97,7 @@ async def _serve(settings: Settings, *, receiver_port: int | None) -> None:
 
 
 def _print_examples(host: str, port: int) -> None:
-    gateway = f"http://{'127.0.0.1' if host in ('0.0.0.0', '::') else host}:{port}"
+    gateway = f"http://{authority('127.0.0.1' if host in ('0.0.0.0', '::') else host, port)}"
     print(
         "\nTry it in another terminal:\n"
         f"  curl -F file=@README.md -F file=@LICENSE {gateway}/upload\n"
@@ -113,7 +114,7 @@ def _print_examples(host: str, port: int) -> None:
 async def _receiver(host: str, port: int) -> None:
     runner = await _start_receiver(host, port)
     try:
-        print(f"the demo destination listens on http://{host}:{runner.addresses[0][1]}", flush=True)
+        print(f"the demo destination listens on http://{authority(host, runner.addresses[0][1])}", flush=True)
         await until_signalled()
     finally:
         await runner.cleanup()

@@ -6,6 +6,7 @@ import json
 import os
 import re
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -197,6 +198,17 @@ def test_serve_says_that_a_port_is_taken_and_exits_1(tmp_path: Path) -> None:
     assert done.returncode == 1
     assert "address already in use" in done.stderr
     assert "Traceback" not in done.stderr
+
+
+@pytest.mark.skipif(not socket.has_ipv6, reason="there is no IPv6 here")
+@pytest.mark.parametrize("workers", [1, 2])
+def test_an_address_of_ipv6_is_printed_in_brackets(workers: int, tmp_path: Path) -> None:
+    config = f'[server]\nhost = "::1"\nworkers = {workers}\n'
+    with gateway_process(tmp_path, config) as process:
+        assert process.url == f"http://[::1]:{process.port}"
+        assert get(f"{process.url}/readyz") == (200, b"ok\n")
+    with Process("receiver", "--host", "::1", "--port", "0", log=tmp_path / "receiver.log") as process:
+        assert get(f"http://[::1]:{process.port}/seen")[0] == 200
 
 
 def test_the_receiver_says_where_it_listens_and_ends_with_0(tmp_path: Path) -> None:

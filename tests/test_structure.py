@@ -59,6 +59,7 @@ PURE = {
     "http.conditions",
     "http.forwarding",
     "http.answer_heads",
+    "http.urls",
     "downloads.guard",
 }
 

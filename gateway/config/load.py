@@ -120,7 +120,7 @@ def _lines(error: ValidationError) -> list[str]:
         path = [str(key) for key in detail["loc"]]
         if path[0] == "sinks" and len(path) > 2:
             del path[2]  # the tag of the union
-        message = _MESSAGES.get(detail["type"], detail["msg"])
+        message = _MESSAGES.get(detail["type"], detail["msg"]).removeprefix("Value error, ")
         if path[0] == "sinks" and path[-1] == "type":
             message = f"not one of {', '.join(BUILT_IN_SINKS)}, nor of the form package.module:Class"
         lines.append(f"{'.'.join(path)}: {message}")

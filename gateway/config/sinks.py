@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
@@ -19,6 +20,7 @@ from pydantic import (
 )
 
 from gateway.http.forwarding import TOKEN, check_static_header
+from gateway.http.urls import destination_url, origin_path
 from gateway.model import Count, Seconds
 from gateway.sinks.relay.shape import Shape
 
@@ -38,7 +40,18 @@ __all__ = [
 BUILT_IN_SINKS = ("disk", "relay", "discard")
 DOTTED_PATH = r"^[A-Za-z_][\w.]*:[A-Za-z_]\w*$"
 
-Url = Annotated[str, Field(pattern=r"^https?://[^/\s?#]+[^\s#]*$")]
+
+def _url(url: str) -> str:
+    if "@" in re.split("[/?#]", url.partition("://")[2], maxsplit=1)[0]:
+        raise ValueError("it has user info: credentials go into headers.Authorization")
+    return destination_url(url)
+
+
+def _health_path(path: str) -> str:
+    return origin_path(path) if path else ""
+
+
+Url = Annotated[str, AfterValidator(_url)]
 LENGTHS = ("chunked", "passthrough", "spool", "known")
 FileName = Annotated[str, Field(min_length=1)]
 
@@ -135,7 +148,7 @@ class RelaySettings(Table):
     """What a small form has; memory per upload."""
     failures_to_open: Count = 3
     open_seconds: Annotated[float, Field(gt=0)] = 10
-    health_path: Annotated[str, Field(pattern=r"^(/[^\s#]*)?$")] = ""
+    health_path: Annotated[str, AfterValidator(_health_path)] = ""
     health_seconds: Annotated[float, Field(gt=0)] = 10
     expect_continue: bool = False
     """A round trip per upload, and a second at a server that ignores it."""

@@ -18,13 +18,13 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address, ip_network
+from ipaddress import IPv4Network, IPv6Address, IPv6Network, ip_address, ip_network
 from urllib.parse import quote, unquote_to_bytes
 
-import idna
 from yarl import URL
 
 from gateway.errors import Forbidden
+from gateway.http.urls import PATH_SAFE, PORTS, split_url
 
 __all__ = ["AddressGuard", "UrlRules", "redirect_target", "target_of"]
 
@@ -113,7 +113,7 @@ class _Target:
 
     @property
     def url(self) -> URL:
-        port = "" if self.port == _PORTS[self.scheme] else f":{self.port}"
+        port = "" if self.port == PORTS[self.scheme] else f":{self.port}"
         query = "" if self.query is None else f"?{self.query}"
         return URL(f"{self.scheme}://{self.host}{port}{self.path}{query}", encoded=True)
 
@@ -158,11 +158,11 @@ class UrlRules:
 
 
 def _rule(pattern: str) -> _Rule:
-    match = _URL.fullmatch(pattern)
+    match = _PATTERN.fullmatch(pattern)
     if match is None:
         raise ValueError(f"{pattern} does not begin with http:// or https://")
-    scheme, authority, path, query = match.groups()
-    if query is not None:
+    scheme, authority, path = match.groups()
+    if "?" in path:
         raise ValueError(f"{pattern} has a query: queries are not compared")
     any_host = authority == "*" or authority.startswith("*:")
     if any_host:
@@ -218,16 +218,12 @@ def redirect_target(current: URL, location: str) -> str:
     return url
 
 
-# -- the one parser
+# -- what is compared
 
-_PORTS = {"http": 80, "https": 443}
 # re.ASCII: to IGNORECASE alone, U+017F is an s
 _BEGINNING = re.compile(r"https?://", re.ASCII | re.IGNORECASE)
+_PATTERN = re.compile(r"(https?)://([^/?]*)(.*)", re.ASCII | re.IGNORECASE | re.DOTALL)
 _SCHEME = re.compile(r"[a-z][a-z0-9+.-]*:", re.ASCII | re.IGNORECASE)
-_URL = re.compile(r"(https?)://([^/?]*)([^?]*)(?:\?(.*))?", re.ASCII | re.IGNORECASE | re.DOTALL)
-_AUTHORITY = re.compile(r"(\[[^\[\]]*\]|[^:\[\]]*)(?::([1-9][0-9]{0,4}))?")
-_LABEL = re.compile(r"[a-z0-9_](?:[a-z0-9_-]{0,61}[a-z0-9_])?")
-_NUMBER = re.compile(r"[0-9]+|0x[0-9a-f]*")
 _ESCAPE = re.compile(r"%[0-9a-f]{2}")
 
 _TRAPS = re.compile(
@@ -238,62 +234,15 @@ _TRAPS = re.compile(
     r"|%c[01]%[89ab]|%e0%[89]|%f0%8",  # overlong UTF-8, which is no UTF-8: %c0%ae is a dot to some
     re.ASCII | re.IGNORECASE,
 )
-_PATH_SAFE = "%/:@!$&'()*+,;=~[]"
-_QUERY_SAFE = _PATH_SAFE + "?"
 
 
 def _parse(url: str) -> _Target:
-    if any(character.isspace() or not character.isprintable() for character in url):
-        raise Forbidden("the URL has white space or control characters in it")
-    if "\\" in url:
-        raise Forbidden("the URL has a backslash in it")
-    if "#" in url:
-        raise Forbidden("the URL has a fragment")
-    match = _URL.fullmatch(url)
-    if match is None:
-        raise Forbidden("the URL does not begin with http:// or https://")
-    scheme, authority, path, query = match.groups()
-    scheme = scheme.lower()
-    if "@" in authority:
-        raise Forbidden("the URL has user info")
-    match = _AUTHORITY.fullmatch(authority)
-    if match is None or int(match[2] or 0) > 65535:
-        raise Forbidden("the URL's host or port is invalid")
-    return _Target(
-        scheme,
-        _host(match[1]),
-        int(match[2] or _PORTS[scheme]),
-        _path(path),
-        None if query is None else quote(query, safe=_QUERY_SAFE),
-    )
-
-
-def _host(text: str) -> str:
     try:
-        if text.startswith("["):
-            address = IPv6Address(text[1:-1])
-            if address.scope_id is not None:
-                raise Forbidden("the URL's host is an address of one link only")
-            return f"[{address.compressed}]"
-        host = idna.uts46_remap(text, std3_rules=False).lower().removesuffix(".")
-        *_, last = labels = host.split(".")
-        if _NUMBER.fullmatch(last):  # then it is an address to some: 2130706433, 127.1, 0177.0.0.1, 0x7f.1
-            return str(IPv4Address(host))
-        host = ".".join(_label(label) for label in labels)
-    except ValueError as error:  # idna's and ipaddress's errors among them
-        raise Forbidden("the URL's host is invalid") from error
-    if len(host) > 253:
-        raise Forbidden("the URL's host is invalid")
-    return host
-
-
-def _label(label: str) -> str:
-    """One label of a name, as it is asked for. Liberal where no two parsers differ: `_`, and `--` in the middle."""
-    if not label.isascii():
-        return idna.alabel(label).decode()
-    if not _LABEL.fullmatch(label) or (label.startswith("xn--") and idna.alabel(idna.ulabel(label)) != label.encode()):
-        raise ValueError(label)
-    return label
+        split = split_url(url)
+    except ValueError as error:
+        raise Forbidden(str(error)) from error
+    host, port = split.host.removesuffix("."), split.port or PORTS[split.scheme]
+    return _Target(split.scheme, host, port, _path(split.path), split.query)
 
 
 def _path(path: str) -> str:
@@ -311,5 +260,5 @@ def _path(path: str) -> str:
             kept.append(segment)
     if last in (".", ".."):
         kept.append("")
-    joined = "/" + quote("/".join(kept), safe=_PATH_SAFE)
+    joined = "/" + quote("/".join(kept), safe=PATH_SAFE)
     return _ESCAPE.sub(lambda escape: escape[0].upper(), joined)

@@ -26,6 +26,7 @@ from aiohttp import web
 from aiohttp.http_exceptions import HttpProcessingError
 
 from gateway.config.settings import Settings
+from gateway.http.urls import authority
 from gateway.server.app import build_app, check_took_effect
 from gateway.server.services import SERVICES
 
@@ -97,7 +98,7 @@ async def serve(settings: Settings, *, started: Callable[[str, int], None] = lam
     """
     async with running(build_app(settings), settings) as runner:
         await web.TCPSite(runner, settings.server.host, settings.server.port).start()
-        log.info("listening on %s", ", ".join(f"http://{host}:{port}" for host, port, *_ in runner.addresses))
+        log.info("listening on %s", ", ".join(f"http://{authority(host, port)}" for host, port, *_ in runner.addresses))
         started(*runner.addresses[0][:2])
         await until_signalled()
 

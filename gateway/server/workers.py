@@ -32,6 +32,7 @@ from tempfile import TemporaryDirectory
 
 from gateway.config.make import make_sinks_and_flows
 from gateway.config.settings import Settings
+from gateway.http.urls import authority
 from gateway.server.metrics import forget_process
 from gateway.server.serve import SIGNALS, catch_signals
 from gateway.server.slots import clear_slots, make_slots
@@ -211,7 +212,7 @@ class _Parent:
             return
         self._announced = True
         addresses = [listener.getsockname()[:2] for listener in self._listeners]
-        log.info("listening on %s", ", ".join(f"http://{host}:{port}" for host, port in addresses))
+        log.info("listening on %s", ", ".join(f"http://{authority(host, port)}" for host, port in addresses))
         self._started(*addresses[0])
 
 

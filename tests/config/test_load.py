@@ -101,6 +101,10 @@ def _sinks(*rules: str, **members: str) -> str:
         ('[download]\nallow_private = ["10.0.0.0/33"]', "download.allow_private"),
         ('[sinks.api]\nurl = "ftp://host/"', "sinks.api.url"),
         ('[sinks.api]\nurl = "host/upload"', "sinks.api.url"),
+        ('[sinks.api]\nurl = "http://host:99999/"', "sinks.api.url"),
+        ('[sinks.api]\nurl = "http://user@host/"', "sinks.api.url"),
+        ('[sinks.api]\nurls = ["http://a/", "http://user:word@b/"]', "sinks.api.urls.1"),
+        ('[sinks.api]\nhealth_path = "//elsewhere/"', "sinks.api.health_path"),
         ("[sinks.api]\nconnect_seconds = 0", "sinks.api.connect_seconds"),
         ('[sinks.new]\ntype = "relay"', "sinks.new.url"),
         ('[sinks.new]\ntype = "relay"\nurl = "http://a/"\nurls = ["http://b/"]', "sinks.new.urls"),
@@ -242,6 +246,9 @@ def test_all_mistakes_come_at_once_a_line_each(config: Load) -> None:
     "document",
     [
         f'[sinks.api]\nurl = "ftp://user:{SECRET}@host/"',
+        f'[sinks.api]\nurl = "http://user:{SECRET}@host/"',
+        f'[sinks.api]\nurl = "http://host/?sig={SECRET}%"',
+        f'[sinks.api]\nhealth_path = "//{SECRET}"',
         f'[sinks.api]\nurl = "http://user:{SECRET} @host/"\nconnect_seconds = "{SECRET}"',
         f'[sinks.new]\ntype = "nope"\npassword = "{SECRET}"',
         f'[sinks.disk]\npassword = "{SECRET}"',
@@ -260,6 +267,20 @@ def test_a_value_is_never_echoed_for_it_may_be_a_secret(
     output = capsys.readouterr()
     assert output.err
     assert SECRET not in output.out + output.err
+
+
+def test_the_url_of_a_destination_is_put_into_ascii(config: Load) -> None:
+    settings = config('[sinks.api]\nurls = ["http://bücher.example/ü", "http://[::1]:8081"]\nhealth_path = "/ü"')
+    api = settings.sinks["api"]
+    assert isinstance(api, RelaySettings)
+    assert api.all_urls == ("http://xn--bcher-kva.example/%C3%BC", "http://[::1]:8081/")
+    assert api.health_path == "/%C3%BC"
+
+
+def test_credentials_in_a_url_are_told_where_they_go(config: Load) -> None:
+    (problem,) = _problems(config, '[sinks.api]\nurl = "http://user:word@host/"')
+    assert problem == "sinks.api.url: it has user info: credentials go into headers.Authorization"
+    config('[sinks.api]\nurl = "http://host/@here?to=a@b"')
 
 
 def test_static_headers_may_come_from_the_environment_and_are_not_shown(monkeypatch: pytest.MonkeyPatch) -> None:

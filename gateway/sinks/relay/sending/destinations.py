@@ -32,6 +32,8 @@ class Destination:
 
     def __init__(self, url: str) -> None:
         self.url = url
+        self.shown = url.partition("?")[0]
+        """For the log: a query may hold a signature."""
         self.busy = 0
         """Uploads under way."""
         self.failures = 0
@@ -115,7 +117,7 @@ class Destinations:
     def answered(self, one: Destination) -> None:
         """Close its circuit."""
         if one.open_until:
-            log.info("destination %s answers again", one.url)
+            log.info("destination %s answers again", one.shown)
         one.failures, one.open_until, one.probe = 0, 0.0, None
 
     def failed(self, one: Destination) -> None:
@@ -123,7 +125,7 @@ class Destinations:
         one.failures += 1
         if self._failures_to_open and one.failures >= self._failures_to_open:
             if not one.open_until:
-                log.warning("destination %s failed %d times in a row", one.url, one.failures)
+                log.warning("destination %s failed %d times in a row", one.shown, one.failures)
             one.open_until = self._clock() + self._open_seconds
 
 
@@ -158,10 +160,15 @@ async def _check_often(
 async def _check(
     one: Destination, session: aiohttp.ClientSession, path: str, patience: float, server_name: str | None
 ) -> None:
-    reason = await _why_unhealthy(session, URL(one.url).join(URL(path)), patience, server_name)
+    reason = await _why_unhealthy(
+        session, URL(one.url, encoded=True).join(URL(path, encoded=True)), patience, server_name
+    )
     if bool(reason) != one.down:
         log.log(
-            logging.WARNING if reason else logging.INFO, "destination %s: %s", one.url, reason or "it is healthy again"
+            logging.WARNING if reason else logging.INFO,
+            "destination %s: %s",
+            one.shown,
+            reason or "it is healthy again",
         )
     one.down = bool(reason)
 

@@ -214,7 +214,7 @@ class Outbound:
         unseen = response.status == 411 or (response.status == 501 and not attempt.exchange.end_attempted)
         if length is not None or not unseen:
             return False
-        log.info("%s: %s wants a length: %d", self._name, attempt.destination.url, response.status)
+        log.info("%s: %s wants a length: %d", self._name, attempt.destination.shown, response.status)
         attempt.destination.wants_length = True
         if self._replayable.is_pinned:
             return False

@@ -6,6 +6,7 @@ import asyncio
 from collections import Counter
 
 import aiohttp
+import pytest
 from aiohttp import web
 
 from gateway.sinks.relay.sending.destinations import Attempt, Destination, Destinations, check_health
@@ -40,6 +41,17 @@ def fail(destinations: Destinations, name: str, times: int) -> None:
     one = next(one for one in destinations.all if one.url == name)
     for _ in range(times):
         destinations.failed(one)
+
+
+def test_the_log_names_a_destination_without_its_query(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("INFO", "gateway.destinations")
+    destinations = Destinations(["http://h/in?sig=secret"], failures_to_open=1, clock=Clock())
+    destinations.failed(destinations.all[0])
+    destinations.answered(destinations.all[0])
+    assert [record.getMessage() for record in caplog.records] == [
+        "destination http://h/in failed 1 times in a row",
+        "destination http://h/in answers again",
+    ]
 
 
 # -- whose turn it is
