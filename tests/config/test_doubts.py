@@ -1,0 +1,74 @@
+"""What `gateway check` says beside "valid": what is served, and what was hardly meant."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+
+from gateway.cli import main
+
+
+def _checked(tmp_path: Path, document: str, capsys: pytest.CaptureFixture[str]) -> list[str]:
+    path = tmp_path / "gateway.toml"
+    path.write_text(document, "utf-8")
+    assert main(["check", "--config", str(path)]) == 0
+    return capsys.readouterr().out.splitlines()
+
+
+ROUTES = """
+[sinks.spare]
+type = "discard"
+[flows.mine]
+use = "tests.config.test_doubts:no_generator"
+[flows.good]
+use = "tests.config.test_doubts:generator"
+[[routes]]
+path = "/papers"
+parts = [
+    {match = {filename = "*.pdf", content_type = "application/*"}, flows = ["good"], sinks = ["disk", "api"]},
+    {match = {name = "*"}, sinks = ["none"]},
+    {match = {name = "b"}, sinks = ["none"]},
+    {sinks = ["api"]},
+]
+[[routes]]
+path = "/nothing"
+"""
+
+
+def test_check_prints_each_route_with_its_rules_and_what_is_served_beside_them(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    lines = _checked(tmp_path, ROUTES, capsys)
+    assert (
+        "/papers (upload): filename *.pdf and content_type application/* through good to disk, api; "
+        "name * to none; name b to none; every file to api"
+    ) in lines
+    assert "/nothing (upload): no file" in lines
+    assert "also served: /uploads, /files, /download, /selftest, /healthz, /readyz, /metrics" in lines
+    assert not any(line.startswith(("/upload ", "/proxy ", "/convert ")) for line in lines)
+
+
+def test_check_warns_of_what_was_hardly_meant(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert [line for line in _checked(tmp_path, ROUTES, capsys) if line.startswith("warning: ")] == [
+        "warning: routes.0.parts.2: nothing comes as far as this rule, since rule 1 takes every file",
+        "warning: routes.0.parts.3: nothing comes as far as this rule, since rule 1 takes every file",
+        "warning: routes.1.parts: there is no rule, so no file is taken: 422 NoRoute",
+        "warning: sinks.spare: no route names it",
+        "warning: flows.mine: no async generator function: what it returns has to be an async iterator of bytes",
+    ]
+
+
+def test_the_defaults_are_beyond_doubt(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for document in ("", '[[routes]]\npath = "/x"\nparts = [{sinks = ["none"]}]'):
+        assert not any(line.startswith("warning") for line in _checked(tmp_path, document, capsys))
+
+
+async def generator(file: object, chunks: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
+    async for chunk in chunks:
+        yield chunk
+
+
+def no_generator(file: object, chunks: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
+    return chunks
