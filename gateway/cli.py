@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import logging
+import socket
 import sys
 from collections.abc import Sequence
 from contextlib import AsyncExitStack
@@ -12,6 +14,7 @@ from aiohttp import web
 
 from gateway import __version__
 from gateway.config.doubts import doubts
+from gateway.config.environment import unknown_variables
 from gateway.config.load import ConfigError, load
 from gateway.config.make import make_sinks_and_flows
 from gateway.config.memory import memory_bound_bytes, unlimited_keys
@@ -26,6 +29,8 @@ from gateway.upload.routes import Route, Rule
 
 __all__ = ["main"]
 
+log = logging.getLogger("gateway.config")
+
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Exit codes: 0, 1 (it could not run), 2 (the configuration or the command line is wrong)."""
@@ -35,6 +40,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         match options.command:
             case "serve":
                 settings = load(options.config)
+                for variable in unknown_variables(settings.model_dump()):
+                    log.warning("%s is no variable of the gateway's", variable)
                 # the parent of workers waits for processes, which any loop can
                 event_loop = settings.server.event_loop if settings.server.workers == 1 else "asyncio"
                 run(_serve(settings, receiver_port=options.with_receiver), event_loop=event_loop)
@@ -49,6 +56,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 2
     except BrokenPipeError:
         return 1  # whoever reads our output has enough
+    except socket.gaierror as error:
+        print(f"gateway: server.host: {error.strerror}", file=sys.stderr)
+        return 1
     except (OSError, WorkersFailed) as error:
         print(f"gateway: {error}", file=sys.stderr)
         return 1
@@ -140,6 +150,8 @@ def _check(settings: Settings) -> None:
     print(f"also served: {', '.join(OWN_PATHS)}")
     for doubt in doubts(settings, flows):
         print(f"warning: {doubt}")
+    for variable in unknown_variables(settings.model_dump()):
+        print(f"warning: {variable} is no variable of the gateway's")
 
 
 def _print_bound(settings: Settings) -> None:

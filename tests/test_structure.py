@@ -67,6 +67,8 @@ TESTED_ELSEWHERE = {
     "__main__": ("server.test_serve", "two lines, which every process of these tests runs"),
     "config.make": ("config.test_load", "sinks and flows of the user's that cannot be made"),
     "config.memory": ("config.test_load", "what `gateway check` prints; measured in test_guarantees"),
+    "config.environment": ("config.test_mistakes", "variables that are misspelt, or somebody else's"),
+    "config.messages": ("config.test_mistakes", "each line as it is printed"),
     "config.settings": ("config.test_load", "what is loaded is what can be configured"),
     "config.sinks": ("config.test_load", "the same for sinks"),
     "http.conditions": ("downloads.test_stored", "beside nginx, which is asked the same over a socket"),

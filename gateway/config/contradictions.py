@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
+from gateway.config.messages import did_you_mean
 from gateway.config.settings import BUILT_IN_FLOWS, OWN_PATHS, FlowSettings, RouteSettings
 from gateway.config.sinks import DOTTED_PATH, DiskSettings, RelaySettings, SinkSettings
 from gateway.upload.routes import BestEffort
@@ -98,10 +99,11 @@ def _missing(
     for place, rule in enumerate(route.parts):
         for use in rule.sinks:
             if use.sink not in sinks:
-                yield f"{where}.parts.{place}.sinks: there is no sink {use.sink}"
+                yield f"{where}.parts.{place}.sinks: there is no sink {use.sink}{did_you_mean(use.sink, sinks)}"
         for name in rule.flows:
-            if name not in flows and name not in BUILT_IN_FLOWS and not re.match(DOTTED_PATH, name):
-                yield f"{where}.parts.{place}.flows: there is no flow {name}"
+            known = [*flows, *BUILT_IN_FLOWS]
+            if name not in known and not re.match(DOTTED_PATH, name):
+                yield f"{where}.parts.{place}.flows: there is no flow {name}{did_you_mean(name, known)}"
 
 
 @dataclass(frozen=True, slots=True)

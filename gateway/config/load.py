@@ -6,19 +6,18 @@ values, and keys that contradict each other are errors that name the key path, a
 
 from __future__ import annotations
 
-import os
-import re
 import tomllib
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
 from pydantic import TypeAdapter, ValidationError
-from pydantic_settings import BaseSettings, EnvSettingsSource, SettingsConfigDict, SettingsError
 
 from gateway.config.contradictions import contradictions
+from gateway.config.environment import read_environment, variable_of
+from gateway.config.messages import mistakes
 from gateway.config.settings import FlowSettings, RouteSettings, Settings, with_defaults
-from gateway.config.sinks import BUILT_IN_SINKS, SinkSettings
+from gateway.config.sinks import SinkSettings
 
 __all__ = ["ConfigError", "load"]
 
@@ -35,26 +34,17 @@ class ConfigError(Exception):
 
 def load(path: str | Path | None = None) -> Settings:
     """The settings of a TOML file, or the defaults. Raises ConfigError with all that is wrong."""
-    problems = _strange_variables()
-    try:
-        document = _laid_over({} if path is None else _read(path), EnvSettingsSource(_Environment)())
-    except SettingsError as error:  # an environment variable that is no JSON where it has to be
-        field = re.search(r'field "(\w+)"', str(error))
-        what = f"{field[1]}: " if field else ""
-        raise ConfigError([*problems, f"{what}a list or table in an environment variable is no JSON"]) from error
+    file = {} if path is None else _read(path)
+    environment, problems = read_environment(with_defaults(file))
+    document = _laid_over(file, environment)
     try:
         settings = Settings.model_validate(document)
     except ValidationError as error:
-        raise ConfigError(problems + _lines(error) + _sound_contradictions(with_defaults(document), error)) from error
+        problems += mistakes(error, source=lambda key: variable_of(key) or str(path))
+        raise ConfigError(problems + _sound_contradictions(with_defaults(document), error)) from error
     if problems := problems + contradictions(settings.sinks, settings.flows, settings.routes):
         raise ConfigError(problems)
     return settings
-
-
-class _Environment(BaseSettings, Settings):
-    """Which variables there may be: pydantic-settings asks a class of its own kind."""
-
-    model_config = SettingsConfigDict(env_prefix="GATEWAY_", env_nested_delimiter="__")
 
 
 def _read(path: str | Path) -> dict[str, Any]:
@@ -83,18 +73,6 @@ def _sound_contradictions(document: Mapping[str, Any], error: ValidationError) -
     )
 
 
-def _strange_variables() -> list[str]:
-    """Variables of the form of ours that name no table. Others are somebody else's: Kubernetes sets GATEWAY_PORT
-    for a service of that name.
-    """
-    strange = []
-    for variable in os.environ:
-        table, separator, _ = variable.lower().removeprefix("gateway_").partition("__")
-        if variable.upper().startswith("GATEWAY_") and separator and table not in Settings.model_fields:
-            strange.append(f"{table}: there is no such table (environment variable {variable})")
-    return strange
-
-
 def _laid_over(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
     merged = dict(below)
     for key, value in above.items():
@@ -103,25 +81,3 @@ def _laid_over(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, 
             value = _laid_over(under, value)
         merged[key] = value
     return merged
-
-
-_MESSAGES = {
-    "model_attributes_type": "not a table",
-    "dataclass_type": "not a table",
-    "extra_forbidden": "there is no such key",
-    "unexpected_keyword_argument": "there is no such key",
-}
-
-
-def _lines(error: ValidationError) -> list[str]:
-    """A line per mistake. Never the value: it may be a secret."""
-    lines = []
-    for detail in error.errors(include_url=False, include_input=False, include_context=False):
-        path = [str(key) for key in detail["loc"]]
-        if path[0] == "sinks" and len(path) > 2:
-            del path[2]  # the tag of the union
-        message = _MESSAGES.get(detail["type"], detail["msg"]).removeprefix("Value error, ")
-        if path[0] == "sinks" and path[-1] == "type":
-            message = f"not one of {', '.join(BUILT_IN_SINKS)}, nor of the form package.module:Class"
-        lines.append(f"{'.'.join(path)}: {message}")
-    return lines

@@ -19,7 +19,7 @@ from pydantic import (
     model_validator,
 )
 
-from gateway.config.sinks import DOTTED_PATH, RelaySettings, SinkSettings, Table
+from gateway.config.sinks import DottedPath, RelaySettings, SinkSettings, Table, matching
 from gateway.digests import ALGORITHMS
 from gateway.downloads.guard import AddressGuard, UrlRules
 from gateway.http.forwarding import TrustedNetworks
@@ -30,8 +30,12 @@ __all__ = [
     "BUILT_IN_FLOWS",
     "DEFAULT_ROUTES",
     "OWN_PATHS",
+    "DownloadSettings",
     "FlowSettings",
+    "MatchSettings",
+    "PartsSettings",
     "RouteSettings",
+    "ServerSettings",
     "Settings",
     "SinkUseSettings",
     "with_defaults",
@@ -82,7 +86,7 @@ class FlowSettings(BaseModel):
     """A flow's options, by its keyword arguments; `use` is the dotted path of a function of the user's."""
 
     model_config = ConfigDict(extra="allow", frozen=True, hide_input_in_errors=True)
-    use: Annotated[str, Field(pattern=DOTTED_PATH)] | None = None
+    use: DottedPath | None = None
 
     @property
     def options(self) -> dict[str, Any]:
@@ -151,7 +155,13 @@ def _known(algorithms: tuple[str, ...]) -> tuple[str, ...]:
 class RouteSettings(Table):
     """`[[routes]]`: a path, what it answers, and its rules."""
 
-    path: Annotated[str, Field(pattern=r"^(/[A-Za-z0-9._~-]+)+$")]
+    path: Annotated[
+        str,
+        matching(
+            r"(/[A-Za-z0-9._~-]+)+",
+            "not a path: a slash ahead of each segment, none at the end; letters, digits, and . _ ~ - in between",
+        ),
+    ]
     kind: Literal["upload", "relay", "convert", "opaque"] = "upload"
     digests: Annotated[tuple[str, ...], AfterValidator(_known)] | None = None
     answer: str | None = None

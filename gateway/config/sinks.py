@@ -29,16 +29,32 @@ __all__ = [
     "DOTTED_PATH",
     "DiscardSettings",
     "DiskSettings",
+    "DottedPath",
     "OwnSinkSettings",
     "RelaySettings",
     "SinkSettings",
     "Table",
     "TlsSettings",
+    "matching",
     "sink_tag",
 ]
 
 BUILT_IN_SINKS = ("disk", "relay", "discard")
 DOTTED_PATH = r"^[A-Za-z_][\w.]*:[A-Za-z_]\w*$"
+
+
+def matching(pattern: str, words: str) -> AfterValidator:
+    """A text that matches, or a mistake in words: a pattern says little to who reads it."""
+
+    def check(value: str) -> str:
+        if not re.fullmatch(pattern, value):
+            raise ValueError(words)
+        return value
+
+    return AfterValidator(check)
+
+
+DottedPath = Annotated[str, matching(DOTTED_PATH, "not of the form package.module:name")]
 
 
 def _url(url: str) -> str:
@@ -98,7 +114,7 @@ class TlsSettings(Table):
     ca: FileName | None = None
     cert: FileName | None = None
     key: FileName | None = None
-    server_name: Annotated[str, Field(pattern=r"^[A-Za-z0-9.:_-]+$")] | None = None
+    server_name: Annotated[str, matching(r"[A-Za-z0-9.:_-]+", "not a host name or an address")] | None = None
     verify: bool = True
     """Off only for somebody who says so, and is told at each start."""
 
@@ -220,7 +236,7 @@ class OwnSinkSettings(BaseModel):
     """A sink of the user's: `type = "package.module:Class"`, the other keys are its keyword arguments."""
 
     model_config = ConfigDict(extra="allow", frozen=True, hide_input_in_errors=True)
-    type: Annotated[str, Field(pattern=DOTTED_PATH)]
+    type: DottedPath
 
     @property
     def arguments(self) -> dict[str, Any]:

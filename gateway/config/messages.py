@@ -1,0 +1,103 @@
+"""What is wrong with a configuration, in words: a line per mistake, and never the value, which may be a secret."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Callable, Collection, Iterator, Sequence
+from dataclasses import fields
+
+from pydantic import BaseModel, ValidationError
+
+from gateway.config.settings import (
+    DownloadSettings,
+    MatchSettings,
+    PartsSettings,
+    RouteSettings,
+    ServerSettings,
+    Settings,
+    SinkUseSettings,
+)
+from gateway.config.sinks import BUILT_IN_SINKS, DiskSettings, RelaySettings, TlsSettings
+from gateway.model import Limits
+
+__all__ = ["did_you_mean", "key_path", "keys_at", "mistakes"]
+
+_WORDS = {
+    "missing": "needed",
+    "bool_parsing": "should be true or false",
+    "bool_type": "should be true or false",
+    "int_from_float": "should be a whole number",
+    "int_parsing": "should be a whole number",
+    "int_type": "should be a whole number",
+    "float_parsing": "should be a number",
+    "float_type": "should be a number",
+    "string_type": "should be a text",
+    "string_too_short": "should not be empty",
+    "too_short": "should not be empty",
+    "tuple_type": "should be a list",
+    "dataclass_type": "should be a table",
+    "dict_type": "should be a table",
+    "model_attributes_type": "should be a table",
+    "model_type": "should be a table",
+}
+"""By pydantic's types of errors; others are told in its own words, which have the limit or the choice in them."""
+
+
+def mistakes(error: ValidationError, *, source: Callable[[Sequence[str]], str]) -> Iterator[str]:
+    """A line for each, led by the path of its key. `source` says where a key comes from: a file, a variable."""
+    details = error.errors(include_url=False, include_input=False, include_context=False)
+    for detail in details:
+        place, path = detail["loc"], key_path(detail["loc"])
+        if detail["type"] == "too_short" and any(place == one["loc"][: len(place)] != one["loc"] for one in details):
+            continue  # what is in the list is wrong, which is told already
+        message = _WORDS.get(detail["type"]) or detail["msg"].removeprefix("Value error, ").removeprefix("Input ")
+        if detail["type"] in ("extra_forbidden", "unexpected_keyword_argument"):
+            message = "there is no such key" + did_you_mean(path[-1], keys_at(place[:-1]))
+        elif path[0] == "sinks" and path[-1] == "type":
+            message = f"not one of {', '.join(BUILT_IN_SINKS)}, nor of the form package.module:Class"
+        yield f"{'.'.join(path)}: {message} ({source(path)})"
+
+
+def did_you_mean(word: str, known: Collection[str]) -> str:
+    """A question to append, where one of the known words is close."""
+    near = difflib.get_close_matches(word.lower(), known, n=1, cutoff=0.7)
+    return f"; did you mean {near[0]}?" if near else ""
+
+
+def key_path(location: Sequence[str | int]) -> list[str]:
+    """pydantic's path of a key as it is written."""
+    path = [str(key) for key in location]
+    if path[0] == "sinks" and len(path) > 2:
+        del path[2]  # which kind of sink it was taken for
+    return path
+
+
+def keys_at(location: Sequence[str | int]) -> list[str]:
+    """The keys that there are in the table at this place, which is pydantic's path of it. None of no table of ours."""
+    kind: type[BaseModel]
+    match location:
+        case ():
+            kind = Settings
+        case ("server",):
+            kind = ServerSettings
+        case ("limits",):
+            return [one.name for one in fields(Limits)]
+        case ("download",):
+            kind = DownloadSettings
+        case ("sinks", _, "disk"):
+            kind = DiskSettings
+        case ("sinks", _, "relay"):
+            kind = RelaySettings
+        case ("sinks", _, "relay", "tls"):
+            kind = TlsSettings
+        case ("routes", _):
+            kind = RouteSettings
+        case ("routes", _, "parts", _):
+            kind = PartsSettings
+        case ("routes", _, "parts", _, "match"):
+            kind = MatchSettings
+        case ("routes", _, "parts", _, "sinks", _):
+            kind = SinkUseSettings
+        case _:
+            return []
+    return list(kind.model_fields)
