@@ -110,7 +110,7 @@ async def test_a_header_with_a_line_break_is_refused(value: str) -> None:
         (b"plain.txt", b"plain.txt"),
         (b'a"b', b"a%22b"),
         (b"a\r\nb", b"a%0D%0Ab"),
-        (b"C:\\dir\\", b"C:\\dir\\"),
+        (b"C:\\dir\\a", b"C:\\dir\\a"),
         (b"a b%20c.txt", b"a b%20c.txt"),
         ("näïve 文件.txt".encode(), "näïve 文件.txt".encode()),
         (b"\xff\xfe", b"\xff\xfe"),
