@@ -14,16 +14,16 @@ FROM python:3.13-slim
 RUN useradd --system --uid 10001 --no-create-home gateway \
     && install -d -o gateway -g gateway /data /data/uploads
 COPY --from=build /opt/gateway /opt/gateway
-# In a container the loopback address would be reachable by nobody.
+# A file, not variables: those would overrule a file that is mounted in its place.
+COPY config/container.toml /etc/gateway/gateway.toml
 ENV PATH=/opt/gateway/bin:$PATH \
-    PYTHONUNBUFFERED=1 \
-    GATEWAY_SERVER__HOST=0.0.0.0 \
-    GATEWAY_SINKS__DISK__ROOT=/data/uploads
+    PYTHONUNBUFFERED=1
 USER 10001
 WORKDIR /data
 VOLUME /data
 EXPOSE 8080
-HEALTHCHECK --interval=10s --timeout=3s --start-period=10s \
-    CMD ["python", "-c", "import urllib.request; urllib.request.urlopen('http://127.0.0.1:8080/healthz', timeout=2)"]
+# Asks the port that is configured, by the file or by the environment.
+HEALTHCHECK --interval=10s --timeout=5s --start-period=10s \
+    CMD ["python", "-c", "from urllib.request import urlopen; from gateway.config.load import load; urlopen(f'http://127.0.0.1:{load(\"/etc/gateway/gateway.toml\").server.port}/healthz', timeout=2)"]
 ENTRYPOINT ["gateway"]
-CMD ["serve"]
+CMD ["serve", "--config", "/etc/gateway/gateway.toml"]
