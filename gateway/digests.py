@@ -14,30 +14,26 @@ import re
 import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Executor
-from dataclasses import dataclass
 from typing import Protocol
 
 from gateway.concurrency.pipe import add_chunk
-from gateway.errors import DigestMismatch, InternalError, Malformed
-from gateway.model import Entry
+from gateway.errors import DigestMismatch, Malformed
 
 __all__ = [
     "ALGORITHMS",
-    "TINY_BYTES",
-    "DigestsBeside",
+    "BATCH_BYTES",
+    "Hasher",
+    "Hashing",
     "PartDigest",
-    "SmallDigests",
     "declared_digests",
     "digest_of",
     "hashing_bytes",
     "verify",
 ]
 
-_BATCH_BYTES = 1 << 20
+BATCH_BYTES = 1 << 20
 _INLINE_BYTES = 1 << 16
 """Up to here a hop to a thread costs more than the hashing."""
-TINY_BYTES = 2048
-"""Up to here hashlib keeps the interpreter's lock: a thread would only be in the way."""
 
 
 def hashing_bytes(received: int) -> int:
@@ -45,7 +41,7 @@ def hashing_bytes(received: int) -> int:
 
     Each may be over its size by what is `received` at a time, in bytes.
     """
-    return 2 * (_BATCH_BYTES + received)
+    return 2 * (BATCH_BYTES + received)
 
 
 class _Hash(Protocol):
@@ -112,139 +108,98 @@ def digest_of(data: bytes, algorithms: Sequence[str]) -> Mapping[str, str]:
     return digests
 
 
-class PartDigest:
-    """The digests of a part that comes in chunks. Chunks are kept by reference until they are hashed;
-    at most two batches are held, so that hashing slower than receiving slows the client down.
+class Updated(Protocol):
+    """What takes the bytes of one part, in a thread, in their order."""
+
+    def update(self, data: bytes, /) -> object: ...
+
+
+class Hasher:
+    """The digests of bytes that come in pieces. It blocks: see Hashing. `size` is how many bytes it was given."""
+
+    __slots__ = ("_hashes", "size")
+
+    def __init__(self, algorithms: Sequence[str]) -> None:
+        self._hashes = {algorithm: ALGORITHMS[algorithm]() for algorithm in algorithms}
+        self.size = 0
+
+    def update(self, data: bytes) -> None:
+        """The next bytes."""
+        self.size += len(data)
+        for one in self._hashes.values():
+            one.update(data)
+
+    def digests(self) -> dict[str, str]:
+        """Algorithm -> hex of all that was given."""
+        return {algorithm: one.hexdigest() for algorithm, one in self._hashes.items()}
+
+
+class Hashing:
+    """Gives bytes to who hashes them, in threads, many pieces in one job. Chunks are kept by reference until then; at
+    most two batches are held, so that hashing slower than receiving slows the client down. For one giver.
     """
 
-    def __init__(self, algorithms: Sequence[str], executor: Executor) -> None:
-        self._hashers = {algorithm: ALGORITHMS[algorithm]() for algorithm in algorithms}
+    def __init__(self, executor: Executor) -> None:
+        self.waiting_bytes = 0
+        """Not in a job yet; from BATCH_BYTES on somebody has to `submit`."""
         self._executor = executor
-        self._batch: list[bytes] = []
-        self._batch_bytes = 0
+        self._batch: list[tuple[Updated, list[bytes]]] = []
         self._job: asyncio.Future[None] | None = None
 
-    def add(self, chunk: bytes) -> None:
-        """A little more; `update` sees to it that it is not too much."""
-        add_chunk(self._batch, chunk)
-        self._batch_bytes += len(chunk)
+    def add(self, hasher: Updated, data: bytes) -> None:
+        """A little more for it; `update` sees to it that it is not too much."""
+        if self._batch and self._batch[-1][0] is hasher:
+            add_chunk(self._batch[-1][1], data)
+        else:
+            self._batch.append((hasher, [data]))
+        self.waiting_bytes += len(data)
+
+    async def update(self, hasher: Updated, data: bytes) -> None:
+        """The next bytes for it; waits while two batches are held."""
+        self.add(hasher, data)
+        if self.waiting_bytes >= BATCH_BYTES:
+            await self.submit()
+
+    async def submit(self) -> None:
+        """What waits goes to a thread, when the job before has ended."""
+        if self._job is not None:
+            await self._job
+        batch, self._batch, self.waiting_bytes = self._batch, [], 0
+        self._job = asyncio.get_running_loop().run_in_executor(self._executor, _hash, batch)
+
+    async def finish(self) -> None:
+        """Wait until all that was given is hashed."""
+        if self._job is None and self.waiting_bytes <= _INLINE_BYTES:
+            batch, self._batch, self.waiting_bytes = self._batch, [], 0
+            _hash(batch)
+            return
+        if self._batch:
+            await self.submit()
+        if self._job is not None:
+            await self._job
+
+
+def _hash(batch: Sequence[tuple[Updated, Sequence[bytes]]]) -> None:
+    for hasher, chunks in batch:
+        for chunk in chunks:
+            hasher.update(chunk)
+
+
+class PartDigest:
+    """The digests of one part that comes in chunks, in threads."""
+
+    def __init__(self, algorithms: Sequence[str], executor: Executor) -> None:
+        self._hasher = Hasher(algorithms)
+        self._hashing = Hashing(executor)
 
     async def update(self, chunk: bytes) -> None:
-        self.add(chunk)
-        if self._batch_bytes >= _BATCH_BYTES:
-            await self._submit()
+        """The next bytes; waits where hashing is slower than that they come."""
+        await self._hashing.update(self._hasher, chunk)
 
     async def finish(self) -> dict[str, str]:
         """Algorithm -> hex of all that was given."""
-        if self._job is None and self._batch_bytes <= _INLINE_BYTES:
-            self._hash(self._batch)
-        else:
-            await self._submit()
-            await self._last_job()
-        return {algorithm: hasher.hexdigest() for algorithm, hasher in self._hashers.items()}
-
-    async def _submit(self) -> None:
-        await self._last_job()
-        batch, self._batch, self._batch_bytes = self._batch, [], 0
-        self._job = asyncio.get_running_loop().run_in_executor(self._executor, self._hash, batch)
-
-    async def _last_job(self) -> None:
-        if self._job is not None:
-            await self._job
-
-    def _hash(self, batch: list[bytes]) -> None:
-        for chunk in batch:
-            for hasher in self._hashers.values():
-                hasher.update(chunk)
-
-
-class SmallDigests:
-    """The digests of parts that lie whole in memory: of many in one job, and at most two jobs' worth is held."""
-
-    def __init__(self, algorithms: Sequence[str], executor: Executor) -> None:
-        self._algorithms = algorithms
-        self._executor = executor
-        self._batch: list[tuple[Entry, bytes]] = []
-        self._batch_bytes = 0
-        self._job: asyncio.Future[None] | None = None
-
-    @property
-    def full(self) -> bool:
-        return self._batch_bytes >= _BATCH_BYTES
-
-    def add(self, entry: Entry, data: bytes) -> None:
-        """The entry has its digests when `finish` has returned."""
-        if len(data) <= TINY_BYTES:
-            entry.digests = digest_of(data, self._algorithms)
-        else:
-            self._batch.append((entry, data))
-            self._batch_bytes += len(data)
-
-    async def submit(self) -> None:
-        if self._job is not None:
-            await self._job
-        batch, self._batch, self._batch_bytes = self._batch, [], 0
-        self._job = asyncio.get_running_loop().run_in_executor(self._executor, self._hash, batch)
-
-    async def finish(self) -> None:
-        if self._job is None and self._batch_bytes <= _INLINE_BYTES:
-            self._hash(self._batch)
-            return
-        await self.submit()
-        assert self._job is not None
-        await self._job
-
-    def _hash(self, batch: Sequence[tuple[Entry, bytes]]) -> None:
-        for entry, data in batch:
-            entry.digests = digest_of(data, self._algorithms)
-
-
-class DigestsBeside:
-    """The digests of parts whose bytes a sink has in a thread anyway, because it writes them there.
-
-    Taking them to another thread as well costs half as much as hashing them.
-    """
-
-    def __init__(self, algorithms: Sequence[str]) -> None:
-        self._algorithms = algorithms
-        self._whole: dict[int, Entry] = {}
-        self._growing: dict[int, _Growing] = {}
-
-    def expect_whole(self, entry: Entry) -> None:
-        """A part that is seen in one piece."""
-        self._whole[entry.part.index] = entry
-
-    def expect(self, entry: Entry) -> None:
-        """A part that is seen piece by piece."""
-        hashers = {algorithm: ALGORITHMS[algorithm]() for algorithm in self._algorithms}
-        self._growing[entry.part.index] = _Growing(entry, hashers)
-
-    def see(self, index: int, data: bytes) -> None:
-        """The next bytes of a part, or all of them. From any thread, of each part from one at a time."""
-        if (growing := self._growing.get(index)) is not None:
-            growing.size += len(data)
-            for hasher in growing.hashers.values():
-                hasher.update(data)
-        elif (entry := self._whole.pop(index, None)) is not None:
-            if len(data) != entry.size:
-                raise InternalError(f"part {index} was not shown whole")
-            entry.digests = digest_of(data, self._algorithms)
-
-    def settle(self) -> None:
-        """Nobody shows any more. Raises InternalError if somebody did not show all: its digest would be a lie."""
-        for index, growing in self._growing.items():
-            if growing.size != growing.entry.size:
-                raise InternalError(f"of part {index} {growing.size} bytes were shown")
-            growing.entry.digests = {algorithm: hasher.hexdigest() for algorithm, hasher in growing.hashers.items()}
-        if self._whole:
-            raise InternalError(f"parts were not shown: {sorted(self._whole)[:10]}")
-
-
-@dataclass(slots=True)
-class _Growing:
-    entry: Entry
-    hashers: dict[str, _Hash]
-    size: int = 0
+        await self._hashing.finish()
+        return self._hasher.digests()
 
 
 _DECLARING = frozenset((b"content-digest", b"repr-digest", b"content-md5"))

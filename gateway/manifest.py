@@ -44,8 +44,8 @@ def _entry(entry: Entry) -> str:
 
 
 def _usual_receipt(receipt: Receipt) -> str:
-    if receipt.dropped is not None:
-        return f'{{"sink": {_string(receipt.sink)}, "dropped": "{receipt.dropped}"}}'
+    if receipt.missed is not None:
+        return f'{{"sink": {_string(receipt.sink)}, "dropped": "{receipt.missed}"}}'
     location = "null" if receipt.location is None else _string(receipt.location)
     status = "" if receipt.status is None else f', "status": {receipt.status}'
     return f'{{"sink": {_string(receipt.sink)}{status}, "location": {location}}}'
@@ -120,8 +120,8 @@ def _encodings(part: Part) -> dict[str, str]:
 
 def _receipt(receipt: Receipt, output: Output | None) -> dict[str, object]:
     document: dict[str, object] = {"sink": receipt.sink}
-    if receipt.dropped is not None:
-        return document | {"dropped": receipt.dropped}
+    if receipt.missed is not None:
+        return document | {"dropped": receipt.missed}
     if receipt.status is not None:
         document["status"] = receipt.status
     document["location"] = receipt.location

@@ -112,7 +112,7 @@ class Receipt:
     """Where the part can be fetched from, as a URL or a path on this gateway; None where that is not known."""
     status: int | None = None
     """A destination's status code; None for sinks that are no HTTP destinations."""
-    dropped: str | None = None
+    missed: str | None = None
     """Why a best-effort sink does not have it: `lag`, `failed` or `late`."""
 
 

@@ -13,9 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from gateway.digests import ALGORITHMS, DigestsBeside, PartDigest, digest_of
-from gateway.errors import InternalError
-from gateway.model import Entry, Part
+from gateway.digests import ALGORITHMS, PartDigest, digest_of
 
 SIZES = [0, 1, 65535, 65536, 65537, (1 << 20) - 1, 1 << 20, (1 << 20) + 1, (3 << 20) + 7]
 AVAILABLE = tuple(name for name in ALGORITHMS if name != "blake3" or importlib.util.find_spec("blake3"))
@@ -129,33 +127,3 @@ async def test_many_parts_are_hashed_beside_each_other(executor: ThreadPoolExecu
 async def _settle() -> None:
     for _ in range(10):
         await asyncio.sleep(0)
-
-
-def _entry(index: int, size: int) -> Entry:
-    return Entry(Part(index, b"f", b"f", None, is_file=True), size)
-
-
-def test_what_a_sink_shows_is_hashed_beside_it() -> None:
-    beside = DigestsBeside(("sha256", "md5"))
-    whole, growing = _entry(0, 3), _entry(1, 5)
-    beside.expect_whole(whole)
-    beside.expect(growing)
-    beside.see(1, b"he")
-    beside.see(0, b"abc")
-    beside.see(1, b"llo")
-    beside.see(2, b"of somebody who is hashed elsewhere")
-    beside.settle()
-    assert whole.digests == digest_of(b"abc", ("sha256", "md5"))
-    assert growing.digests == digest_of(b"hello", ("sha256", "md5"))
-
-
-@pytest.mark.parametrize("shown", [b"", b"ab", b"abcd"])
-@pytest.mark.parametrize("whole", [True, False])
-def test_a_sink_that_does_not_show_all_is_a_mistake_and_no_digest(shown: bytes, whole: bool) -> None:
-    beside = DigestsBeside(("sha256",))
-    expect = beside.expect_whole if whole else beside.expect
-    expect(_entry(0, 3))
-    with pytest.raises(InternalError):  # noqa: PT012 - at the latest when all is over
-        if shown:
-            beside.see(0, shown)
-        beside.settle()

@@ -57,17 +57,21 @@ class Progress:
         return (self._held > 0 or self._finishing > 0) and not self._excuses
 
     def give(self, size: int) -> None:
-        self._start_clock()
+        """So many bytes more are theirs to take."""
+        if not self.owed:
+            self.moved_at = self._loop.time()
         self._held += size
         self.total += size
 
     def take(self, size: int) -> None:
+        """They took so many."""
         self._held -= size
-        self.moved()
+        self.moved_at = self._loop.time()
 
     def begin_finishing(self) -> None:
         """They have a part to its last byte; from now on it is theirs to finish."""
-        self._start_clock()
+        if not self.owed:
+            self.moved_at = self._loop.time()
         self._finishing += 1
 
     def end_finishing(self) -> None:
@@ -87,10 +91,6 @@ class Progress:
     def moved(self) -> None:
         self.moved_at = self._loop.time()
 
-    def _start_clock(self) -> None:
-        if not self.owed:
-            self.moved()
-
 
 class Window:
     """`limit` bytes (0 = unlimited) that may be under way at a time."""
@@ -108,10 +108,12 @@ class Window:
         return not (self.used and self.limit and self.used + size > self.limit)
 
     async def reserve(self, size: int) -> None:
+        """Wait until there is room, and take it."""
         while not self.has_room(size):
             self._room = asyncio.get_running_loop().create_future()
             await self._room
-        self.take(size)
+        self.used += size
+        self.progress.give(size)
 
     def take(self, size: int) -> None:
         """Reserve what there is room for."""
@@ -151,17 +153,6 @@ class Pipe(AsyncIterator[bytes]):
         add_chunk(self._chunks, chunk)
         self._wake()
 
-    def put(self, chunk: bytes) -> None:
-        """The first chunk, at once: an empty window has room for any."""
-        if self._closed:
-            return
-        self._window.take(len(chunk))
-        if self._closed:
-            self._window.release(len(chunk))
-            return
-        self._chunks.append(chunk)
-        self._wake()
-
     def finish(self) -> None:
         """Every byte was sent, and the part is whole."""
         self._finished = True
@@ -185,6 +176,8 @@ class Pipe(AsyncIterator[bytes]):
         """(chunks, their bytes): what is there without waiting, until it is `size` bytes or more."""
         chunks: list[bytes] = []
         taken = 0
+        if not self._chunks:
+            return chunks, taken
         while self._chunks and taken < size:
             chunks.append(self._chunks.popleft())
             taken += len(chunks[-1])

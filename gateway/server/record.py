@@ -32,8 +32,8 @@ class UploadRecord:
         self._intake = intake
         self._began = time.monotonic()
         self.outcome: Outcome | None = None
-        self.dropped: dict[str, str] = {}
-        """Best-effort sinks that were dropped, and why; also where the upload failed afterwards."""
+        self.excluded: dict[str, str] = {}
+        """Best-effort sinks that were excluded, and why; also where the upload failed afterwards."""
 
     def __enter__(self) -> UploadRecord:
         self._metrics.upload_began()
@@ -59,7 +59,7 @@ class UploadRecord:
             received_bytes=self._intake.received_bytes,
             sink_bytes=sink_bytes,
             seconds=seconds,
-            dropped=self.dropped,
+            dropped=self.excluded,
         )
         log_upload(
             self._upload.id,
@@ -70,7 +70,7 @@ class UploadRecord:
             parts=len(done.manifest.entries) if done else None,
             received_bytes=self._intake.received_bytes,
             seconds=round(seconds, 3),
-            dropped=self.dropped or None,
+            dropped=self.excluded or None,
         )
 
 

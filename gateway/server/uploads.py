@@ -79,7 +79,7 @@ class UploadHandler:
         self._dispatcher.admit(upload)
         await accept_body(request)
         async with AsyncExitStack() as stack:
-            outcome = record.outcome = await self._dispatcher.dispatch(upload, events, stack, record.dropped)
+            outcome = record.outcome = await self._dispatcher.dispatch(upload, events, stack, record.excluded)
             close = services.gate.draining or not intake.ended
             if outcome.answer is not None:
                 limits = services.limits

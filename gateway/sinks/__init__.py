@@ -15,7 +15,7 @@ from __future__ import annotations
 import errno
 import os
 from abc import ABC, abstractmethod
-from collections.abc import AsyncIterable, Callable, Sequence
+from collections.abc import AsyncIterable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from enum import IntEnum
 from typing import Any
@@ -81,6 +81,8 @@ class Delivery(ABC):
     """Whether it has `accept_all`."""
     takes_wire = False
     """Whether it gets the bytes of the body, by `accept_wire`, in place of parts: as the only one of its upload."""
+    hashes = False
+    """Whether it has `hash_part` and `digests`: what it writes in a thread need not be taken to another as well."""
     is_watched = False
     """Whether it has `watch`, which costs a task."""
     completes_parts = False
@@ -178,7 +180,7 @@ class Delivery(ABC):
         """
         raise NotImplementedError
 
-    # -- clocks and threads
+    # -- clocks
 
     async def watch(self) -> None:
         """Runs beside the whole upload, for sinks that may learn of their failure while nobody gives them anything.
@@ -192,13 +194,18 @@ class Delivery(ABC):
         `progress.excused()`.
         """
 
-    def let_see(self, see: Callable[[int, bytes], None]) -> bool:
-        """Called once, before all else; a delivery that handles bytes in threads calls `see(index, data)` there.
+    # -- digests
 
-        With all bytes of each part that it is given, in their order (a part of `accept_all` in one piece), before the
-        accept of that part returns: what is to be hashed need not be taken to a thread twice. False: it will not.
+    def hash_part(self, part: Part, algorithms: Sequence[str]) -> None:
+        """Called before the part is given: hash its bytes where they are written, in a thread."""
+        raise NotImplementedError
+
+    def digests(self) -> Mapping[int, tuple[int, Mapping[str, str]]]:
+        """Part -> (how many bytes of it were hashed, algorithm -> hex), of all that `hash_part` was called for.
+
+        Asked for when all accepts have returned.
         """
-        return False
+        raise NotImplementedError
 
 
 class Answered(Exception):

@@ -17,7 +17,7 @@ from gateway.model import Manifest, Receipt
 from gateway.sinks import Answered, Sink, refused
 from gateway.sinks.store import Store, manifest_keeper
 from gateway.upload.besteffort import BestEffortLane
-from gateway.upload.lanes import Lane
+from gateway.upload.lanes import RequiredLane
 
 __all__ = ["Commits", "Locating"]
 
@@ -34,7 +34,7 @@ class Commits:
         self,
         manifest: Manifest,
         sinks: Mapping[str, Sink],
-        required: Sequence[Lane],
+        required: Sequence[RequiredLane],
         best_effort: Sequence[BestEffortLane],
         locate: Locating,
     ) -> None:
@@ -60,27 +60,29 @@ class Commits:
         for number, lane in enumerate(order):
             if lane is keeper:
                 entered = self._keep_manifest(lane)
-            lane.inform(self._manifest.entries)
+            lane.delivery.inform(self._manifest.entries)
+            lane.committing = True
             try:
-                receipts = await lane.commit()
+                with lane.owing():
+                    receipts = await lane.delivery.commit()
             except BaseException:
                 for other in order[number:]:
-                    if partly := other.committed():
+                    if partly := other.delivery.committed():
                         self.anything = True
                         self.receipts += self._located(other.name, partly)
                 raise
             if lane is not keeper:
-                entered = self._enter(lane.name, receipts)
+                entered = self._enter(lane.name, lane.completed(receipts or ()))
             if lane.began:
                 self.anything = True
                 self.receipts += entered
 
-    def _keep_manifest(self, keeper: Lane) -> Sequence[Receipt]:
-        entered = self._enter(keeper.name, keeper.keeper_receipts())
+    def _keep_manifest(self, keeper: RequiredLane) -> Sequence[Receipt]:
+        entered = self._enter(keeper.name, keeper.completed(keeper.delivery.receipts()))
         for lane in self._best_effort:
             self._enter(lane.name, lane.account())
         self.stored_manifest = manifest_json(self._manifest)
-        keeper.keep_manifest(self.stored_manifest)
+        keeper.delivery.keep_manifest(self.stored_manifest)
         return entered
 
     async def end_best_effort(self, lives: Sequence[asyncio.Task[None]], stall_seconds: float) -> None:
@@ -88,9 +90,9 @@ class Commits:
         lanes, manifest = self._best_effort, self._manifest
         for lane in lanes:
             lane.allow_commit(manifest.entries)
-        patience = max(lane.lag_seconds for lane in lanes) + stall_seconds if stall_seconds else None
+        patience = max(lane.terms.lag_seconds for lane in lanes) + stall_seconds if stall_seconds else None
         _, left = await asyncio.wait(lives, timeout=patience)
-        if left:  # dropped, and not even that comes to an end
+        if left:  # excluded, and not even that comes to an end
             for lane, task in zip(lanes, lives, strict=True):
                 if task in left:
                     task.cancel()
@@ -101,7 +103,7 @@ class Commits:
                     # The TaskGroup that its life is in waits for it all the same, and so does the client: no task is
                     # left to itself, and none can be moved to a group that outlives the upload. What is stored is
                     # settled.
-                    lane.give_up("late")
+                    lane.exclude("late")
                     log.error("best-effort sink %s does not end, and holds up upload %s", lane.name, manifest.upload)
         for lane in lanes:
             for receipt in (account := lane.account()):
@@ -111,11 +113,12 @@ class Commits:
         if self._keeper is not None:
             await self._settle_manifest(self._keeper)
 
-    async def _settle_manifest(self, keeper: Lane) -> None:
+    async def _settle_manifest(self, keeper: RequiredLane) -> None:
         if (settled := manifest_json(self._manifest)) == self.stored_manifest:
             return
         try:
-            await keeper.replace_manifest(settled)
+            with keeper.owing():
+                await keeper.delivery.replace_manifest(settled)
         except GatewayError as error:
             log.warning("the manifest of upload %s stays as it was: %s", self._manifest.upload, error)
         else:
@@ -151,7 +154,7 @@ class Commits:
         """The same, with the places where what a store keeps is read, but where it tells them itself."""
         if isinstance(self._sinks[name], Store):
             for receipt in receipts:
-                if receipt.location is None and receipt.dropped is None:
+                if receipt.location is None and receipt.missed is None:
                     entry = self._manifest.entries[receipt.part]
                     filename = entry.part.filename if entry.output is None else entry.output.filename
                     receipt.location = self._locate(self._manifest.upload, receipt.part, filename)

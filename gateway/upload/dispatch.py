@@ -40,11 +40,15 @@ from gateway.flows import Flow
 from gateway.model import Limits, Manifest, Upload
 from gateway.multipart.codec import Event
 from gateway.sinks import Answered, Delivery, Sink, refused
-from gateway.upload.besteffort import AnyLane, BestEffortLane
+from gateway.upload.besteffort import BestEffortLane
 from gateway.upload.commits import Commits, Locating
 from gateway.upload.failures import first_error, forget_frames, forget_frames_on_exit, translated
-from gateway.upload.keep_each import EachPump
-from gateway.upload.lanes import Lane
+from gateway.upload.handover import Handover
+from gateway.upload.keep_each import AllOrNothing, KeepEach
+from gateway.upload.lanes import Lane, RequiredLane
+from gateway.upload.part_digests import PartDigests
+from gateway.upload.part_limits import PartLimits
+from gateway.upload.plans import Plans
 from gateway.upload.pump import Pump
 from gateway.upload.routes import Route
 from gateway.upload.stalls import StallWatch
@@ -91,39 +95,41 @@ class Dispatcher:
                 self.sinks[name].admit(upload)
 
     async def dispatch(
-        self, upload: Upload, events: AsyncIterator[list[Event]], stack: AsyncExitStack, dropped: dict[str, str]
+        self, upload: Upload, events: AsyncIterator[list[Event]], stack: AsyncExitStack, excluded: dict[str, str]
     ) -> Outcome:
         """Take one body to its sinks and commit it. `stack` holds the deliveries: when it is left, what was not
-        committed is undone, and a destination's answer can no longer be read. Into `dropped` go the best-effort
+        committed is undone, and a destination's answer can no longer be read. Into `excluded` go the best-effort
         sinks that were, and why, whatever becomes of the upload. Raises the leaves of errors.
         """
         route, limits = self.route, self.limits
         stack.push(forget_frames_on_exit)
-        required = [await self._opened(name, upload, stack) for name in route.required]
+        manifest = Manifest(upload.id, [])
+        failures = KeepEach(manifest) if route.keep_each else AllOrNothing()
+        required = [await self._opened(name, upload, failures, stack) for name in route.required]
         best_effort = [
             BestEffortLane(name, self.sinks[name].stage, route.best_effort[name], limits.parallel_parts)
             for name in route.sinks
             if name in route.best_effort
         ]
-        lanes: dict[str, AnyLane] = {lane.name: lane for lane in required} | {lane.name: lane for lane in best_effort}
-        manifest = Manifest(upload.id, [])
+        lanes: list[Lane] = [*required, *best_effort]
+        plans = Plans(route, lanes, self.flows, next((lane for lane in required if lane.delivery.takes_wire), None))
+        digests = PartDigests(route.digests, self.executor)
         sinks = {name: self.sinks[name] for name in route.sinks}
         commits = Commits(manifest, sinks, required, best_effort, self.locate)
         try:
             async with asyncio.TaskGroup() as outer:
-                watching = [outer.create_task(lane.watch()) for lane in required if lane.is_watched]
+                watching = [outer.create_task(lane.watch()) for lane in required if lane.delivery.is_watched]
                 lives = [outer.create_task(lane.live(sinks[lane.name], upload)) for lane in best_effort]
                 async with asyncio.TaskGroup() as accepting:
-                    make = EachPump if route.keep_each else Pump
-                    pump = make(route, lanes, self.flows, limits, self.executor, accepting)
-                    manifest.entries = pump.entries
-                    watch = StallWatch(required, pump, limits.stall_seconds, outer)
+                    handover = Handover(lanes, digests, limits, failures, accepting)
+                    pump = Pump(plans, digests, PartLimits(limits), handover, manifest.entries, failures)
+                    watch = StallWatch(required, handover.flowing, failures, limits.stall_seconds, outer)
                     stack.callback(watch.stop)
                     await pump.run(events)
-                await pump.settle()
-                manifest.partial = pump.partial
-                for late in best_effort:
-                    late.end()
+                digests.settle()
+                await handover.settle()
+                for lane in best_effort:
+                    lane.end()
                 await commits.commit()
                 for task in watching:
                     task.cancel()
@@ -135,21 +141,19 @@ class Dispatcher:
             answer = self._answer_in(group, commits)
             forget_frames(group)
         finally:
-            dropped.update({lane.name: lane.dropped for lane in best_effort if lane.dropped is not None})
-            for lane in required:
-                lane.spare = None  # whoever it calls holds the lane, too
-        sink_bytes = {name: lane.progress.total for name, lane in lanes.items()}
+            excluded.update({lane.name: lane.excluded for lane in best_effort if lane.excluded is not None})
+        sink_bytes = {lane.name: lane.progress.total for lane in lanes}
         if answer is None:
             return Outcome(manifest, commits.stored_manifest, sink_bytes=sink_bytes)
         name, response = answer
-        read_seconds = next(lane.read_seconds for lane in required if lane.name == name)
+        read_seconds = next(lane.delivery.read_seconds for lane in required if lane.name == name)
         return Outcome(manifest, commits.stored_manifest, response, read_seconds, sink_bytes)
 
-    def _answer(self, required: Sequence[Lane]) -> tuple[str, ClientResponse] | None:
+    def _answer(self, required: Sequence[RequiredLane]) -> tuple[str, ClientResponse] | None:
         """(sink, its answer) of the destination whose answer is the client's, after all have committed."""
         if self.route.passes_answers:
             for lane in required:
-                if self.route.answer in (None, lane.name) and (response := lane.answer()) is not None:
+                if self.route.answer in (None, lane.name) and (response := lane.delivery.answer()) is not None:
                     return lane.name, response
         return None
 
@@ -164,7 +168,7 @@ class Dispatcher:
             raise refused(error) from None
         return error.sink, error.response
 
-    async def _opened(self, name: str, upload: Upload, stack: AsyncExitStack) -> Lane:
+    async def _opened(self, name: str, upload: Upload, failures: AllOrNothing, stack: AsyncExitStack) -> RequiredLane:
         sink, stall_seconds = self.sinks[name], self.limits.stall_seconds
         with translated(name):
             try:
@@ -176,4 +180,4 @@ class Dispatcher:
                 raise SinkTimeout(f"sink {name} did not open in {stall_seconds:g} s", sink=name) from error
             if not isinstance(delivery, Delivery):
                 raise TypeError(f"sink {name} opened {delivery!r}, which is no gateway.sinks.Delivery")
-        return Lane(name, sink.stage, delivery, self.limits.window_bytes)
+        return RequiredLane(name, sink.stage, delivery, self.limits.window_bytes, failures.batch_failed)

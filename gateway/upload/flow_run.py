@@ -12,10 +12,11 @@ from contextlib import AsyncExitStack
 from dataclasses import replace
 
 from gateway.concurrency.pipe import Pipe, Progress, Window
+from gateway.concurrency.tasks import start
 from gateway.digests import PartDigest
 from gateway.flows import Flow, FlowChain, FlowFile, working
 from gateway.model import Entry, Output, Part, text
-from gateway.upload.besteffort import AnyLane
+from gateway.upload.lanes import Lane
 
 __all__ = ["Passage"]
 
@@ -26,7 +27,7 @@ _OF_THE_BYTES = frozenset([b"content-length", b"content-md5", b"content-digest",
 class Passage:
     """`progress` says whether the flows move; `chain` which of them is at work."""
 
-    def __init__(self, entry: Entry, flows: Sequence[Flow], lanes: Sequence[AnyLane], window_bytes: int) -> None:
+    def __init__(self, entry: Entry, flows: Sequence[Flow], lanes: Sequence[Lane], window_bytes: int) -> None:
         part = entry.part
         file = FlowFile(
             index=part.index, name=part.name, filename=part.filename, content_type=_shown(part.content_type)
@@ -59,7 +60,11 @@ class Passage:
                     if before is not None:
                         await before
             async with asyncio.TaskGroup() as accepting:
-                pipes = [lane.open(part, accepting)[0] for lane in self.lanes]
+                ends = [lane.open(part) for lane in self.lanes]
+                for _, accept in ends:
+                    if accept is not None:
+                        start(accepting, accept())
+                pipes = [pipe for pipe, _ in ends]
                 async for chunk in output:
                     progress.moved()
                     told.size += len(chunk)

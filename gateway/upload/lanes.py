@@ -12,17 +12,20 @@ after waits for it *before* anything of it is sent, so that it cannot fill what 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Sequence
-
-from aiohttp import ClientResponse
+from abc import ABC, abstractmethod
+from collections.abc import Awaitable, Callable, Coroutine, Iterator, Sequence
+from contextlib import contextmanager
+from functools import partial
+from typing import Any
 
 from gateway.concurrency.pipe import Pipe, Progress, Window
+from gateway.concurrency.tasks import start
 from gateway.errors import GatewayError
-from gateway.model import Entry, Limits, Part, Receipt
+from gateway.model import Limits, Part, Receipt
 from gateway.sinks import Answered, Delivery, Stage
 from gateway.upload.failures import translated
 
-__all__ = ["BULK_BYTES", "Lane", "Slots", "completed", "memory_shares"]
+__all__ = ["BULK_BYTES", "Accepting", "Batch", "Lane", "PartPermits", "RequiredLane", "memory_shares"]
 
 
 BULK_BYTES = 256 << 10
@@ -44,8 +47,8 @@ def memory_shares(limits: Limits, received: int, *, required_sinks: int, lag_byt
     }
 
 
-class Slots:
-    """`parallel_parts`: how many parts (or batches of tiny ones) may be open at once. One per part, not per sink.
+class PartPermits:
+    """`parallel_parts`: how many parts (or batches of small ones) may be open at once. One per part, not per sink.
 
     For one taker, the pump.
     """
@@ -54,20 +57,15 @@ class Slots:
         self._free = count or 1 << 30
         self._given_back: asyncio.Future[None] | None = None
 
-    def take_now(self) -> bool:
-        """A slot, if one is free."""
-        if not self._free:
-            return False
-        self._free -= 1
-        return True
-
     async def take(self) -> None:
-        while not self.take_now():
+        """Wait until one is free, and take it."""
+        while not self._free:
             self._given_back = asyncio.get_running_loop().create_future()
             await self._given_back
+        self._free -= 1
 
     def give_back_after(self, tasks: Sequence[asyncio.Task[None]]) -> None:
-        """The slot is free again when all of these have ended."""
+        """It is free again when all of these have ended."""
         left = len(tasks)
 
         def ended(_: object) -> None:
@@ -82,272 +80,218 @@ class Slots:
             task.add_done_callback(ended)
 
     def give_back(self) -> None:
+        """It is free again."""
         self._free += 1
         if self._given_back is not None and not self._given_back.done():
             self._given_back.set_result(None)
 
 
-class Lane:
-    """A delivery, its progress and its batch. `tasks` is where accepting goes on; it may fail as a whole."""
+Batch = list[tuple[Part, bytes]]
+"""Small parts that lie whole in memory, in the order of the wire."""
 
-    def __init__(self, name: str, stage: Stage, delivery: Delivery, window_bytes: int) -> None:
+Accepting = Callable[[], Coroutine[Any, Any, None]]
+"""The other end of a pipe, to be called in a task: it returns when the sink has the part safely."""
+
+
+class Lane(ABC):
+    """One sink's share of one upload, as the pump sees it: where the parts for it are put."""
+
+    takes_batches = True
+    """Whether its small files go the short way."""
+    hashing: Delivery | None = None
+    """Who hashes what it writes, if the sink can."""
+
+    def __init__(self, name: str, stage: Stage) -> None:
         self.name = name
         self.stage = stage
+        self.is_relay = stage is Stage.RELAY
+        self.keeps_order = self.is_relay
+        """Whether parts wait for their turn."""
         self.progress = Progress()
         self.files: list[int] = []
-        """The files that it was given, by index."""
-        self.committing = False
-        self.given = False
-        """Whether it was given anything at all, a field or an empty file input among that."""
+        """The files that it was to get, by index."""
         self.forgotten: set[int] = set()
         """Parts that are not kept, by index."""
-        self.spare: Callable[[Sequence[tuple[Part, bytes]], Exception], None] | None = None
-        """Takes the failure of a batch, where it is not that of the whole upload."""
-        self._delivery = delivery
+
+    @abstractmethod
+    def add(self, part: Part, data: bytes) -> None:
+        """The short way: a small part that lies whole in memory, or a field."""
+
+    @abstractmethod
+    async def hand_over(self, tasks: asyncio.TaskGroup, permits: PartPermits, *, at_once: bool = False) -> None:
+        """What was added goes to the sink: when it has taken what it was given before, or `at_once`."""
+
+    @abstractmethod
+    def open(self, part: Part) -> tuple[Pipe, Accepting | None]:
+        """The long way: a pipe for a file, and what has to run at its other end; None: that is seen to."""
+
+    @abstractmethod
+    def keep_turn(self, part: Part) -> tuple[asyncio.Future[None] | None, asyncio.Future[None]]:
+        """(whom to wait for, what to set when done): the place of a part that flows will deliver later."""
+
+    @abstractmethod
+    async def wait_for_turn(self) -> None:
+        """Nobody who came earlier is still at work on what this lane is to get first."""
+
+    @abstractmethod
+    async def forget(self, part: Part) -> None:
+        """The part is not kept, whatever is committed; of required sinks none of its accepts runs any more."""
+
+    def completed(self, receipts: Sequence[Receipt]) -> list[Receipt]:
+        """A receipt of this sink for each of its files that is kept, a plain one where it gave none."""
+        files = [index for index in self.files if index not in self.forgotten] if self.forgotten else self.files
+        if [receipt.part for receipt in receipts] == files:
+            return list(receipts)
+        given = {receipt.part: receipt for receipt in receipts}
+        return [given.get(index) or Receipt(index, self.name) for index in files]
+
+
+class RequiredLane(Lane):
+    """A delivery that the upload depends on: whatever it raises fails the upload.
+
+    `on_batch_failed` takes the failure of a batch where it is that of the parts in it.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        stage: Stage,
+        delivery: Delivery,
+        window_bytes: int,
+        on_batch_failed: Callable[[Batch, GatewayError | Answered], None] | None = None,
+    ) -> None:
+        super().__init__(name, stage)
+        self.delivery = delivery
         self.takes_batches = delivery.takes_batches and not delivery.completes_parts
-        """Whether its small files go the short way."""
+        self.hashing = delivery if delivery.hashes else None
         self.keeps_order = self.is_relay and not delivery.completes_parts
-        """Whether parts wait for their turn."""
+        self.committing = False
         self._window_bytes = window_bytes
-        self._batch_window = Window(window_bytes, self.progress)
-        self._batch: list[tuple[Part, bytes]] = []
-        self._batch_bytes = 0
-        self._gather_bytes = (window_bytes or 1 << 20) // 2
-        self._delivering = 0
+        self._on_batch_failed = on_batch_failed
         self._begun = 0  # how many times something was handed over
-        self._taken: asyncio.Future[None] | None = None
         self._turn: asyncio.Future[None] | None = None
+        # what goes the short way: what gathers, the room for what is being taken, and who waits until it is taken
+        self._gathered: Batch = []
+        self._gathered_bytes = 0
+        self._batch_window = Window(window_bytes, self.progress)
+        self._delivering = 0
+        self._taken: asyncio.Future[None] | None = None
         delivery.keep_time(self.progress)
 
     @property
-    def is_relay(self) -> bool:
-        return self.stage is Stage.RELAY
+    def began(self) -> bool:
+        """Whether something went to the sink that a commit makes visible, a field or an empty file input among that."""
+        return self._begun > 0 and self.delivery.began
 
-    @property
-    def is_watched(self) -> bool:
-        return self._delivery.is_watched
+    @contextmanager
+    def owing(self) -> Iterator[None]:
+        """The next move is the sink's, and its errors are told as ours."""
+        self.progress.begin_finishing()
+        try:
+            with translated(self.name):
+                yield
+        finally:
+            self.progress.end_finishing()
 
-    @property
-    def is_wired(self) -> bool:
-        """Whether it is to get the bytes of the wire, in place of parts."""
-        return self._delivery.takes_wire
+    async def watch(self) -> None:
+        """Run what the sink has to run beside the upload. Raises its errors as ours."""
+        with translated(self.name):
+            await self.delivery.watch()
 
-    def let_see(self, see: Callable[[int, bytes], None]) -> bool:
-        """Have `see` called with all bytes of all parts, in a thread of the sink's. False if it has none."""
-        return self._delivery.let_see(see)
+    async def forget(self, part: Part) -> None:
+        self.forgotten.add(part.index)
+        with self.owing():
+            await self.delivery.drop(part)
 
     # -- turns
 
     def keep_turn(self, part: Part) -> tuple[asyncio.Future[None] | None, asyncio.Future[None]]:
-        """(whom to wait for, what to set when done): the place of a part that flows will deliver later."""
         before, self._turn = self._turn, asyncio.get_running_loop().create_future()
         return before, self._turn
 
-    @property
-    def turn_is_pending(self) -> bool:
-        return self.keeps_order and self._turn is not None and not self._turn.done()
-
     async def wait_for_turn(self) -> None:
-        """Nobody who came earlier is still at work on what this lane is to get first."""
-        if self.turn_is_pending:
-            assert self._turn is not None
+        if self._turn is not None and self.keeps_order:
             await self._turn
 
     # -- the short way
 
     def add(self, part: Part, data: bytes) -> None:
-        self.given = True
-        self._batch.append((part, data))
-        self._batch_bytes += len(data)
+        self._gathered.append((part, data))
+        self._gathered_bytes += len(data)
 
-    async def hand_over(self, tasks: asyncio.TaskGroup, slots: Slots, *, at_once: bool = False) -> None:
-        """What has gathered goes to the sink: when it has taken what it was given before, or `at_once`."""
-        while self._batch and self._delivering and not at_once:
-            if self._batch_bytes < self._gather_bytes:
+    async def hand_over(self, tasks: asyncio.TaskGroup, permits: PartPermits, *, at_once: bool = False) -> None:
+        while self._gathered and self._delivering and not at_once:
+            if self._gathered_bytes < (self._window_bytes or 1 << 20) // 2:
                 return
             self._taken = asyncio.get_running_loop().create_future()
             await self._taken
-        if not self._batch:
+        if not self._gathered:
             return
         await self.wait_for_turn()
-        await slots.take()  # before the bytes are given: while others hold all slots, nothing is owed here
-        if not self._batch:  # who delivers took it meanwhile
-            slots.give_back()
+        await permits.take()  # before the bytes are given: while others hold all permits, nothing is owed here
+        if not self._gathered:  # who delivers took it meanwhile
+            permits.give_back()
             return
-        batch, size = self._take_batch()
+        batch, size = self._take_gathered()
         await self._batch_window.reserve(size)
         self._delivering += 1
         self._begun += 1
-        slots.give_back_after([tasks.create_task(self._deliver(batch, size, self._begun))])
+        permits.give_back_after([start(tasks, self._deliver(batch, size, self._begun))])
 
-    def hand_over_now(self, tasks: asyncio.TaskGroup, slots: Slots) -> bool:
-        """The same at once or not at all; whether nothing is left to hand over."""
-        if not self._batch:
-            return True
-        if self.turn_is_pending or not self._batch_window.has_room(self._batch_bytes) or not slots.take_now():
-            return False
-        batch, size = self._take_batch()
-        self._batch_window.take(size)
-        self._delivering += 1
-        self._begun += 1
-        slots.give_back_after([tasks.create_task(self._deliver(batch, size, self._begun))])
-        return True
-
-    def _take_batch(self) -> tuple[list[tuple[Part, bytes]], int]:
-        batch, size = self._batch, self._batch_bytes
-        self._batch, self._batch_bytes = [], 0
+    def _take_gathered(self) -> tuple[Batch, int]:
+        batch, size = self._gathered, self._gathered_bytes
+        self._gathered, self._gathered_bytes = [], 0
         return batch, size
 
-    async def _deliver(self, batch: list[tuple[Part, bytes]], size: int, begun: int) -> None:
+    async def _deliver(self, batch: Batch, size: int, begun: int) -> None:
         """A batch, and what gathers meanwhile."""
+        window = self._batch_window
         while True:
-            self.progress.begin_finishing()
             try:
-                with translated(self.name):
-                    await self._delivery.accept_all(batch)
+                with self.owing():
+                    await self.delivery.accept_all(batch)
             except (GatewayError, Answered) as error:
-                if self.spare is None:
+                if self._on_batch_failed is None:
                     raise
-                self.spare(batch, error)
+                self._on_batch_failed(batch, error)
             finally:
-                self.progress.end_finishing()
-                self._batch_window.release(size)
+                window.release(size)
             while self._begun != begun:
                 # Something else was handed over since, and its task may not have begun: what gathered came after it.
                 begun = self._begun
                 await asyncio.sleep(0)
-            if not self._batch or self.turn_is_pending or not self._batch_window.has_room(self._batch_bytes):
+            waits = self.keeps_order and self._turn is not None and not self._turn.done()
+            if not self._gathered or waits or not window.has_room(self._gathered_bytes):
                 break
-            batch, size = self._take_batch()
-            self._batch_window.take(size)
-            self._wake()
+            batch, size = self._take_gathered()
+            window.take(size)
+            self._tell_taken()
         self._delivering -= 1
-        self._wake()
+        self._tell_taken()
 
-    def _wake(self) -> None:
+    def _tell_taken(self) -> None:
         if self._taken is not None and not self._taken.done():
             self._taken.set_result(None)
 
     # -- the long way
 
-    def open(self, part: Part, tasks: asyncio.TaskGroup) -> tuple[Pipe, asyncio.Task[None]]:
-        """A pipe for a file, and the task at its other end. Raises RuntimeError where `tasks` take no more."""
-        pipe = Pipe(Window(self._window_bytes, self.progress))
-        accepting = self.accept(part, pipe)
-        try:
-            task = tasks.create_task(accepting)
-        except RuntimeError:
-            accepting.close()
-            raise
-        self.given = True
-        self._begun += 1
+    def open(self, part: Part) -> tuple[Pipe, Accepting]:
         self.files.append(part.index)
-        return pipe, task
+        pipe = self._pipe()
+        return pipe, partial(self._accept, partial(self.delivery.accept, part, pipe), pipe)
 
-    def pipe(self, part: Part) -> Pipe:
-        """The pipe alone, for who sees to the accept himself."""
-        self.given = True
+    def open_wire(self) -> tuple[Pipe, Accepting]:
+        """The same for the body as it came, in place of parts."""
+        pipe = self._pipe()
+        return pipe, partial(self._accept, partial(self.delivery.accept_wire, pipe), pipe)
+
+    def _pipe(self) -> Pipe:
         self._begun += 1
-        self.files.append(part.index)
         return Pipe(Window(self._window_bytes, self.progress))
 
-    async def accept(self, part: Part, pipe: Pipe) -> None:
-        """The other end of a pipe: returns when the sink has the part safely."""
+    async def _accept(self, accept: Callable[[], Awaitable[None]], pipe: Pipe) -> None:
         try:
             with translated(self.name):
-                await self._delivery.accept(part, pipe)
+                await accept()
         finally:
             pipe.close()
-
-    async def drop(self, part: Part) -> None:
-        """The sink forgets a part; none of its accepts runs any more."""
-        self.forgotten.add(part.index)
-        self.progress.begin_finishing()
-        try:
-            with translated(self.name):
-                await self._delivery.drop(part)
-        finally:
-            self.progress.end_finishing()
-
-    # -- the wire, in place of parts
-
-    def open_wire(self, tasks: asyncio.TaskGroup) -> Pipe:
-        """A pipe for the body as it came."""
-        self.given = True
-        pipe = Pipe(Window(self._window_bytes, self.progress))
-        tasks.create_task(self._accept_wire(pipe))
-        return pipe
-
-    async def _accept_wire(self, pipe: Pipe) -> None:
-        try:
-            with translated(self.name):
-                await self._delivery.accept_wire(pipe)
-        finally:
-            pipe.close()
-
-    def hold_wire(self, tail: bytes) -> None:
-        """What is left of the body, for the commit."""
-        self._delivery.hold_wire(self.files, tail)
-
-    # -- the upload as a whole
-
-    async def watch(self) -> None:
-        with translated(self.name):
-            await self._delivery.watch()
-
-    def keeper_receipts(self) -> Sequence[Receipt]:
-        return self._complete(self._delivery.receipts())
-
-    def keep_manifest(self, manifest: bytes) -> None:
-        self._delivery.keep_manifest(manifest)
-
-    async def replace_manifest(self, manifest: bytes) -> None:
-        self.progress.begin_finishing()
-        try:
-            with translated(self.name):
-                await self._delivery.replace_manifest(manifest)
-        finally:
-            self.progress.end_finishing()
-
-    def inform(self, entries: Sequence[Entry]) -> None:
-        self._delivery.inform(entries)
-
-    def committed(self) -> Sequence[Receipt]:
-        """What is visible, of a sink that can commit in part."""
-        return self._delivery.committed()
-
-    @property
-    def began(self) -> bool:
-        """Whether something went to the sink that a commit makes visible."""
-        return self.given and self._delivery.began
-
-    async def commit(self) -> list[Receipt]:
-        """A receipt for each file: a plain one where the sink says nothing of it."""
-        self.committing = True
-        self.progress.begin_finishing()
-        try:
-            with translated(self.name):
-                return self._complete(await self._delivery.commit() or ())
-        finally:
-            self.progress.end_finishing()
-
-    def answer(self) -> ClientResponse | None:
-        """The response of a destination, after its commit."""
-        return self._delivery.answer()
-
-    @property
-    def read_seconds(self) -> float | None:
-        """How long the bytes of that response may be waited for; None is as long as any sink."""
-        return self._delivery.read_seconds
-
-    def _complete(self, receipts: Sequence[Receipt]) -> list[Receipt]:
-        files = [index for index in self.files if index not in self.forgotten] if self.forgotten else self.files
-        return completed(receipts, files, self.name)
-
-
-def completed(receipts: Sequence[Receipt], files: Sequence[int], name: str) -> list[Receipt]:
-    """A receipt of the sink of that name for each of the files, a plain one where it gave none."""
-    if [receipt.part for receipt in receipts] == files:
-        return list(receipts)
-    given = {receipt.part: receipt for receipt in receipts}
-    return [given.get(index) or Receipt(index, name) for index in files]

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
 
+from gateway.concurrency.pipe import Progress
+from gateway.concurrency.tasks import start
 from gateway.concurrency.timer import RearmingTimer
 from gateway.errors import FlowStalled, GatewayError, SinkTimeout
 from gateway.flows import FlowChain
-from gateway.upload.lanes import Lane
-from gateway.upload.pump import Pump
+from gateway.upload.keep_each import AllOrNothing
+from gateway.upload.lanes import RequiredLane
 
 __all__ = ["StallWatch"]
 
@@ -17,9 +20,17 @@ __all__ = ["StallWatch"]
 class StallWatch:
     """Looks when somebody could first be late; the error is raised in a task of `tasks`. `limit` is in seconds."""
 
-    def __init__(self, lanes: Sequence[Lane], pump: Pump, limit: float, tasks: asyncio.TaskGroup) -> None:
+    def __init__(
+        self,
+        lanes: Sequence[RequiredLane],
+        flowing: Mapping[FlowChain, Progress],
+        failures: AllOrNothing,
+        limit: float,
+        tasks: asyncio.TaskGroup,
+    ) -> None:
         self._lanes = lanes
-        self._pump = pump
+        self._flowing = flowing
+        self._failures = failures
         self._limit = limit
         self._tasks = tasks
         self._timer = RearmingTimer(self._look)
@@ -31,33 +42,34 @@ class StallWatch:
 
     def _look(self) -> float | None:
         now, limit = asyncio.get_running_loop().time(), self._limit
-        owing: list[tuple[float, Lane | FlowChain]] = [
-            *((lane.progress.moved_at, lane) for lane in self._lanes if lane.progress.owed),
-            *((progress.moved_at, chain) for chain, progress in self._pump.flowing.items() if progress.owed),
+        owing: list[tuple[float, RequiredLane | None, FlowChain | None]] = [
+            *((lane.progress.moved_at, lane, None) for lane in self._lanes if lane.progress.owed),
+            *((progress.moved_at, None, chain) for chain, progress in self._flowing.items() if progress.owed),
         ]
         # Who has not moved for longest is the one that the others wait for.
-        since, slowest = min(owing, key=lambda one: one[0], default=(now, None))
-        if slowest is None or now - since < limit:
+        since, lane, chain = min(owing, key=lambda one: one[0], default=(now, None, None))
+        if now - since < limit:
             return since + limit - now
-        error = _stalled(slowest, limit)
-        if isinstance(slowest, FlowChain) and self._pump.forgo(slowest, error):
-            return 0
-        failing = _fail(error)
-        try:
-            self._tasks.create_task(failing)
-        except RuntimeError:  # the group is failing already
-            failing.close()
+        if lane is not None:
+            error: GatewayError = _sink_stalled(lane, limit)
+        else:
+            assert chain is not None
+            error = _flow_stalled(chain, limit)
+            if self._failures.forgo(chain.file.index, error):
+                return 0
+        with suppress(RuntimeError):  # the upload is failing already
+            start(self._tasks, _fail(error))
         return None
 
 
-def _stalled(who: Lane | FlowChain, limit: float) -> GatewayError:
-    if isinstance(who, Lane):
-        what, clock = (
-            ("did not confirm the whole upload", "first_byte") if who.committing else ("took nothing", "write")
-        )
-        of_relays = {"clock": clock} if who.is_relay else {}
-        return SinkTimeout(f"sink {who.name} {what} for {limit:g} seconds", sink=who.name, limit=limit, **of_relays)
-    name, part = who.running, who.file.index
+def _sink_stalled(lane: RequiredLane, limit: float) -> SinkTimeout:
+    what, clock = ("did not confirm the whole upload", "first_byte") if lane.committing else ("took nothing", "write")
+    of_relays = {"clock": clock} if lane.is_relay else {}
+    return SinkTimeout(f"sink {lane.name} {what} for {limit:g} seconds", sink=lane.name, limit=limit, **of_relays)
+
+
+def _flow_stalled(chain: FlowChain, limit: float) -> FlowStalled:
+    name, part = chain.running, chain.file.index
     return FlowStalled(f"flow {name} took nothing for {limit:g} seconds", flow=name, part=part, limit=limit)
 
 

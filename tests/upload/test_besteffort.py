@@ -19,7 +19,8 @@ from gateway.config.memory import memory_bound_bytes
 from gateway.config.settings import Settings
 from gateway.model import Part, Upload
 from gateway.sinks import Stage
-from gateway.upload.besteffort import PART_BYTES, BestEffortLane
+from gateway.upload.backlog import PART_BYTES
+from gateway.upload.besteffort import BestEffortLane
 from gateway.upload.routes import BestEffort
 from tests.conftest import RunningGateway, StartDestination, StartGateway
 from tests.contract import answer_of, form, nothing_left_running, sha256
@@ -417,7 +418,7 @@ async def test_who_forgets_a_part_that_is_under_way_goes_on_with_the_others() ->
         tasks.create_task(lane.live(sink, Upload("id", "/upload", "upload")))
         lane.add(first, b"data")
         await eventually(lambda: sink.began == [0])
-        await lane.drop(first)
+        await lane.forget(first)
         lane.add(second, b"data")
         try:
             await eventually(lambda: sink.began == [0, 1])
@@ -455,7 +456,7 @@ async def test_a_part_that_is_dropped_never_looks_whole() -> None:
     await pipe.send(b"first")
     pipe.finish()
     lane.add(part, bytes(4 * PART_BYTES))
-    assert lane.dropped == "lag"
+    assert lane.excluded == "lag"
     with pytest.raises(TimeoutError):
         async with asyncio.timeout(0.05):
             await anext(pipe)
@@ -501,13 +502,13 @@ async def test_what_waits_never_exceeds_the_lag() -> None:
     for _ in range(8):
         await pipe.send(bytes(PART_BYTES))
     lane.add(part, b"")
-    assert (lane.dropped, lane._waiting.used) == (None, 10 * PART_BYTES)
+    assert (lane.excluded, lane._backlog._lag.used) == (None, 10 * PART_BYTES)
     lane.add(part, b"")
-    assert lane.dropped == "lag"
-    assert [receipt.dropped for receipt in lane.account()] == ["lag"]
+    assert lane.excluded == "lag"
+    assert [receipt.missed for receipt in lane.account()] == ["lag"]
     await pipe.send(bytes(PART_BYTES))  # passes by
     lane.add(part, b"x")
-    assert not lane._queue
+    assert not lane._backlog._queue
 
 
 def test_the_lag_is_in_the_memory_bound() -> None:

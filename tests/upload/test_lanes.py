@@ -11,7 +11,7 @@ import pytest
 from gateway.errors import SinkFull, SinkUnavailable, TooLarge
 from gateway.model import Part, Receipt
 from gateway.sinks import Delivery, Stage
-from gateway.upload.lanes import Lane, Slots
+from gateway.upload.lanes import PartPermits, RequiredLane
 
 
 class Recorder(Delivery):
@@ -46,11 +46,11 @@ def part(index: int) -> Part:
 
 async def test_a_batch_is_handed_over_in_one_go_and_in_order() -> None:
     delivery = BulkRecorder()
-    lane = Lane("a", Stage.OTHER, delivery, 1000)
+    lane = RequiredLane("a", Stage.OTHER, delivery, 1000)
     async with asyncio.TaskGroup() as tasks:
         for index in range(3):
             lane.add(part(index), b"%d" % index)
-        await lane.hand_over(tasks, Slots(1))
+        await lane.hand_over(tasks, PartPermits(1))
         assert delivery.seen == []
     assert delivery.seen == [(0, b"0"), (1, b"1"), (2, b"2")]
     assert not lane.progress.owed
@@ -58,12 +58,12 @@ async def test_a_batch_is_handed_over_in_one_go_and_in_order() -> None:
 
 
 async def test_only_sinks_that_can_take_many_go_the_short_way() -> None:
-    assert Lane("a", Stage.OTHER, BulkRecorder(), 1).takes_batches
-    assert not Lane("a", Stage.OTHER, Recorder(), 1).takes_batches
+    assert RequiredLane("a", Stage.OTHER, BulkRecorder(), 1).takes_batches
+    assert not RequiredLane("a", Stage.OTHER, Recorder(), 1).takes_batches
 
 
 async def test_a_slot_is_free_again_when_all_tasks_of_its_part_have_ended() -> None:
-    slots, gate = Slots(1), asyncio.Event()
+    permits, gate = PartPermits(1), asyncio.Event()
 
     async def wait() -> None:
         await gate.wait()
@@ -72,9 +72,9 @@ async def test_a_slot_is_free_again_when_all_tasks_of_its_part_have_ended() -> N
         pass
 
     async with asyncio.TaskGroup() as tasks:
-        await slots.take()
-        slots.give_back_after([tasks.create_task(wait()), tasks.create_task(nothing())])
-        second = tasks.create_task(slots.take())
+        await permits.take()
+        permits.give_back_after([tasks.create_task(wait()), tasks.create_task(nothing())])
+        second = tasks.create_task(permits.take())
         await asyncio.sleep(0.01)
         assert not second.done()
         gate.set()
@@ -83,7 +83,7 @@ async def test_a_slot_is_free_again_when_all_tasks_of_its_part_have_ended() -> N
 
 async def test_a_relay_waits_for_the_turn_of_what_flows_still_work_on_and_others_do_not() -> None:
     for stage, waits in ((Stage.RELAY, True), (Stage.OTHER, False)):
-        lane = Lane("a", stage, Recorder(), 1000)
+        lane = RequiredLane("a", stage, Recorder(), 1000)
         before, done = lane.keep_turn(part(0))
         assert before is None
         async with asyncio.TaskGroup() as tasks:
@@ -96,9 +96,9 @@ async def test_a_relay_waits_for_the_turn_of_what_flows_still_work_on_and_others
 
 
 async def test_each_file_has_a_receipt_though_the_sink_says_nothing_of_it() -> None:
-    lane = Lane("a", Stage.OTHER, Recorder(receipts=[Receipt(2, "a", "/two")]), 1000)
+    lane = RequiredLane("a", Stage.OTHER, Recorder(receipts=[Receipt(2, "a", "/two")]), 1000)
     lane.files += [1, 2]
-    assert await lane.commit() == [Receipt(1, "a"), Receipt(2, "a", "/two")]
+    assert lane.completed(await lane.delivery.commit()) == [Receipt(1, "a"), Receipt(2, "a", "/two")]
 
 
 @pytest.mark.parametrize(
@@ -111,10 +111,11 @@ async def test_each_file_has_a_receipt_though_the_sink_says_nothing_of_it() -> N
     ],
 )
 async def test_a_sinks_errors_are_told_as_ours(raised: Exception, told: type[Exception]) -> None:
-    lane = Lane("a", Stage.OTHER, Recorder(fail_with=raised), 1000)
+    lane = RequiredLane("a", Stage.OTHER, Recorder(fail_with=raised), 1000)
     with pytest.RaisesGroup(told):
         async with asyncio.TaskGroup() as tasks:
-            pipe, _ = lane.open(part(0), tasks)
+            pipe, accept = lane.open(part(0))
+            tasks.create_task(accept())
             await pipe.send(b"x")
             pipe.finish()
 
@@ -132,16 +133,17 @@ async def test_a_batch_that_was_taken_while_a_slot_was_waited_for_is_not_deliver
             await super().accept_all(parts)
 
     delivery = Counting()
-    lane, slots = Lane("a", Stage.OTHER, delivery, 1 << 20), Slots(1)
+    lane, permits = RequiredLane("a", Stage.OTHER, delivery, 1 << 20), PartPermits(1)
     async with asyncio.TaskGroup() as tasks:
         lane.add(part(0), b"0")
-        await lane.hand_over(tasks, slots)
+        await lane.hand_over(tasks, permits)
         lane.add(part(1), b"1")
-        waiting = tasks.create_task(lane.hand_over(tasks, slots, at_once=True))
+        waiting = tasks.create_task(lane.hand_over(tasks, permits, at_once=True))
         await asyncio.sleep(0)
         delivery.gate.set()
         await waiting
-        assert slots.take_now()
+        async with asyncio.timeout(5):
+            await permits.take()
     assert delivery.batches == [1, 1]
     assert delivery.seen == [(0, b"0"), (1, b"1")]
 
@@ -157,12 +159,13 @@ async def test_what_gathers_behind_a_part_of_the_long_way_is_not_taken_before_th
             self.seen.append((part.index, b"begun"))
 
     delivery = Prompt()
-    lane, slots = Lane("a", Stage.RELAY, delivery, 1 << 20), Slots(4)
+    lane, permits = RequiredLane("a", Stage.RELAY, delivery, 1 << 20), PartPermits(4)
     async with asyncio.TaskGroup() as tasks:
         lane.add(part(0), b"0")
-        await lane.hand_over(tasks, slots)
-        pipe, _ = lane.open(part(1), tasks)  # before any of the tasks has begun
+        await lane.hand_over(tasks, permits)
+        pipe, accept = lane.open(part(1))
+        tasks.create_task(accept())  # before any of the tasks has begun
         lane.add(part(2), b"2")
-        await lane.hand_over(tasks, slots)
+        await lane.hand_over(tasks, permits)
         pipe.finish()
     assert delivery.seen == [(0, b"0"), (1, b"begun"), (2, b"2")]

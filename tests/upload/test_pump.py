@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 from collections.abc import AsyncIterable, AsyncIterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Executor, ThreadPoolExecutor
 from typing import Any
 
 import pytest
@@ -15,7 +15,12 @@ from gateway.model import Entry, Limits, Part, Receipt
 from gateway.multipart.codec import Decoder, Event
 from gateway.multipart.encoder import Encoder
 from gateway.sinks import Delivery, Stage
-from gateway.upload.lanes import Lane
+from gateway.upload.handover import Handover
+from gateway.upload.keep_each import AllOrNothing
+from gateway.upload.lanes import RequiredLane
+from gateway.upload.part_digests import PartDigests
+from gateway.upload.part_limits import PartLimits
+from gateway.upload.plans import Plans
 from gateway.upload.pump import Pump
 from gateway.upload.routes import Match, Route, Rule
 
@@ -55,6 +60,16 @@ def body(*parts: tuple[str | None, bytes]) -> bytes:
     )
 
 
+def pump_to(
+    delivery: Delivery, stage: Stage, route: Route, executor: Executor, tasks: asyncio.TaskGroup, limits: Limits
+) -> tuple[Pump, list[Entry]]:
+    """(a pump to one sink, the entries that it makes)."""
+    lane, entries = RequiredLane("sink", stage, delivery, 1 << 20), list[Entry]()
+    digests = PartDigests(route.digests, executor)
+    handover = Handover([lane], digests, limits, AllOrNothing(), tasks)
+    return Pump(Plans(route, [lane], {}), digests, PartLimits(limits), handover, entries, AllOrNothing()), entries
+
+
 async def pumped(
     data: bytes, *, cut: int, stage: Stage = Stage.RELAY, **limits: Any
 ) -> tuple[list[Entry], list[tuple[int, bytes]]]:
@@ -71,12 +86,11 @@ async def pumped(
     with ThreadPoolExecutor(1) as executor:
         try:
             async with asyncio.TaskGroup() as tasks:
-                lanes = {"sink": Lane("sink", stage, delivery, 1 << 20)}
-                pump = Pump(route, lanes, {}, Limits(**limits), executor, tasks)
+                pump, entries = pump_to(delivery, stage, route, executor, tasks, Limits(**limits))
                 await pump.run(events())
         except BaseExceptionGroup as group:
             raise group.exceptions[0] from None
-    return pump.entries, delivery.seen
+    return entries, delivery.seen
 
 
 CUTS = [1, 7, 64, 1 << 20]
@@ -167,9 +181,8 @@ async def test_the_beginning_of_a_file_waits_for_the_rest_but_not_for_a_slow_cli
         delivery, feeder = Eager(), Feeder()
         with ThreadPoolExecutor(1) as executor:
             async with asyncio.TaskGroup() as tasks:
-                lane = Lane("sink", stage, delivery, 1 << 20)
                 route = Route("/in", "upload", [Rule(Match(), ("sink",))])
-                pump = Pump(route, {"sink": lane}, {}, Limits(), executor, tasks)
+                pump, entries = pump_to(delivery, stage, route, executor, tasks, Limits())
                 running = tasks.create_task(pump.run(feeder.events()))
                 await feeder.feed(HEAD + b"first, ")
                 if slow:
@@ -179,7 +192,8 @@ async def test_the_beginning_of_a_file_waits_for_the_rest_but_not_for_a_slow_cli
                 await feeder.feed(b"\r\n--b--\r\n")
                 await feeder.feed(b"")
                 await running
+        pump._digests.settle()
         assert delivery.seen == [(0, b"first, last")]
         assert delivery.first.is_set() is slow
-        assert pump.entries[0].digests == {"sha256": hashlib.sha256(b"first, last").hexdigest()}
-        assert lane.files == [0]
+        assert entries[0].digests == {"sha256": hashlib.sha256(b"first, last").hexdigest()}
+        assert [entry.part.index for entry in entries] == [0]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterable, Callable, Sequence
+from collections.abc import AsyncIterable, Callable, Mapping, Sequence
 from concurrent.futures import Executor
 from functools import partial
 from typing import Any, TypeVar
@@ -14,7 +14,7 @@ from gateway.concurrency.pipe import gathered
 from gateway.concurrency.threads import TrackedExecutor, uninterrupted
 from gateway.model import Limits, Part, Receipt
 from gateway.sinks import Delivery
-from gateway.sinks.disk.jobs import Jobs, Seeing
+from gateway.sinks.disk.jobs import Jobs
 from gateway.sinks.disk.upload_directory import translated
 
 __all__ = ["DiskDelivery", "memory_shares"]
@@ -38,7 +38,7 @@ def memory_shares(limits: Limits, received: int) -> dict[str, int]:
 class DiskDelivery(Delivery):
     """One upload on its way to disk. Its verbs raise SinkFull and SinkUnavailable for what the system says."""
 
-    takes_batches = True
+    takes_batches = hashes = True
 
     def __init__(self, jobs: Jobs, executor: Executor, *, sink: str) -> None:
         self._jobs = jobs
@@ -49,10 +49,13 @@ class DiskDelivery(Delivery):
         self._committed = False
         self._replacing = False
 
-    def let_see(self, see: Seeing) -> bool:
-        """Show all bytes of all parts, in threads, as they are written."""
-        self._jobs.see = see
-        return True
+    def hash_part(self, part: Part, algorithms: Sequence[str]) -> None:
+        """In the thread that writes it."""
+        self._jobs.algorithms[part.index] = algorithms
+
+    def digests(self) -> Mapping[int, tuple[int, Mapping[str, str]]]:
+        """Of all those, when they were accepted."""
+        return self._jobs.digests
 
     async def accept(self, part: Part, chunks: AsyncIterable[bytes]) -> None:
         """Write a part as it comes; its file is durable when this returns."""
@@ -67,7 +70,7 @@ class DiskDelivery(Delivery):
                 if unflushed >= _FLUSH_BYTES:
                     await self._run(self._jobs.flush, raw)
                     unflushed = 0
-            await self._run(self._jobs.close, raw)
+            await self._run(self._jobs.close_part, part.index, raw)
             self._receipts[part.index] = Receipt(part.index, self._sink)
 
     async def accept_all(self, parts: Sequence[tuple[Part, bytes]]) -> None:

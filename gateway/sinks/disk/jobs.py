@@ -13,23 +13,21 @@ import os
 import shutil
 import threading
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import IO, Any, TypeVar
 
+from gateway.digests import Hasher, digest_of
 from gateway.model import Part
 from gateway.sinks.disk.upload_directory import INCOMING, MANIFEST, lock_directory, sync_directory
 
-__all__ = ["Jobs", "Seeing", "write_all"]
+__all__ = ["HashedFile", "Jobs", "write_all"]
 
 _OPEN_FILES = 64
 """How many small files are open at a time: a process may often have 1024 descriptors in all."""
 _CREATE = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
 
 T = TypeVar("T")
-
-Seeing = Callable[[int, bytes], None]
-"""Called in the thread with the index of a part and its bytes, in their order, as they are written."""
 
 
 class Jobs:
@@ -40,7 +38,10 @@ class Jobs:
     """
 
     def __init__(self, upload_id: str, *, root: Path, fsync: bool) -> None:
-        self.see: Seeing | None = None
+        self.algorithms: dict[int, Sequence[str]] = {}
+        """By which each part is to be hashed that is to be hashed here, by index."""
+        self.digests: dict[int, tuple[int, Mapping[str, str]]] = {}
+        """Of those that were: their bytes, and algorithm -> hex."""
         self._root = root
         self._incoming = root / f".{upload_id}{INCOMING}"
         self._final = root / upload_id
@@ -74,9 +75,9 @@ class Jobs:
 
     # -- long files
 
-    def create(self, index: int) -> IO[bytes]:
-        """A new file for a part, to be written in threads and given to `close`."""
-        file = _SeenFile(self._incoming / str(index), index, self.see)
+    def create(self, index: int) -> HashedFile:
+        """A new file for a part, to be written in threads and given to `close_part`."""
+        file = HashedFile(self._incoming / str(index), self.algorithms.get(index, ()))
         self._open_files.add(file)
         return file
 
@@ -94,13 +95,19 @@ class Jobs:
         file.close()
         self._open_files.discard(file)
 
+    def close_part(self, index: int, file: HashedFile) -> None:
+        """The same for a part."""
+        self.close(file)
+        if file.hasher is not None:
+            self.digests[index] = (file.hasher.size, file.hasher.digests())
+
     # -- small files
 
     def write_all(self, parts: Sequence[tuple[Part, bytes]]) -> None:
         """A file for each part, durable when this returns."""
         # Plain descriptors: a file object costs more than writing a small file. The fsyncs come after the writes of
         # a group: the first one's journal entry serves them all. Groups, because descriptors are few.
-        prefix, fsync, see = f"{self._incoming}/", self._fsync, self.see
+        prefix, fsync, algorithms = f"{self._incoming}/", self._fsync, self.algorithms
         for start in range(0, len(parts), _OPEN_FILES):
             written: list[int] = []
             try:
@@ -108,8 +115,8 @@ class Jobs:
                     descriptor = os.open(prefix + str(part.index), _CREATE, 0o666)
                     written.append(descriptor)
                     write_all(descriptor, data)
-                    if see is not None:
-                        see(part.index, data)
+                    if part.index in algorithms:
+                        self.digests[part.index] = (len(data), digest_of(data, algorithms[part.index]))
                     if not fsync:
                         os.close(written.pop())
                 for descriptor in written:
@@ -184,19 +191,18 @@ class Jobs:
         os.close(self._lock)
 
 
-class _SeenFile(io.BufferedWriter):
-    """A new file, which shows what is written to it."""
+class HashedFile(io.BufferedWriter):
+    """A new file, and the digests of what is written to it."""
 
-    def __init__(self, path: Path, index: int, see: Seeing | None) -> None:
+    def __init__(self, path: Path, algorithms: Sequence[str]) -> None:
         super().__init__(io.FileIO(path, "x"))
-        self._index = index
-        self._see = see
+        self.hasher = Hasher(algorithms) if algorithms else None
 
     def writelines(self, lines: Iterable[Any], /) -> None:
         for line in lines:
             self.write(line)
-            if self._see is not None:
-                self._see(self._index, line)
+            if self.hasher is not None:
+                self.hasher.update(line)
 
 
 def write_all(descriptor: int, data: bytes) -> None:
