@@ -82,10 +82,13 @@ def _handler_args(settings: Settings) -> dict[str, Any]:
 
 
 def check_took_effect(runner: web.AppRunner, settings: Settings) -> None:
-    """aiohttp drops all handler arguments, with a warning only, where one of them is misspelt: RuntimeError then."""
+    """Raises RuntimeError where a setting of aiohttp's is misspelt, or is not what connections get."""
     server = runner.server
     assert server is not None
-    handler = server()  # of a connection, made as the server makes one
+    try:
+        handler = server()  # a connection's, made as the server makes one
+    except TypeError as error:
+        raise RuntimeError(f"the server's settings did not take effect: {error}") from error
     found = {
         "read_bufsize": handler._read_bufsize,
         "lingering_time": handler._lingering_time,

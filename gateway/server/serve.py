@@ -28,6 +28,7 @@ from aiohttp.http_exceptions import HttpProcessingError
 from gateway.config.settings import Settings
 from gateway.http.urls import authority
 from gateway.server.app import build_app, check_took_effect
+from gateway.server.connection import Server
 from gateway.server.services import SERVICES
 
 __all__ = [
@@ -59,11 +60,14 @@ _CLEANUP_SECONDS = 2
 
 
 class DrainingRunner(web.AppRunner):
-    """An AppRunner whose `cleanup` drains first."""
+    """An AppRunner whose `cleanup` drains first, and whose connections answer a client that has sent its FIN."""
 
     def __init__(self, app: web.Application, *, drain_seconds: float) -> None:
         super().__init__(app, shutdown_timeout=_CLEANUP_SECONDS)
         self._drain_seconds = drain_seconds
+
+    async def _make_server(self) -> web.Server:
+        return Server.like(await super()._make_server())
 
     async def cleanup(self) -> None:
         """Stop listening, let requests in progress end for `drain_seconds`, break the others off, and leave."""

@@ -1,0 +1,132 @@
+"""A client's connection: one that has sent all, and says so with its FIN, is still answered (RFC 9112 9.6).
+
+aiohttp takes every FIN for a hang-up: it closes the connection, and a request that came whole dies with it. Here:
+
+1. A FIN behind whole requests ends nothing but the client's side. They are answered, in order, those that wait in the
+   queue among them; then the connection is closed.
+2. A FIN within a body, whatever its framing, is a hang-up as ever: the request is aborted (G3). Where whole requests
+   stand before it they are answered, and it is not begun. So is half a head dropped.
+3. With nothing to answer the connection is closed at once.
+
+A client that quits right after its last byte looks the same from here. Its upload completes, and only writing the
+answer can tell that nobody is left to take it: one line in the log.
+
+TLS has no half-close: there a FIN stays what aiohttp makes of it.
+"""
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+
+from aiohttp import StreamReader, web
+from aiohttp.abc import AbstractStreamWriter
+from aiohttp.http_parser import RawRequestMessage
+from aiohttp.web_protocol import RequestHandler
+
+from gateway.errors import ClientGone
+from gateway.http.forwarding import REQUEST_ID
+
+__all__ = ["Connection", "Server"]
+
+log = logging.getLogger("gateway.server")
+
+
+class Connection(RequestHandler):
+    """aiohttp's handler of one connection, which does not take a FIN for a hang-up."""
+
+    __slots__ = ("_in_hand",)
+
+    def __init__(self, manager: Server, **settings: Any) -> None:
+        super().__init__(manager, **settings)
+        self._in_hand: StreamReader | None = None
+        """The body of the request that was taken from the queue last."""
+        make_request = manager.request_factory
+
+        def taken(
+            message: RawRequestMessage,
+            body: StreamReader,
+            connection: RequestHandler,
+            writer: AbstractStreamWriter,
+            task: Any,
+        ) -> web.BaseRequest:
+            self._in_hand = body
+            return make_request(message, body, connection, writer, task)
+
+        self._request_factory = taken
+
+    def eof_received(self) -> bool:  # type: ignore[override] # aiohttp's returns None, which asyncio allows, too
+        """The client sends nothing more. Whether the connection stays open; it may be asked again."""
+        if self.transport is None or self.ssl_context is not None:
+            return False
+        self._parse_the_rest()
+        if self._buffer_paused:
+            return True  # more requests than may queue: it is asked again when some of them are answered
+        if not self._forget_what_is_cut_off():
+            return False
+        if self._messages:
+            message, body = self._messages[-1]
+            if isinstance(message, RawRequestMessage):
+                self._messages[-1] = (message._replace(should_close=True), body)
+        else:
+            self._close = True
+        return True
+
+    def _parse_the_rest(self) -> None:
+        """What was received, and waits for a request before it: an upgrade that nobody will accept, a full queue."""
+        while self._upgraded:
+            tail, self._message_tail, self._upgraded = self._message_tail, b"", False
+            assert self._parser is not None
+            self._parser.set_upgraded(False)
+            self.data_received(tail)
+        known = -1
+        while known < self._request_count and not self._buffer_paused:
+            known = self._request_count
+            self.data_received(b"")
+
+    def _forget_what_is_cut_off(self) -> bool:
+        """Take requests whose body is not whole from the queue. Whether any are left, or one is being answered."""
+        answering = self._in_hand is not None and self._waiter is None
+        if answering and self._in_hand is not None and not self._in_hand.is_eof():
+            return False
+        whole = 0
+        for _, body in self._messages:
+            if not body.is_eof():
+                break
+            whole += 1
+        if not whole and not answering:
+            return False
+        while len(self._messages) > whole:
+            self._messages.pop()
+        return True
+
+    async def finish_response(
+        self, request: web.BaseRequest, resp: web.StreamResponse, start_time: float | None
+    ) -> tuple[web.StreamResponse, bool]:
+        """As aiohttp's; an answer that could not be written is a line in the log."""
+        resp, lost = await super().finish_response(request, resp, start_time)
+        if lost and resp.status != ClientGone.status:
+            log.info(
+                "nobody took the answer",
+                extra={"path": request.path, "status": resp.status, "request_id": resp.headers.get(REQUEST_ID)},
+            )
+        return resp, lost
+
+
+class Server(web.Server):
+    """aiohttp's, with connections of ours."""
+
+    def __call__(self) -> Connection:
+        """A connection's handler. Raises TypeError for a setting that it does not know."""
+        return Connection(self, loop=self._loop, **self._kwargs)
+
+    @classmethod
+    def like(cls, server: web.Server) -> Server:
+        """One with the settings of aiohttp's own, which makes them of an application."""
+        return cls(
+            server.request_handler,
+            request_factory=server.request_factory,
+            handler_cancellation=server.handler_cancellation,
+            loop=server._loop,
+            **server._kwargs,
+        )
