@@ -6,8 +6,9 @@
 2. We are nobody there: no cookies, no credentials, no proxy of the environment. Ranges and conditions of the
    client go along, and little else.
 3. What comes back is served under our origin: headers by a list, and a sandbox for whatever is rendered.
-4. Whatever breaks after the head was sent breaks the client's connection: never a clean end. A client that
-   hangs up ends the fetch, also while nothing comes that could be written to it.
+4. Whatever breaks after the head was sent breaks the client's connection: never a clean end. A client whose
+   connection is reset ends the fetch, also while nothing comes that could be written to it. One that has sent its FIN
+   may still read: only a write can tell that it does not.
 
 At most a receive buffer and what the client's socket takes are in memory; a slow client slows the server there.
 """

@@ -1,6 +1,7 @@
-"""A client's connection: one that has sent all, and says so with its FIN, is still answered (RFC 9112 9.6).
+"""A client's connection: one that has sent all, and says so with its FIN, is still answered.
 
-aiohttp takes every FIN for a hang-up: it closes the connection, and a request that came whole dies with it. Here:
+A FIN ends what its sender sends, and it may go on receiving (RFC 9293 3.6). aiohttp takes every FIN for a hang-up: it
+closes the connection, and a request that came whole dies with it. Here:
 
 1. A FIN behind whole requests ends nothing but the client's side. They are answered, in order, those that wait in the
    queue among them; then the connection is closed.
@@ -16,7 +17,8 @@ TLS has no half-close: there a FIN stays what aiohttp makes of it.
 
 from __future__ import annotations
 
-import logging
+from collections import deque
+from itertools import takewhile
 from typing import Any
 
 from aiohttp import StreamReader, web
@@ -25,11 +27,9 @@ from aiohttp.http_parser import RawRequestMessage
 from aiohttp.web_protocol import RequestHandler
 
 from gateway.errors import ClientGone
-from gateway.http.forwarding import REQUEST_ID
+from gateway.server.record import log_untaken
 
 __all__ = ["Connection", "Server"]
-
-log = logging.getLogger("gateway.server")
 
 
 class Connection(RequestHandler):
@@ -62,7 +62,7 @@ class Connection(RequestHandler):
         self._parse_the_rest()
         if self._buffer_paused:
             return True  # more requests than may queue: it is asked again when some of them are answered
-        if not self._forget_what_is_cut_off():
+        if not self._keep_whole_requests():
             return False
         if self._messages:
             message, body = self._messages[-1]
@@ -73,7 +73,10 @@ class Connection(RequestHandler):
         return True
 
     def _parse_the_rest(self) -> None:
-        """What was received, and waits for a request before it: an upgrade that nobody will accept, a full queue."""
+        """What was received, and waits for a request before it: an upgrade that nobody will accept, a full queue.
+
+        Not behind what is no HTTP: the parser would say so again, and again.
+        """
         while self._upgraded:
             tail, self._message_tail, self._upgraded = self._message_tail, b"", False
             assert self._parser is not None
@@ -82,34 +85,28 @@ class Connection(RequestHandler):
         known = -1
         while known < self._request_count and not self._buffer_paused:
             known = self._request_count
-            self.data_received(b"")
+            if not self._messages or isinstance(self._messages[-1][0], RawRequestMessage):
+                self.data_received(b"")
 
-    def _forget_what_is_cut_off(self) -> bool:
-        """Take requests whose body is not whole from the queue. Whether any are left, or one is being answered."""
-        answering = self._in_hand is not None and self._waiter is None
-        if answering and self._in_hand is not None and not self._in_hand.is_eof():
+    def _keep_whole_requests(self) -> bool:
+        """Forget the queued ones whose body was cut off. False where nothing is left to be answered."""
+        body = self._in_hand if self._waiter is None else None  # with a waiter the last request is answered
+        if body is not None and not body.is_eof():
             return False
-        whole = 0
-        for _, body in self._messages:
-            if not body.is_eof():
-                break
-            whole += 1
-        if not whole and not answering:
+        whole = list(takewhile(lambda queued: queued[1].is_eof(), self._messages))
+        if not whole and body is None:
             return False
-        while len(self._messages) > whole:
-            self._messages.pop()
+        self._messages = deque(whole)
         return True
 
     async def finish_response(
         self, request: web.BaseRequest, resp: web.StreamResponse, start_time: float | None
     ) -> tuple[web.StreamResponse, bool]:
         """As aiohttp's; an answer that could not be written is a line in the log."""
+        begun = resp.prepared  # then its handler has seen what became of it
         resp, lost = await super().finish_response(request, resp, start_time)
-        if lost and resp.status != ClientGone.status:
-            log.info(
-                "nobody took the answer",
-                extra={"path": request.path, "status": resp.status, "request_id": resp.headers.get(REQUEST_ID)},
-            )
+        if lost and not begun and resp.status != ClientGone.status:
+            log_untaken(request)
         return resp, lost
 
 

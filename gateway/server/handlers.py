@@ -22,7 +22,7 @@ from gateway.errors import (
 from gateway.http.forwarding import REQUEST_ID, proxy_status, request_id
 from gateway.http.problems import problem
 from gateway.intake.admission import check_headers
-from gateway.server.record import new_ulid
+from gateway.server.record import log_untaken, new_ulid
 from gateway.server.selftest import answer_buffering
 from gateway.server.services import BODY_READ, SENT_REQUEST_ID, SERVICES, UPLOAD_ID
 from gateway.server.uploads import UploadHandler
@@ -156,8 +156,9 @@ async def problems(request: web.Request, handler: Handler) -> web.StreamResponse
     except GatewayError as error:
         return _problem(request, error)
     except ConnectionError:
-        if request.transport is not None:
+        if request.transport is not None and not request.transport.is_closing():
             raise
+        log_untaken(request)
         return _problem(request, ClientGone())  # nobody reads it; aiohttp wants something to send
     except web.HTTPException as error:  # of the router, for targets that are no paths: `OPTIONS *`, `CONNECT host`
         return _problem(request, NotFound() if error.status == 404 else Malformed(error.reason))

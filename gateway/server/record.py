@@ -8,13 +8,16 @@ import logging
 import secrets
 import time
 
+from aiohttp import web
+
 from gateway.errors import Draining, GatewayError
 from gateway.intake.body import Intake
 from gateway.model import Upload
 from gateway.server.metrics import Metrics
+from gateway.server.services import SENT_REQUEST_ID
 from gateway.upload.dispatch import Outcome
 
-__all__ = ["UploadRecord", "log_upload", "new_ulid"]
+__all__ = ["UploadRecord", "log_untaken", "log_upload", "new_ulid"]
 
 log = logging.getLogger("gateway.uploads")
 
@@ -41,6 +44,8 @@ class UploadRecord:
 
     def __exit__(self, kind: object, error: BaseException | None, traceback: object) -> None:
         done = self.outcome
+        if done is not None and isinstance(error, ConnectionError):
+            error = None  # the upload is done: it is the answer that nobody took
         if isinstance(error, GatewayError):
             outcome = error.slug()
         elif isinstance(error, asyncio.CancelledError):
@@ -90,6 +95,12 @@ def log_upload(
         **more,
     }
     log.info("upload %s", outcome, extra=extra)
+
+
+def log_untaken(request: web.BaseRequest) -> None:
+    """The line of an answer that its client was no longer there for: what was asked for is done all the same."""
+    extra = {"path": request.path, "request_id": request.get(SENT_REQUEST_ID)}
+    log.info("nobody took the answer", extra=extra)
 
 
 def new_ulid() -> str:

@@ -7,6 +7,7 @@ import gzip
 import logging
 import re
 import socket
+import struct
 import time
 import tracemalloc
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
@@ -858,8 +859,13 @@ async def test_there_is_a_limit_for_all_of_it(start: Start, head: bytes) -> None
 # -- the client
 
 
+def _reset(writer: asyncio.StreamWriter) -> None:
+    writer.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    writer.close()
+
+
 @pytest.mark.parametrize("head", [b"", b"HTTP/1.1 200 OK\r\nContent-Length: 100\r\n\r\nabc"])
-async def test_a_client_that_hangs_up_ends_the_fetch_though_the_server_is_silent(
+async def test_a_client_that_resets_ends_the_fetch_though_the_server_is_silent(
     start: Start, head: bytes, caplog: pytest.LogCaptureFixture
 ) -> None:
     listener = Listener(head, hold=True)
@@ -869,7 +875,7 @@ async def test_a_client_that_hangs_up_ends_the_fetch_though_the_server_is_silent
         await _eventually(lambda: bool(listener.requests))
         await asyncio.sleep(0.1)
         began = time.monotonic()
-        writer.close()
+        _reset(writer)
         await asyncio.wait_for(listener.gone.wait(), 10)
         assert time.monotonic() - began < 5
         await _eventually(lambda: bool(_lines(caplog)))

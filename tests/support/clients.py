@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any, Literal, Self
 
 __all__ = [
+    "FORM_TYPE",
     "Answer",
     "Client",
     "DribblingClient",
