@@ -212,14 +212,16 @@ _OTHER_MEMBER = re.compile(_KEY + r'(?:=(?:[^,;"]|"(?:[^"\\]|\\.)*")*)?' + _PARA
 
 def declared_digests(headers: Sequence[tuple[bytes, bytes]]) -> list[tuple[str, str]]:
     """(algorithm, hex) for each digest that a client declares in Content-Digest, Repr-Digest (RFC 9530) or
-    Content-MD5 (RFC 1864). Raises Malformed for one that cannot be read: to ignore it would be to confirm it.
+    Content-MD5 (RFC 1864). Raises Malformed for one that cannot be read: to ignore it would be to confirm it. An empty
+    one declares nothing.
     """
     declared: list[tuple[str, str]] = []
     for name, value in headers:
         if name not in _DECLARING:
             continue
         if name == b"content-md5":
-            declared.append(("md5", _hex(value.decode("latin-1").strip())))
+            if encoded := value.decode("latin-1").strip():
+                declared.append(("md5", _hex(encoded)))
         else:
             text, position = value.decode("latin-1").strip(), 0
             while position < len(text):

@@ -77,6 +77,8 @@ def _of_relay(where: str, relay: RelaySettings) -> Iterator[str]:
 def _of_route(where: str, route: RouteSettings) -> Iterator[str]:
     if any(f"{route.path}/".startswith(f"{own}/") for own in (*OWN_PATHS, "/problems")):
         yield f"{where}.path: {route.path} is the gateway's own"
+    if route.methods is not None and route.kind not in ("relay", "opaque"):
+        yield f"{where}.methods: a route of kind {route.kind} takes POST and PUT"
     first = {use.sink: use for use in reversed(route.uses)}
     for place, rule in enumerate(route.parts):
         for use in rule.sinks:

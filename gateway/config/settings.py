@@ -163,6 +163,8 @@ class RouteSettings(Table):
         ),
     ]
     kind: Literal["upload", "relay", "convert", "opaque"] = "upload"
+    methods: Annotated[tuple[Literal["POST", "PUT", "PATCH"], ...], Field(min_length=1)] | None = None
+    """Where bodies are passed on, all: the destination knows what they mean to it. Elsewhere POST and PUT, always."""
     digests: Annotated[tuple[str, ...], AfterValidator(_known)] | None = None
     answer: str | None = None
     keep: Literal["all", "each"] = "all"
@@ -186,6 +188,13 @@ class RouteSettings(Table):
             case (PartsSettings(match=match, flows=(), sinks=(use,)),) if match == MatchSettings() and use.is_required:
                 return use
         return None
+
+    @property
+    def effective_methods(self) -> tuple[str, ...]:
+        """Those that are configured, or the default of the route's kind."""
+        if self.methods is not None:
+            return tuple(dict.fromkeys(self.methods))
+        return ("POST", "PUT", "PATCH") if self.kind in ("relay", "opaque") else ("POST", "PUT")
 
     @property
     def effective_digests(self) -> tuple[str, ...]:
@@ -275,6 +284,7 @@ class Settings(Table):
                     Rule(Match(**rule.match.model_dump()), tuple(use.sink for use in rule.sinks), rule.flows)
                     for rule in route.parts
                 ],
+                methods=route.effective_methods,
                 digests=self._digests(route),
                 best_effort=route.best_effort,
                 answer=route.answer,

@@ -31,6 +31,8 @@ def problem(
     response = web.Response(status=error.status, body=json.dumps(document).encode(), content_type=_PROBLEM)
     if error.retry_after_seconds is not None:
         response.headers[hdrs.RETRY_AFTER] = str(error.retry_after_seconds)
+    if coding := error.members.get("accept_encoding"):
+        response.headers[hdrs.ACCEPT_ENCODING] = str(coding)  # RFC 9110 15.5.16: and only where a coding is the reason
     if proxy_status is not None:
         response.headers["Proxy-Status"] = proxy_status
     if close:

@@ -5,15 +5,22 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
 from typing import Protocol
+from urllib.parse import unquote_to_bytes
 
 from aiohttp import HttpVersion11, hdrs, web
 
 from gateway.errors import Busy, Draining, Malformed, NotMultipart, TooLarge, UnsupportedTransferCoding
 from gateway.model import Limits
 from gateway.multipart.content_type import MIXED_TYPES, boundary_of, other_parameters
-from gateway.multipart.headers import media_type
+from gateway.multipart.headers import checked_name, filename_of, media_type
 
-__all__ = ["Gate", "UploadSlots", "accept_body", "check_headers"]
+__all__ = ["Gate", "UploadSlots", "accept_body", "check_headers", "raw_filename"]
+
+_FORM, _WEB_FORM = b"multipart/form-data", b"application/x-www-form-urlencoded"
+_WEB_FORM_DETAIL = (
+    'a form comes with its files by enctype="multipart/form-data" only. If this is a file, send it by PUT (curl -T), '
+    "or say what it is (curl -H 'Content-Type: …') or what its name is (Content-Disposition)"
+)
 
 
 class UploadSlots(Protocol):
@@ -62,16 +69,31 @@ class Gate:
                 self._slots.give_back()
 
 
-def check_headers(
-    request: web.Request, limits: Limits, *, raw: bool, mixed: bool = False, encoded: bool = False
-) -> bool:
-    """Whether the body is to be read as multipart (`raw`: never). Raises what it is refused with.
+def check_headers(request: web.Request, limits: Limits, *, kind: str) -> bool:
+    """Whether the body is to be read as multipart, on a route of that kind. Raises what it is refused with.
 
-    `mixed`: multipart/mixed and multipart/related are taken, too. `encoded`: so is what has a Content-Encoding.
+    `opaque` takes any body, and looks into none. The others take forms, and files as they are, whole: a body that is
+    not what its bytes look like would be kept, or passed on, without what said so. By PUT it is a file, but on `relay`.
     """
-    for header in (hdrs.CONTENT_TYPE, hdrs.CONTENT_ENCODING):
-        if len(request.headers.getall(header, ())) > 1:
-            raise Malformed(f"{header} is given twice")
+    _check_framing(request)
+    multipart = False
+    if kind != "opaque":
+        _check_whole(request)
+        multipart = _is_multipart(request, kind)
+    declared = request.content_length
+    if declared is not None:
+        for limit in (limits.max_body_bytes, 0 if multipart else limits.max_file_bytes):
+            if limit and declared > limit:
+                raise TooLarge(f"the body is {declared} bytes, more than {limit}", limit=limit)
+    return multipart
+
+
+def _check_framing(request: web.Request) -> None:
+    """What two readers could take for different requests (RFC 9112)."""
+    if "#" in request.raw_path:
+        raise Malformed("a request target has no fragment (RFC 9112 3.2); # is written %23")
+    if len(request.headers.getall(hdrs.CONTENT_TYPE, ())) > 1:
+        raise Malformed("Content-Type is given twice")
     coding = request.headers.get(hdrs.TRANSFER_ENCODING)
     if coding is not None:
         # aiohttp takes these two, and servers behind us may read them otherwise: request smuggling.
@@ -79,24 +101,51 @@ def check_headers(
             raise Malformed("HTTP/1.0 has no Transfer-Encoding")
         if coding.strip().lower() != "chunked":
             raise UnsupportedTransferCoding(f"Transfer-Encoding: {coding}")
-    if not encoded and request.headers.get(hdrs.CONTENT_ENCODING, "identity").strip().lower() != "identity":
-        raise NotMultipart("a body with a Content-Encoding is not taken")
+
+
+def _check_whole(request: web.Request) -> None:
+    """The bytes of the body have to be those of the file, or form: all of them, and in no coding."""
+    if any(_values(request, hdrs.CONTENT_RANGE)):  # RFC 9110 14.5
+        raise Malformed("a body with a Content-Range is a part of a file, and files are taken whole")
+    codings = {coding.strip().lower() for line in _values(request, hdrs.CONTENT_ENCODING) for coding in line.split(",")}
+    if codings - {"", "identity"}:
+        raise NotMultipart("a body with a Content-Encoding is not taken", accept_encoding="identity")
+    streaming = any(value.upper().startswith("STREAMING-") for value in _values(request, "x-amz-content-sha256"))
+    if streaming or any(_values(request, "x-amz-decoded-content-length")):  # which is sent with such bodies only
+        raise NotMultipart("a body in the chunks of aws-chunked is not taken", accept_encoding="identity")
+
+
+def _values(request: web.Request, name: str) -> list[str]:
+    return [value.strip() for value in request.headers.getall(name, ())]
+
+
+def _is_multipart(request: web.Request, kind: str) -> bool:
     content_type = request.headers.get(hdrs.CONTENT_TYPE, "").encode("utf-8", "surrogateescape")
-    kind = media_type(content_type)
-    multipart = not raw and kind.startswith(b"multipart/")
-    if multipart:
-        if mixed and kind in MIXED_TYPES:
-            other_parameters(content_type)
-        elif kind != b"multipart/form-data":
-            also = ", multipart/mixed and multipart/related are" if mixed else " is"
-            raise NotMultipart(f"of the multipart types only multipart/form-data{also} taken")
-        boundary_of(content_type)
-    declared = request.content_length
-    if declared is not None:
-        for limit in (limits.max_body_bytes, 0 if multipart else limits.max_file_bytes):
-            if limit and declared > limit:
-                raise TooLarge(f"the body is {declared} bytes, more than {limit}", limit=limit)
-    return multipart
+    found = media_type(content_type)
+    as_file = request.method == hdrs.METH_PUT and kind != "relay"
+    if as_file and found == _FORM:
+        raise NotMultipart("what is PUT here is one file as it is; a form is sent by POST")
+    if found == _WEB_FORM and request.method != hdrs.METH_PUT and raw_filename(request) is None:
+        raise NotMultipart(_WEB_FORM_DETAIL)
+    if as_file or not found.startswith(b"multipart/"):
+        return False
+    if kind == "relay" and found in MIXED_TYPES:
+        other_parameters(content_type)
+    elif found != _FORM:
+        also = ", multipart/mixed and multipart/related are" if kind == "relay" else " is"
+        raise NotMultipart(f"of the multipart types only multipart/form-data{also} taken")
+    boundary_of(content_type)
+    return True
+
+
+def raw_filename(request: web.Request) -> bytes | None:
+    """A raw body's file name: from the path, else from Content-Disposition, else none. Raises Malformed."""
+    if "filename" in request.match_info:
+        filename = unquote_to_bytes(request.raw_path.partition("?")[0].rpartition("/")[2])
+        if filename:
+            return checked_name(filename)
+    disposition = request.headers.get(hdrs.CONTENT_DISPOSITION)
+    return (filename_of(disposition.encode("utf-8", "surrogateescape")) if disposition else None) or None
 
 
 async def accept_body(request: web.Request) -> None:

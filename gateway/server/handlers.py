@@ -58,7 +58,7 @@ async def get_download(request: web.Request) -> web.StreamResponse:
 async def selftest_buffering(request: web.Request) -> web.StreamResponse:
     """Whether a proxy in front holds bodies back. It takes a slot, for it reads a body."""
     services = request.app[SERVICES]
-    check_headers(request, services.limits, raw=True)
+    check_headers(request, services.limits, kind="opaque")
     with services.gate.slot():
         return await answer_buffering(request, services.limits)
 
@@ -91,13 +91,9 @@ def add_routes(app: web.Application) -> None:
     app[STORES] = services.stores
     for route in services.routes:
         uploads = UploadHandler(route, services)
-        if route.kind == "opaque":
-            _add(app, route.path, identified=True, POST=uploads.put, PUT=uploads.put, PATCH=uploads.put)
-        elif route.kind != "relay":
-            _add(app, route.path, identified=True, POST=uploads.post, PUT=uploads.put)
-            _add(app, route.path + "/{filename:[^/]*}", identified=True, PUT=uploads.put)
-        else:
-            _add(app, route.path, identified=True, POST=uploads.post)
+        _add(app, route.path, identified=True, **dict.fromkeys(route.methods, uploads.upload))
+        if route.kind not in ("relay", "opaque"):
+            _add(app, route.path + "/{filename:[^/]*}", identified=True, PUT=uploads.upload)
     _add(app, UPLOAD_PATH, GET=get_upload, DELETE=delete_upload)
     _add(app, ARCHIVE_PATH, GET=get_archive)
     _add(app, FILE_PATH, GET=get_file)

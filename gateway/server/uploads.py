@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack
-from urllib.parse import unquote_to_bytes
 
 from aiohttp import hdrs, web
 
@@ -13,11 +12,10 @@ from gateway.downloads.locations import file_location, upload_location
 from gateway.errors import GatewayError
 from gateway.http.answers import delivered, passed_through
 from gateway.http.forwarding import believed, request_id
-from gateway.intake.admission import accept_body, check_headers
+from gateway.intake.admission import accept_body, check_headers, raw_filename
 from gateway.intake.body import Intake
 from gateway.model import Limits, Upload
 from gateway.multipart.codec import Event
-from gateway.multipart.headers import checked_name, filename_of
 from gateway.multipart.reader import StreamingMultipartReader, raw_body_events
 from gateway.server.record import UploadRecord, log_upload, new_ulid
 from gateway.server.results import converted, created
@@ -29,7 +27,7 @@ __all__ = ["UploadHandler"]
 
 
 class UploadHandler:
-    """POST, PUT and PATCH on one route, whatever its kind."""
+    """What comes in on one route, whatever its kind and by which method."""
 
     def __init__(self, route: Route, services: Services) -> None:
         self._route = route
@@ -42,22 +40,14 @@ class UploadHandler:
             locate=file_location,
         )
 
-    async def post(self, request: web.Request) -> web.StreamResponse:
-        """A form, or a raw body. Raises the GatewayError that the client is told."""
-        return await self._upload(request, raw=False)
-
-    async def put(self, request: web.Request) -> web.StreamResponse:
-        """A raw body, whatever its type. Raises the GatewayError that the client is told."""
-        return await self._upload(request, raw=True)
-
-    async def _upload(self, request: web.Request, *, raw: bool) -> web.StreamResponse:
+    async def upload(self, request: web.Request) -> web.StreamResponse:
+        """Take the body of a request to its end, and answer it. Raises the GatewayError that the client is told."""
         services, route = request.app[SERVICES], self._route
         upload_id = request[UPLOAD_ID] = new_ulid()
         identity = request[SENT_REQUEST_ID] = request_id(request.headers.items(), upload_id)
         request[BODY_READ] = False
         try:
-            mixed, opaque = route.kind == "relay", route.kind == "opaque"
-            multipart = check_headers(request, services.limits, raw=raw, mixed=mixed, encoded=opaque)
+            multipart = check_headers(request, services.limits, kind=route.kind)
             upload = self._described(request, services, multipart=multipart)
             slot = services.gate.slot()
         except GatewayError as error:
@@ -139,7 +129,7 @@ class UploadHandler:
         declared_digests(headers)  # one that cannot be read is refused before the body is asked for
         return raw_body_events(
             intake,
-            filename=None if opaque else _raw_filename(request),
+            filename=None if opaque else raw_filename(request),
             content_type=content_type.encode("utf-8", "surrogateescape") if content_type else None,
             headers=headers,
             keep_raw=keep_raw,
@@ -153,14 +143,3 @@ class UploadHandler:
         if close:
             response.force_close()
         return await delivered(request, response, idle_seconds=limits.idle_seconds)
-
-
-def _raw_filename(request: web.Request) -> bytes | None:
-    """A raw body's file name: from the path, else from Content-Disposition, else none."""
-    if "filename" in request.match_info:
-        last = request.raw_path.partition("?")[0].rpartition("/")[2]
-        filename = unquote_to_bytes(last)
-        if filename:
-            return checked_name(filename)
-    disposition = request.headers.get(hdrs.CONTENT_DISPOSITION)
-    return (filename_of(disposition.encode("utf-8", "surrogateescape")) if disposition else None) or None

@@ -79,6 +79,8 @@ class Route:
     `opaque`, too, answers what the destination did: it passes bodies on as they are, of whatever type.
     """
     rules: Sequence[Rule] = ()
+    methods: tuple[str, ...] = ("POST", "PUT")
+    """By which it is asked; where bodies are passed on, the destination is asked by the same."""
     digests: tuple[str, ...] = field(default=("sha256",))
     best_effort: Mapping[str, BestEffort] = field(default_factory=dict)
     """The sinks that an upload does not depend on; all others are required."""

@@ -12,7 +12,7 @@ import pytest
 from gateway.errors import Busy, Draining
 from gateway.intake.admission import Gate
 from tests.conftest import RunningGateway, StartGateway
-from tests.support.clients import FORM_TYPE, Answer, Client, eventually, file, form, head
+from tests.support.clients import FORM_TYPE, Answer, Client, ask, eventually, file, form, head
 
 BODY = form(file(b"abc"))
 CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
@@ -33,6 +33,7 @@ def _post_head(*lines: str) -> bytes:
 
 
 LENGTH = f"Content-Length: {len(BODY)}"
+WEB_FORM = "Content-Type: application/x-www-form-urlencoded"
 FORM = f"Content-Type: {FORM_TYPE}"
 
 REFUSED: dict[str, tuple[bytes, int]] = {
@@ -47,7 +48,7 @@ REFUSED: dict[str, tuple[bytes, int]] = {
     "Content-Encoding of a raw body": (_post_head("Content-Type: a/b", LENGTH, "Content-Encoding: gzip"), 415),
     "a body declared too large": (_post_head(FORM, "Content-Length: 10001"), 413),
     "a raw body declared larger than a file": (_post_head("Content-Type: a/b", "Content-Length: 5001"), 413),
-    "a PUT declared larger than a file": (_raw_head("PUT /upload/x HTTP/1.1", FORM, "Content-Length: 5001"), 413),
+    "a PUT declared larger than a file": (_raw_head("PUT /upload/x HTTP/1.1", "Content-Length: 5001"), 413),
     "no boundary": (_post_head("Content-Type: multipart/form-data", LENGTH), 400),
     "an empty boundary": (_post_head("Content-Type: multipart/form-data; boundary=", LENGTH), 400),
     "a quoted empty boundary": (_post_head('Content-Type: multipart/form-data; boundary=""', LENGTH), 400),
@@ -57,15 +58,53 @@ REFUSED: dict[str, tuple[bytes, int]] = {
     "two boundaries": (_post_head(f"{FORM}; boundary=other", LENGTH), 400),
     "two equal boundaries": (_post_head(f"{FORM}; boundary=b0undary", LENGTH), 400),
     "a second Content-Encoding": (
-        _post_head(FORM, LENGTH, "Content-Encoding: identity", "Content-Encoding: identity"),
-        400,
+        _post_head(FORM, LENGTH, "Content-Encoding: identity", "Content-Encoding: gzip"),
+        415,
     ),
+    **{
+        f"{method} {target} in the chunks of {coding}": (_raw_head(f"{method} {target} HTTP/1.1", LENGTH, coding), 415)
+        for method, target in (("PUT", "/upload/x"), ("POST", "/upload"), ("PUT", "/convert/x"), ("PATCH", "/proxy"))
+        for coding in (
+            "x-amz-content-sha256: STREAMING-UNSIGNED-PAYLOAD-TRAILER",
+            "X-Amz-Content-SHA256: streaming-aws4-hmac-sha256-payload",
+            "x-amz-decoded-content-length: 5",
+            "Content-Encoding: AWS-Chunked",
+        )
+    },
+    **{
+        f"{method} {target} of a range": (
+            _raw_head(f"{method} {target} HTTP/1.1", LENGTH, "Content-Range: bytes 4-9/10"),
+            400,
+        )
+        for method, target in (("PUT", "/upload/x"), ("POST", "/upload"), ("PUT", "/convert"), ("PUT", "/proxy"))
+    },
+    "a form of a range": (_post_head(FORM, LENGTH, "Content-Range: bytes */10"), 400),
+    **{
+        f"PUT {target} of a form": (_raw_head(f"PUT {target} HTTP/1.1", content_type, LENGTH), 415)
+        for target in ("/upload", "/upload/", "/upload/x", "/convert", "/convert/x")
+        for content_type in (FORM, "Content-Type: Multipart/Form-Data")
+    },
+    **{
+        f"POST {target} of a web form": (_raw_head(f"POST {target} HTTP/1.1", WEB_FORM, LENGTH, *more), 415)
+        for target in ("/upload", "/convert", "/proxy")
+        for more in ([], ["Content-Disposition: attachment"], ["Content-Disposition: "])
+    },
+    "PATCH of a web form": (_raw_head("PATCH /proxy HTTP/1.1", f"{WEB_FORM}; charset=UTF-8", LENGTH), 415),
+    **{
+        f"{target} with a fragment": (_raw_head(f"{method} {target} HTTP/1.1", LENGTH), 400)
+        for method, target in (
+            ("POST", "/proxy?a=1#z"),
+            ("POST", "/upload#z"),
+            ("PUT", "/upload/a#b?c"),
+            ("POST", "http://gateway/proxy?a=1#z"),
+        )
+    },
     "gzip, chunked": (_post_head(FORM, "Transfer-Encoding: gzip, chunked"), 501),
     "no path of ours": (_raw_head("POST /nowhere HTTP/1.1", FORM, LENGTH), 404),
     "the root": (_raw_head("POST / HTTP/1.1", FORM, LENGTH), 404),
     "an upload that is not there": (_raw_head("DELETE /uploads/nope HTTP/1.1", LENGTH), 404),
     "PATCH": (_raw_head("PATCH /upload HTTP/1.1", FORM, LENGTH), 405),
-    "PUT on a relay route": (_raw_head("PUT /proxy HTTP/1.1", FORM, LENGTH), 405),
+    "DELETE on a relay route": (_raw_head("DELETE /proxy HTTP/1.1", FORM, LENGTH), 405),
     "POST on the health check": (_raw_head("POST /healthz HTTP/1.1", FORM, LENGTH), 405),
 }
 
@@ -182,7 +221,7 @@ async def test_a_transfer_coding_that_does_not_end_with_chunked_is_not_read(
         ("PATCH", "/upload", "POST, PUT"),
         ("GET", "/upload", "POST, PUT"),
         ("POST", "/upload/a.bin", "PUT"),
-        ("PUT", "/proxy", "POST"),
+        ("DELETE", "/proxy", "PATCH, POST, PUT"),
         ("POST", "/uploads/x", "DELETE, GET, HEAD"),
         ("DELETE", "/files/x/0/a", "GET, HEAD"),
         ("POST", "/metrics", "GET, HEAD"),
@@ -211,7 +250,8 @@ async def test_a_refusal_of_a_request_without_a_body_leaves_the_connection_open(
 @pytest.mark.parametrize("request_line", ["POST /upload", "PUT /upload/a.bin"])
 async def test_who_may_come_in_is_told_so_exactly_once(gateway: RunningGateway, request_line: str, expect: str) -> None:
     async with Client(gateway.port) as client:
-        await client.send(_raw_head(f"{request_line} HTTP/1.1", FORM, LENGTH, f"Expect: {expect}"))
+        content_type = FORM if request_line.startswith("POST") else "Content-Type: text/plain"
+        await client.send(_raw_head(f"{request_line} HTTP/1.1", content_type, LENGTH, f"Expect: {expect}"))
         assert (await client.answer()).status == 100
         await client.send(BODY)
         assert (await client.answer()).status == 201
@@ -256,8 +296,14 @@ async def test_a_body_that_fails_after_the_continue_is_answered_once(gateway: Ru
         ['Content-Type: multipart/form-data; charset=utf-8; boundary="b0undary"'],
         [FORM, "Content-Encoding: identity"],
         [FORM, "Content-Encoding: Identity"],
+        [FORM, "Content-Encoding: identity", "Content-Encoding: identity"],
+        *([FORM, f"Content-Encoding: {nothing}"] for nothing in ("", ",", "identity, identity", " Identity ,,")),
+        [FORM, "Content-MD5: "],
+        ["Content-MD5: "],
+        [FORM, "Content-Range: "],
+        ["x-amz-content-sha256: UNSIGNED-PAYLOAD"],
         [],
-        ["Content-Type: application/x-www-form-urlencoded"],
+        [WEB_FORM, 'Content-Disposition: attachment; filename="f"'],
         ["Content-Type: not a type at all"],
     ],
     ids=str,
@@ -271,12 +317,49 @@ async def test_what_is_allowed_comes_in(gateway: RunningGateway, lines: list[str
         assert answer.json()["parts"][0]["size"] == (3 if multipart else len(BODY))
 
 
-async def test_a_put_is_raw_whatever_its_type(gateway: RunningGateway) -> None:
+async def test_a_put_is_raw_whatever_its_type_but_a_form(gateway: RunningGateway) -> None:
     async with Client(gateway.port) as client:
-        for content_type in ("multipart/mixed", "multipart/form-data"):
+        for content_type in ("multipart/mixed", "application/x-www-form-urlencoded", "message/rfc822"):
             await client.send(_raw_head("PUT /upload/x HTTP/1.1", f"Content-Type: {content_type}", LENGTH) + BODY)
             (part,) = (await client.answer()).json()["parts"]
             assert (part["filename"], part["content_type"], part["size"]) == ("x", content_type, len(BODY))
+
+
+async def test_an_empty_content_md5_of_a_part_declares_nothing(gateway: RunningGateway) -> None:
+    body = form(file(b"abc").replace(b"Content-Type: text/x-test", b"Content-Type: text/x-test\r\nContent-MD5: "))
+    async with Client(gateway.port) as client:
+        await client.send(head(content_length=len(body)) + body)
+        answer = await client.answer()
+        assert answer.status == 201
+        assert "verified" not in answer.json()["parts"][0]
+
+
+@pytest.mark.parametrize("target", ["/upload", "/convert", "/proxy"])
+async def test_a_web_form_is_told_what_to_change(gateway: RunningGateway, target: str) -> None:
+    answer = await ask(gateway.port, target, "POST", b"file=big.bin", content_type=WEB_FORM.partition(": ")[2])
+    detail = _is_problem(answer, 415)["detail"]
+    for hint in ('enctype="multipart/form-data"', "-T", "-H 'Content-Type: …'", "Content-Disposition"):
+        assert hint in detail
+    assert "accept-encoding" not in answer.headers  # RFC 9110 12.5.3: not for other reasons than codings
+
+
+@pytest.mark.parametrize("target", ["/upload", "/convert", "/proxy"])
+@pytest.mark.parametrize(
+    "coding",
+    [{"content_encoding": "gzip"}, {"content_encoding": "identity, br"}, {"x_amz_content_sha256": "STREAMING-X"}],
+    ids=str,
+)
+async def test_a_415_because_of_a_coding_says_which_one_is_taken(
+    gateway: RunningGateway, target: str, coding: dict[str, str]
+) -> None:
+    answer = await ask(gateway.port, target, "POST", BODY, **coding)
+    _is_problem(answer, 415)
+    assert answer.headers["accept-encoding"] == "identity"
+
+
+async def test_a_self_test_takes_what_curl_sends(gateway: RunningGateway) -> None:
+    target, web_form = "/selftest/buffering", WEB_FORM.partition(": ")[2]
+    assert (await ask(gateway.port, target, "POST", b"a=1", content_type=web_form)).status == 200
 
 
 async def test_a_form_may_be_larger_than_one_file_of_it(gateway: RunningGateway) -> None:

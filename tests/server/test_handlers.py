@@ -127,7 +127,7 @@ class TestUploads:
         for target, allow in (
             ("/upload", "POST, PUT"),
             ("/upload/a.bin", "PUT"),
-            ("/proxy", "POST"),
+            ("/uploads/x/archive.zip", "GET, HEAD"),
             (f"/uploads/{UNKNOWN}", "DELETE, GET, HEAD"),
             ("/metrics", "GET, HEAD"),
         ):
@@ -241,23 +241,32 @@ class TestRawBodies:
     async def test_a_raw_body_of_any_type_is_one_file(
         self, gateway: RunningGateway, content_type: str, method: str, framing: str
     ) -> None:
+        named = {}
+        if (method, content_type) == ("POST", "application/x-www-form-urlencoded"):  # without a name it may be a form
+            named = {"content_disposition": "attachment; filename=f"}
         data = b"a=1&b=2" * 30_000
         async with Client(gateway.port) as client:
             if framing == "chunked":
-                request = head("/upload", method, content_type=content_type, transfer_encoding="chunked")
+                request = head("/upload", method, content_type=content_type, transfer_encoding="chunked", **named)
                 await client.send(request + chunked(data, 9_999))
             else:
-                await client.send(head("/upload", method, content_type=content_type, content_length=len(data)) + data)
+                request = head("/upload", method, content_type=content_type, content_length=len(data), **named)
+                await client.send(request + data)
             answer = await client.answer()
         (part,) = answer.json()["parts"]
-        assert (answer.status, part["filename"], part["size"]) == (201, None, len(data))
+        assert (answer.status, part["filename"], part["size"]) == (201, "f" if named else None, len(data))
         assert part["sha256"] == hashlib.sha256(data).hexdigest()
         assert part["content_type"] == (content_type or None)
         assert (await ask(gateway.port, part["receipts"][0]["location"])).body == data
 
-    async def test_a_put_is_raw_even_if_it_says_multipart(self, gateway: RunningGateway) -> None:
+    async def test_a_form_by_put_is_refused_and_other_multipart_types_are_one_file(
+        self, gateway: RunningGateway
+    ) -> None:
         body = form(file(b"abc"))
-        part = await _put(gateway, "/upload/form", body, content_type="multipart/form-data; boundary=b0undary")
+        for target in ("/upload/form", "/upload", "/convert/form"):
+            _is_problem(await ask(gateway.port, target, "PUT", body), 415, "not-multipart")
+        assert gateway.stored() == []
+        part = await _put(gateway, "/upload/form", body, content_type="multipart/mixed; boundary=b0undary")
         assert (part["filename"], part["size"]) == ("form", len(body))
 
     @pytest.mark.parametrize("framing", [{"content_length": 0}, {"transfer_encoding": "chunked"}, {}])

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import re
 from collections.abc import Callable, Collection, Sequence
 
 import aiohttp
@@ -160,9 +161,7 @@ async def _check_often(
 async def _check(
     one: Destination, session: aiohttp.ClientSession, path: str, patience: float, server_name: str | None
 ) -> None:
-    reason = await _why_unhealthy(
-        session, URL(one.url, encoded=True).join(URL(path, encoded=True)), patience, server_name
-    )
+    reason = await _why_unhealthy(session, _at(one.url, path), patience, server_name)
     if bool(reason) != one.down:
         log.log(
             logging.WARNING if reason else logging.INFO,
@@ -171,6 +170,13 @@ async def _check(
             reason or "it is healthy again",
         )
     one.down = bool(reason)
+
+
+def _at(url: str, path: str) -> URL:
+    """`path`, and its query, of the same server; both as they are written."""
+    server = re.match(r"[a-z]+://[^/?]*", url)
+    assert server is not None  # a url is checked where it is configured
+    return URL(server[0] + path, encoded=True)
 
 
 async def _why_unhealthy(session: aiohttp.ClientSession, url: URL, patience: float, server_name: str | None) -> str:

@@ -96,7 +96,7 @@ class Sender:
 
         def exchange(destination: Destination, size: int | None) -> Exchange:
             head = RequestHead(
-                method=upload.method if upload.kind == "opaque" else "POST",
+                method=upload.method if upload.kind in ("relay", "opaque") else "POST",
                 url=_with_query(destination.url, upload.query),
                 headers=headers,
                 content_type=content_type,
