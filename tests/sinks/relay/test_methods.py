@@ -182,7 +182,7 @@ async def test_a_fragment_is_refused(
     assert not upstream.exchanges
 
 
-@pytest.mark.parametrize("written", ["/h%2Fz?k=%2F", "/", "//h", "/a/../b?c", "/%7e~?q=a+b%20c&ä"])
+@pytest.mark.parametrize("written", ["/h%2Fz?k=%2F", "/", "/a//b", "/a/../b?c", "/%7e~?q=a+b%20c&%c3"])
 async def test_a_health_path_goes_out_as_it_is_written(start_gateway: StartGateway, written: str) -> None:
     async with HonestUpstream(200, b"words") as upstream:
         sink = {"url": f"{upstream.url}in%2F?z=1", "health_path": written, "health_seconds": 60}
