@@ -31,7 +31,8 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from gateway.errors import ClientFault, GatewayError, Malformed, TooLarge, TooManyParts, Truncated
+    from gateway.errors import BadMultipart, ClientFault, GatewayError, Malformed, TooLarge, TooManyParts, Truncated
+    from gateway.http.problems import problem_middleware
     from gateway.multipart.codec import Decoder, Kind
     from gateway.multipart.encoder import Encoder
     from gateway.multipart.reader import StreamingMultipartReader
@@ -39,6 +40,7 @@ if TYPE_CHECKING:
     from gateway.multipart.writer import StreamingMultipartWriter
 
 __all__ = [
+    "BadMultipart",
     "ClientFault",
     "Decoder",
     "Encoder",
@@ -51,6 +53,7 @@ __all__ = [
     "TooManyParts",
     "Truncated",
     "__version__",
+    "problem_middleware",
     "render_head",
 ]
 
@@ -62,6 +65,7 @@ _ROOMS = {
     "Kind": "gateway.multipart.codec",
     "StreamingMultipartReader": "gateway.multipart.reader",
     "StreamingMultipartWriter": "gateway.multipart.writer",
+    "problem_middleware": "gateway.http.problems",
     "render_head": "gateway.multipart.rendering",
 }
 """Where the public names are; what is not here is an error."""

@@ -13,6 +13,7 @@ from typing import ClassVar
 
 __all__ = [
     "LEAVES",
+    "BadMultipart",
     "Busy",
     "ClientFault",
     "ClientGone",
@@ -125,11 +126,15 @@ class ClientFault(GatewayError):
     """The body broke a rule; nothing of it is kept."""
 
 
-class Malformed(ClientFault):
+class BadMultipart(ClientFault, ValueError):
+    """What a reader of multipart raises: for users of aiohttp it is what the stock reader raises, a ValueError."""
+
+
+class Malformed(BadMultipart):
     status, title = 400, "The body or its headers are malformed"
 
 
-class Truncated(ClientFault):
+class Truncated(BadMultipart):
     status, title = 400, "The body ended before it was whole"
 
 
@@ -137,11 +142,11 @@ class Stalled(ClientFault):
     status, title = 408, "The body came too slowly"
 
 
-class TooLarge(ClientFault):
+class TooLarge(BadMultipart):
     status, title = 413, "Something is larger than allowed"
 
 
-class TooManyParts(ClientFault):
+class TooManyParts(BadMultipart):
     status, title = 413, "The body has more parts than allowed"
 
 

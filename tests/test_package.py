@@ -6,9 +6,11 @@ import subprocess
 import sys
 from pathlib import Path
 
+import aiohttp
 import pytest
 
 import gateway
+from tests.support.aiohttp_suite import PAGE, differences
 
 HEAVY = ("aiohttp", "pydantic", "prometheus_client", "gateway.server", "gateway.config")
 
@@ -43,3 +45,15 @@ def test_the_reader_and_the_writer_cost_aiohttp_and_no_server() -> None:
 
 def test_the_package_is_typed() -> None:
     assert (Path(gateway.__file__).parent / "py.typed").is_file()
+
+
+def test_what_differs_from_aiohttp_is_told_with_the_tests_that_show_it() -> None:
+    told = differences(PAGE.read_text("utf-8"))
+    assert len(told) > 40
+    assert len(set(told.values())) > 8
+    assert all(test.split("::")[-1].startswith("test_") for test in told)
+
+
+def test_the_tests_that_are_fetched_are_of_the_aiohttp_that_is_installed() -> None:
+    makefile = (PAGE.parents[1] / "Makefile").read_text("utf-8")
+    assert f"AIOHTTP_VERSION := {aiohttp.__version__}\n" in makefile

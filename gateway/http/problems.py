@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Awaitable, Callable
 
 from aiohttp import hdrs, web
 
 from gateway.errors import GatewayError
 
-__all__ = ["problem", "problem_document"]
+__all__ = ["problem", "problem_document", "problem_middleware"]
 
 _PROBLEM = "application/problem+json"
 
@@ -38,3 +39,17 @@ def problem(
     if close:
         response.force_close()
     return response
+
+
+@web.middleware
+async def problem_middleware(
+    request: web.Request, handler: Callable[[web.Request], Awaitable[web.StreamResponse]]
+) -> web.StreamResponse:
+    """For any aiohttp application: an error of the multipart reader is answered as a problem with its status.
+
+    The connection is closed if there is more of the body, for nobody reads it.
+    """
+    try:
+        return await handler(request)
+    except GatewayError as error:
+        return problem(error, close=not request.content.at_eof())

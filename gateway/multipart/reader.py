@@ -9,12 +9,13 @@ Alone, in any aiohttp handler:
                     await file.write(chunk)
         return web.Response(text="every part was whole")
 
-What differs from the stock reader:
+What differs from the stock reader (docs/library.md has a table, with aiohttp's own tests for each):
 - a body that ends early raises `Truncated` from the very read that met the end; the stock one ends the
   part cleanly, and a corrupt file is kept;
 - a chunk is what was received, not a slice of 8 KiB of it: hardly ever a copy, and no hold-back;
 - bad input raises `gateway.errors.Malformed`, `TooLarge` or `TooManyParts`, never an AssertionError;
-- headers, their number and the number of parts are limited; nested multiparts are parts like others;
+- headers, their number and the number of parts are limited;
+- a nested multipart is a part like others: `StreamingMultipartReader(part.headers, part)` reads it;
 - names and file names are decoded from every dialect that real clients speak (headers.py).
 """
 
@@ -22,22 +23,31 @@ from __future__ import annotations
 
 import sys
 from collections.abc import AsyncIterator, Mapping, Sequence
-from typing import Any, Protocol
+from typing import Any, Generic, NoReturn, Protocol, TypeVar
 
 from aiohttp import BodyPartReader, MultipartReader, hdrs
 from multidict import CIMultiDict, CIMultiDictProxy
 
-from gateway.errors import Malformed
+from gateway.errors import Malformed, TooLarge
 from gateway.model import Part, text
 from gateway.multipart.codec import Decoder, Event, Kind
 from gateway.multipart.content_type import boundary_of
 from gateway.multipart.headers import media_type
+from gateway.multipart.transfer_encoding import CUTTABLE, decodable, padding_apart
 
 __all__ = ["ByteSource", "StreamingBodyPartReader", "StreamingMultipartReader", "memory_shares", "raw_body_events"]
 
 
+_MAX_CHARSET_BYTES = 31
+"""The longest name of a charset has 19 (the WHATWG's Encoding standard)."""
+_PATIENCE_BYTES = 8192
+"""In so much that is encoded there is something to decode, but for who sends nothing but white space."""
+
+T = TypeVar("T")
+
+
 class ByteSource(Protocol):
-    """What a reader reads: aiohttp's StreamReader, and the gateway's own `Intake`."""
+    """What a reader reads: aiohttp's StreamReader, the gateway's own `Intake`, or a part, for what is nested in it."""
 
     async def readany(self) -> bytes:
         """The next bytes, as they came; b"" at the end."""
@@ -49,12 +59,31 @@ def memory_shares(*, max_header_bytes: int) -> dict[str, int]:
     return {"headers of a part": 2 * max_header_bytes}
 
 
+class _Fixed(Generic[T]):
+    """An attribute that stock classes have for others to set, and these cannot do without."""
+
+    def __init__(self, value: T) -> None:
+        self._value = value
+
+    def __get__(self, instance: object, owner: type | None = None) -> T:
+        return self._value
+
+    def __set__(self, instance: object, value: object) -> NoReturn:
+        raise TypeError("a StreamingMultipartReader makes its own parts")
+
+
 class StreamingMultipartReader(MultipartReader):
     """The parts of a multipart body, one after the other, as streams. Any subtype.
 
-    `max_header_bytes` and `max_headers` are per part; 0 = unlimited, for `max_parts` too.
-    Raises Malformed at once if the Content-Type is no multipart type with a usable boundary.
+    `max_header_bytes` and `max_headers` are per part, `max_field_size` is of one header of a part, in bytes; 0 =
+    unlimited, for `max_parts` too. `client_max_size` is, as in the stock class, of what `read` and its kin join.
+    Raises Malformed at once if the Content-Type is no multipart type with a usable boundary. A subclass, or whoever
+    sets `part_reader_cls` or `multipart_reader_cls`, gets a TypeError: the parts are made here.
     """
+
+    def __init_subclass__(cls) -> None:
+        if {"part_reader_cls", "multipart_reader_cls"} & vars(cls).keys():
+            raise TypeError("a StreamingMultipartReader makes its own parts")
 
     def __init__(
         self,
@@ -118,8 +147,24 @@ class StreamingMultipartReader(MultipartReader):
 
     # -- aiohttp's way
 
+    async def __anext__(self) -> StreamingBodyPartReader:
+        if (part := await self.next()) is None:
+            raise StopAsyncIteration
+        return part
+
     async def next(self) -> StreamingBodyPartReader | None:
-        """The next part, or None after the last. What is left of the part before is read and dropped."""
+        """The next part, or None after the last. What is left of the part before is read and dropped.
+
+        In a form the field `_charset_` is no part, but the charset of the texts that follow (RFC 7578 4.6).
+        Raises Malformed, TooLarge, TooManyParts, Truncated.
+        """
+        while (part := await self._next_part()) is not None:
+            if not self._is_form_data or part.part.is_file or part.part.raw_name != b"_charset_":
+                return part
+            self._default_charset = await _charset_in(part)
+        return None
+
+    async def _next_part(self) -> StreamingBodyPartReader | None:
         if self._current is not None:
             await self._current.release()
             self._current = None
@@ -129,15 +174,29 @@ class StreamingMultipartReader(MultipartReader):
                 self._at_eof = True
             elif event.kind is Kind.BEGIN or event.kind is Kind.WHOLE:
                 assert event.part is not None
+                self._check_sizes(event.part)
                 self._current = StreamingBodyPartReader(self, event)
                 return self._current
         return None
 
+    def _check_sizes(self, part: Part) -> None:
+        limit = self._max_field_size
+        if limit and any(len(name) + 2 + len(value) > limit for name, value in part.headers):
+            raise TooLarge(f"a part has a header of more than {limit} bytes", limit=limit, part=part.index)
+
     async def fetch_next_part(self) -> StreamingBodyPartReader:
+        """The next part. Raises EOFError after the last."""
         part = await self.next()
         if part is None:
             raise EOFError("there are no more parts")
         return part
+
+    def _ends_here(self) -> bool:
+        """Whether the next event is here, and is the end of the part; then it is taken."""
+        if self._events and self._events[-1].kind is Kind.END:
+            self._events.pop()
+            return True
+        return False
 
     async def _next_event(self) -> Event | None:
         """The next event. Behind the closing delimiter the epilogue is read and dropped: then None."""
@@ -162,6 +221,7 @@ class StreamingBodyPartReader(BodyPartReader):
             CIMultiDictProxy(headers),
             reader._content,
             subtype="form-data",  # so that a Content-Length of the part is not looked at (RFC 7578 4.8)
+            default_charset=reader._default_charset,
             client_max_size=reader._client_max_size,
             max_size_error_cls=reader._max_size_error_cls,
         )
@@ -170,27 +230,56 @@ class StreamingBodyPartReader(BodyPartReader):
         self._ended = event.kind is Kind.WHOLE
         self._chunk = event.data
         self._taken = 0  # of the chunk; an offset, for slicing what is left off would be quadratic
+        mechanism = headers.get(hdrs.CONTENT_TRANSFER_ENCODING, "").strip().lower()
+        self._mechanism = mechanism if mechanism in CUTTABLE else None
 
     @property
     def name(self) -> str | None:
+        """The name of the form's field; of other types what the stock class finds."""
         return self.part.name if self._is_form_data else super().name
 
     @property
     def filename(self) -> str | None:
+        """The file name, as the client meant it; None if it gave none."""
         return self.part.filename if self._is_form_data else super().filename
 
     async def read_chunk(self, size: int = 0) -> bytes:
         """The next bytes of the part: as they came, or at most `size` of them; b"" at its end.
 
-        Raises Truncated if the body ends first.
+        Where the part is encoded (base64, quoted-printable) each chunk can be decoded alone, and is a little longer if
+        `size` is too little for that. Raises Truncated if the body ends first.
         """
+        if self._mechanism is None:
+            return await self._read_piece(size)
+        data = await self._read_piece(size)
+        while not self._at_eof:
+            if cut := decodable(self._mechanism, data):
+                self._put_back(data[cut:])
+                return data[:cut]
+            if len(data) >= (size or _PATIENCE_BYTES):
+                padding, rest = padding_apart(self._mechanism, data)
+                if padding:
+                    self._put_back(rest)
+                    return padding
+            data += await self._read_piece(max(1, size - len(data)) if size else 0)
+        return data
+
+    async def readany(self) -> bytes:
+        """The next bytes as they came, so that a reader can read what is nested in this part; b"" at its end."""
+        return await self._read_piece(0)
+
+    async def _read_piece(self, size: int) -> bytes:
+        if self._at_eof:
+            return b""
         chunk = await self._buffered()
         start = self._taken
         end = len(chunk) if not size else min(start + size, len(chunk))
         return self._take(end, chunk if (start, end) == (0, len(chunk)) else chunk[start:end])
 
     async def readline(self) -> bytes:
-        """A line of the part with its end; b"" at the end of the part."""
+        """A line of the part with its end; b"" at the end of the part. Raises Truncated."""
+        if self._at_eof:
+            return b""
         pieces: list[bytes] = []
         while True:
             chunk = await self._buffered()
@@ -210,13 +299,42 @@ class StreamingBodyPartReader(BodyPartReader):
 
     def _take(self, end: int, data: bytes) -> bytes:
         self._taken = end
-        self._at_eof = self._ended and end == len(self._chunk)
+        if end == len(self._chunk):
+            self._ended = self._ended or self._reader._ends_here()
+            self._at_eof = self._ended
         return data
 
+    def _put_back(self, data: bytes) -> None:
+        """Bytes that were read last, to be read again."""
+        start = self._taken - len(data)
+        if start >= 0 and self._chunk.startswith(data, start):
+            self._taken = start
+        else:
+            self._chunk, self._taken = data + self._chunk[self._taken :], 0
+
     async def release(self) -> None:
-        """Read what is left of the part, and drop it."""
-        while await self.read_chunk():
+        """Read what is left of the part, and drop it. Raises Truncated."""
+        while await self.readany():
             pass
+
+
+async def _charset_in(part: StreamingBodyPartReader) -> str | None:
+    """What a field `_charset_` says; None if it is empty. Raises Malformed for what names no charset."""
+    name = b""
+    while chunk := await part.readany():
+        name += chunk
+        if len(name) > _MAX_CHARSET_BYTES:
+            raise Malformed("Invalid default charset: _charset_ is too long to be one", part=part.part.index)
+    charset = text(name.strip())
+    try:
+        b"\0\0\0\0".decode(charset or "utf-8")
+    except (LookupError, ValueError):
+        raise Malformed("Invalid default charset: _charset_ names none that is known", part=part.part.index) from None
+    return charset or None
+
+
+StreamingMultipartReader.part_reader_cls = _Fixed(StreamingBodyPartReader)  # type: ignore[assignment]
+StreamingMultipartReader.multipart_reader_cls = _Fixed(None)  # type: ignore[assignment]
 
 
 _ESCAPES: dict[int, Any] = str.maketrans({'"': '\\"', "\\": "\\\\"})

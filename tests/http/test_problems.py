@@ -6,11 +6,13 @@ import json
 import re
 
 import pytest
+from aiohttp import web
 
 from gateway.errors import LEAVES, GatewayError
-from gateway.http.problems import problem
+from gateway.http.problems import problem, problem_middleware
+from gateway.multipart.reader import StreamingMultipartReader
 from tests.conftest import StartDestination, StartGateway
-from tests.support.clients import ask, file, form
+from tests.support.clients import Client, ask, file, form, head
 
 BODY = form(file(b"abc"))
 
@@ -65,3 +67,46 @@ async def test_a_problem_of_a_destination_names_the_sink_and_its_status(
     assert (document["type"], document["status"]) == ("/problems/sink-refused", 502)
     assert (document["sink"], document["sink_status"]) == ("api", 418)
     assert gateway.stored() == []
+
+
+async def test_the_middleware_answers_what_a_reader_raises_in_any_application(
+    start_destination: StartDestination,
+) -> None:
+    async def read(request: web.Request) -> web.Response:
+        async for part in StreamingMultipartReader(request.headers, request.content, max_parts=2):
+            await part.read()
+        return web.Response(text="whole")
+
+    app = web.Application(middlewares=[problem_middleware])
+    app.router.add_post("/", read)
+    port = (await start_destination(app)).port
+    good = await ask(port, "/", "POST", BODY)
+    assert (good.status, good.body) == (200, b"whole")
+    for body, status, slug in (
+        (BODY[:-4], 400, "truncated"),
+        (b"no multipart", 400, "truncated"),
+        (BODY.replace(b"form-data; name", b"form-data; nome"), 400, "malformed"),
+        (form(*[file(b"x")] * 3), 413, "too-many-parts"),
+        (BODY.replace(b"\r\n\r\n", b"\r\nX: %b\r\n\r\n" % (b"y" * 20_000), 1), 413, "too-large"),
+    ):
+        answer = await ask(port, "/", "POST", body)
+        assert (answer.status, answer.json()["type"]) == (status, f"/problems/{slug}")
+        assert answer.headers["content-type"] == "application/problem+json"
+    assert (await ask(port, "/", "POST", BODY, content_type="text/plain")).status == 400
+    assert (await ask(port, "/elsewhere", "POST", BODY)).status == 404
+
+
+async def test_the_middleware_closes_a_connection_whose_body_nobody_reads(start_destination: StartDestination) -> None:
+    async def read(request: web.Request) -> web.Response:
+        await StreamingMultipartReader(request.headers, request.content).next()
+        raise AssertionError("it is malformed")
+
+    app = web.Application(middlewares=[problem_middleware])
+    app.router.add_post("/", read)
+    port = (await start_destination(app)).port
+    malformed = BODY.replace(b"name=", b"nome=")
+    for declared, connection in ((len(malformed), None), (5_000_000, "close")):
+        async with Client(port) as client:
+            await client.send(head("/", content_length=declared) + malformed)
+            answer = await client.answer()
+            assert (answer.status, answer.headers.get("connection")) == (400, connection)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import base64
+import binascii
 import random
 import re
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
@@ -14,7 +16,7 @@ from aiohttp import web
 from multipart import PushMultipartParser  # type: ignore[import-untyped]
 from pytest_aiohttp import AiohttpClient, AiohttpServer
 
-from gateway.errors import GatewayError, Malformed, TooLarge, TooManyParts, Truncated
+from gateway.errors import LEAVES, GatewayError, Malformed, TooLarge, TooManyParts, Truncated
 from gateway.model import Part
 from gateway.multipart.codec import Kind
 from gateway.multipart.encoder import Encoder
@@ -238,14 +240,185 @@ async def test_a_nested_multipart_in_a_form_is_a_part_like_others(served: Reads)
 
 
 @pytest.mark.sockets
-async def test_a_charset_field_or_a_lying_header_of_a_part_changes_nothing(served: Reads) -> None:
+async def test_a_lying_header_of_a_part_changes_nothing(served: Reads) -> None:
     body = [
-        part(b"windows-1252", name="_charset_"),
         part(b"\xc3\xa4", "Content-Length: 1", "Content-Encoding: gzip"),
         part(b"", "Content-Length: x", "Content-Transfer-Encoding: nonsense"),
     ]
-    expected = [("_charset_", b"windows-1252"), ("a", b"\xc3\xa4"), ("a", b"")]
-    assert await served(read_all, *body, CLOSE) == expected
+    assert await served(read_all, *body, CLOSE) == [("a", b"\xc3\xa4"), ("a", b"")]
+
+
+@pytest.mark.sockets
+async def test_a_charset_field_is_the_default_for_the_texts_that_follow_and_no_part(served: Reads) -> None:
+    async def read(reader: StreamingMultipartReader) -> list[str]:
+        return [await part.text() async for part in reader]
+
+    body = [
+        part("ä".encode()),
+        part(b" windows-1252\r\n", name="_charset_"),
+        part(b"\xe4"),
+        part("ä".encode(), "Content-Type: text/plain; charset=utf-8"),
+        part(b"", name="_charset_"),
+        part("ä".encode()),
+    ]
+    assert await served(read, *body, CLOSE) == ["ä"] * 4
+    whole = b"".join([*body, CLOSE])
+    assert await served(read, *(whole[place : place + 1] for place in range(len(whole)))) == ["ä"] * 4
+    in_mixed = b"--b\r\nContent-Disposition: form-data; name=_charset_\r\n\r\nx\r\n" + CLOSE
+    assert await served(read, in_mixed, content_type="multipart/mixed; boundary=b") == ["x"]
+
+
+@pytest.mark.sockets
+@pytest.mark.parametrize("charset", [b"none-such", b"hex", b"undefined", b"x" * 32, b"\xff", b"y" * 100_000])
+async def test_a_charset_field_that_names_none_is_malformed(served: Reads, charset: bytes) -> None:
+    with pytest.raises(Malformed) as caught:
+        await served(read_all, part(b"first"), part(charset, name="_charset_"), part(b"x"), CLOSE)
+    assert caught.value.members == {"part": 1}
+
+
+@pytest.mark.sockets
+@pytest.mark.parametrize("cut", [1, 7, 1000])
+async def test_what_is_nested_in_a_part_can_be_read_with_a_reader_of_its_own(served: Reads, cut: int) -> None:
+    async def read(reader: StreamingMultipartReader) -> list[Any]:
+        found: list[Any] = []
+        async for part in reader:
+            if part.headers.get("Content-Type", "").startswith("multipart/"):
+                found.append(await read(StreamingMultipartReader(part.headers, part)))
+                assert part.at_eof()
+            else:
+                found.append((part.filename, bytes(await part.read())))
+        return found
+
+    innermost = b"--i\r\n\r\ndeep\r\n--i--"
+    nested = (
+        b'preamble\r\n--n\r\nContent-Disposition: file; filename="1"\r\n\r\none\r\n--n\r\n'
+        b"Content-Type: multipart/related; boundary=i\r\n\r\n" + innermost + b"\r\n--n--\r\nepilogue"
+    )
+    whole = part(b"before") + part(nested, "Content-Type: multipart/mixed; boundary=n") + part(b"after") + CLOSE
+    pieces = [whole[place : place + cut] for place in range(0, len(whole), cut)]
+    assert await served(read, *pieces) == [(None, b"before"), [("1", b"one"), [(None, b"deep")]], (None, b"after")]
+
+
+@pytest.mark.sockets
+async def test_what_is_nested_and_breaks_off_is_truncated(served: Reads) -> None:
+    async def read(reader: StreamingMultipartReader) -> list[bytes]:
+        outer = await first(reader)
+        return [bytes(await part.read()) async for part in StreamingMultipartReader(outer.headers, outer)]
+
+    nested = b"--n\r\n\r\none\r\n--n"
+    with pytest.raises(Truncated):
+        await served(read, part(nested, "Content-Type: multipart/mixed; boundary=n"), CLOSE)
+
+
+ENCODED: dict[str, Callable[[bytes], bytes]] = {
+    "base64": lambda data: base64.encodebytes(data).replace(b"\n", b"\r\n"),
+    "BASE64": base64.b64encode,
+    "quoted-printable": lambda data: binascii.b2a_qp(data, istext=False).replace(b"=\n", b"=\r\n"),
+}
+
+
+@pytest.mark.sockets
+@pytest.mark.parametrize("mechanism", ENCODED)
+@pytest.mark.parametrize(("cut", "size"), [(1, 0), (3, 0), (1000, 0), (7, 5), (1000, 1), (1000, 64), (1, 8192)])
+async def test_each_chunk_of_an_encoded_part_can_be_decoded_alone(
+    served: Reads, mechanism: str, cut: int, size: int
+) -> None:
+    data = bytes(range(256)) * 4
+
+    async def read(reader: StreamingMultipartReader) -> tuple[bytes, bytes, bytes]:
+        part = await first(reader)
+        chunks, decoded = [], b""
+        while chunk := await part.read_chunk(size):
+            assert not size or len(chunk) <= size + 8
+            chunks.append(chunk)
+            decoded += b"".join([bytes(piece) async for piece in part.decode_iter(chunk)])
+        assert part.at_eof()
+        return b"".join(chunks), decoded, b"".join(bytes(part.decode(chunk)) for chunk in chunks)
+
+    encoded = ENCODED[mechanism](data)
+    whole = part(encoded, f"Content-Transfer-Encoding: {mechanism}") + part(b"next") + CLOSE
+    raw, decoded, again = await served(read, *(whole[place : place + cut] for place in range(0, len(whole), cut)))
+    assert raw == encoded
+    assert decoded == again == data
+
+
+@pytest.mark.sockets
+@pytest.mark.parametrize("mechanism", ["base64", "quoted-printable"])
+async def test_an_encoded_part_is_sent_on_decoded_as_an_aiohttp_payload(
+    aiohttp_client: AiohttpClient, mechanism: str
+) -> None:
+    data = bytes(range(256)) * 10_000
+
+    async def sent_on(request: web.Request) -> web.StreamResponse:
+        part = await first(StreamingMultipartReader(request.headers, request.content))
+        return web.Response(body=aiohttp.get_payload(part))
+
+    app = web.Application()
+    app.router.add_post("/", sent_on)
+    client = await aiohttp_client(app)
+    whole = part(ENCODED[mechanism](data), f"Content-Transfer-Encoding: {mechanism}") + CLOSE
+    pieces = slowly(whole[place : place + 10_001] for place in range(0, len(whole), 10_001))
+    async with client.post("/", data=pieces, headers={"Content-Type": FORM}) as response:
+        assert await response.read() == data
+
+
+@pytest.mark.sockets
+@pytest.mark.parametrize("size", [0, 64, 8192])
+async def test_white_space_without_end_in_base64_is_neither_joined_nor_lost(served: Reads, size: int) -> None:
+    async def read(reader: StreamingMultipartReader) -> tuple[int, bytes]:
+        part = await first(reader)
+        chunks = []
+        while not part.at_eof():
+            chunks.append(await part.read_chunk(size))
+            assert chunks[-1]
+        return max(map(len, chunks)), b"".join(bytes(part.decode(chunk)) for chunk in chunks)
+
+    body = b"A" + b" " * 300_000 + b"BBB"
+    longest, decoded = await served(read, part(body, "Content-Transfer-Encoding: base64") + CLOSE)
+    assert decoded == base64.b64decode(b"ABBB")
+    assert longest <= (size or 1 << 19)
+
+
+@pytest.mark.sockets
+async def test_lines_can_be_read_after_a_chunk_of_an_encoded_part(served: Reads) -> None:
+    async def read(reader: StreamingMultipartReader) -> list[bytes]:
+        part = await first(reader)
+        return [await part.read_chunk(6), await part.readline(), await part.readline(), await part.readline()]
+
+    whole = part(b"QUJDRA==\r\nQUJD", "Content-Transfer-Encoding: base64") + CLOSE
+    assert await served(read, whole) == [b"QUJD", b"RA==\r\n", b"QUJD", b""]
+
+
+@pytest.mark.sockets
+async def test_a_header_over_max_field_size_is_refused(served: Reads) -> None:
+    long = part(b"x", "X-Long: " + "y" * 92)
+    assert await served(read_all, long, CLOSE, max_field_size=100) == [("a", b"x")]
+    with pytest.raises(TooLarge) as caught:
+        await served(read_all, part(b"first"), long, CLOSE, max_field_size=99)
+    assert caught.value.members == {"limit": 99, "part": 1}
+    with pytest.raises(TooLarge):
+        await served(read_all, part(b"x", "X-Long: " + "y" * 8190), CLOSE)
+    assert await served(read_all, part(b"x", "X-Long: " + "y" * 8190), CLOSE, max_field_size=0) == [("a", b"x")]
+
+
+def test_the_classes_of_parts_cannot_be_replaced() -> None:
+    reader = StreamingMultipartReader({"Content-Type": FORM}, aiohttp.StreamReader.__new__(aiohttp.StreamReader))
+    parts: list[type] = [reader.part_reader_cls, StreamingMultipartReader.part_reader_cls]
+    assert parts == [StreamingBodyPartReader] * 2
+    with pytest.raises(TypeError):
+        reader.part_reader_cls = aiohttp.BodyPartReader
+    with pytest.raises(TypeError):
+        reader.multipart_reader_cls = aiohttp.MultipartReader
+    for name in ("part_reader_cls", "multipart_reader_cls"):
+        with pytest.raises(TypeError):
+            type("Other", (StreamingMultipartReader,), {name: StreamingBodyPartReader})
+    assert issubclass(type("Other", (StreamingMultipartReader,), {}), StreamingMultipartReader)
+
+
+@pytest.mark.parametrize("error", [Malformed, Truncated, TooLarge, TooManyParts])
+def test_what_a_reader_raises_is_a_value_error_as_the_stock_one_does(error: type[GatewayError]) -> None:
+    assert issubclass(error, ValueError)
+    assert error in LEAVES
 
 
 # -- a part's face

@@ -8,8 +8,9 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from aiohttp import BodyPartReader, ClientError, ClientSession, TraceConfig, hdrs, web
+from aiohttp import BodyPartReader, ClientError, ClientSession, MultipartWriter, TraceConfig, hdrs, web
 
+from gateway.errors import Malformed
 from gateway.http.lent_connection import ConnectionLost
 from gateway.multipart.reader import StreamingMultipartReader
 from gateway.multipart.writer import StreamingMultipartWriter
@@ -305,3 +306,87 @@ async def test_its_length_is_unknown_and_it_cannot_be_read_back() -> None:
         writer.decode()
     with pytest.raises(TypeError):
         await writer.as_bytes()
+
+
+async def test_parts_cannot_be_appended_for_they_would_never_be_sent() -> None:
+    writer = StreamingMultipartWriter()
+    for append in (writer.append, writer.append_json, writer.append_form, writer.append_payload):
+        with pytest.raises(TypeError, match="begin_part"):
+            append(b"data")  # type: ignore[arg-type]
+    assert len(writer) == 0
+
+
+def test_the_subtype_is_the_stock_one_unless_one_is_given() -> None:
+    assert StreamingMultipartWriter(boundary="b").content_type == MultipartWriter(boundary="b").content_type
+    assert StreamingMultipartWriter("form-data", "b").content_type == "multipart/form-data; boundary=b"
+
+
+@pytest.mark.sockets
+async def test_text_is_taken_where_a_header_has_it(session: ClientSession) -> None:
+    writer = StreamingMultipartWriter("form-data", boundary="b")
+    async with HonestUpstream() as upstream, asyncio.TaskGroup() as group:
+        sending = group.create_task(session.post(upstream.url, data=writer))
+        await writer.begin_form_part("näme", 'a"b.txt', "text/plain")
+        await writer.feed(bytearray(b"1"))
+        await writer.begin_part({"X-A": "ä", "X-B": b"\xff"})
+        await writer.feed(memoryview(b"2"))
+        await writer.finish()
+        (await sending).release()
+        assert bytes(upstream.exchanges[0].body) == (
+            '--b\r\nContent-Disposition: form-data; name="näme"; filename="a%22b.txt"\r\n'
+            "Content-Type: text/plain\r\n\r\n1\r\n--b\r\nX-A: ä\r\nX-B: ".encode()
+            + b"\xff\r\n\r\n2\r\n--b--\r\n"
+        )
+
+
+async def test_bytes_that_change_after_they_were_fed_are_sent_as_they_were() -> None:
+    writer = StreamingMultipartWriter("form-data", boundary="b")
+    await writer.begin_form_part("n")
+    data = bytearray(b"before")
+    await writer.feed(data)
+    data[:] = b"behind"
+    assert writer._pending[-1] == b"before"
+
+
+async def test_what_is_neither_text_nor_bytes_is_a_type_error_at_the_call() -> None:
+    writer = StreamingMultipartWriter("form-data")
+    odd: list[Any] = [1, None, ["a"]]
+    for value in odd:
+        with pytest.raises(TypeError):
+            await writer.begin_form_part(value)
+        with pytest.raises(TypeError):
+            await writer.begin_part({"X": value})
+    await writer.begin_form_part("n")
+    for value in [*odd, "text"]:
+        with pytest.raises(TypeError):
+            await writer.feed(value)
+
+
+@pytest.mark.parametrize("name", ["a b", "a:", "", "ä", "a\r\nb"])
+async def test_what_is_no_header_is_refused(name: str) -> None:
+    with pytest.raises(ValueError, match="is no header"):
+        await StreamingMultipartWriter("mixed").begin_part({name: "x"})
+
+
+async def test_a_content_type_with_a_line_break_is_refused() -> None:
+    with pytest.raises(ValueError, match="line break"):
+        await StreamingMultipartWriter("form-data").begin_form_part("n", None, "a/b\r\nX: y")
+
+
+async def test_a_name_that_readers_would_not_agree_about_is_refused() -> None:
+    with pytest.raises(Malformed):
+        await StreamingMultipartWriter("form-data").begin_form_part("n", "C:\\dir\\")
+
+
+@pytest.mark.sockets
+async def test_data_belongs_into_a_part_and_nothing_comes_after_the_end(session: ClientSession) -> None:
+    writer = StreamingMultipartWriter("form-data")
+    with pytest.raises(RuntimeError, match="no part"):
+        await writer.feed(b"x")
+    async with HonestUpstream() as upstream, asyncio.TaskGroup() as group:
+        sending = group.create_task(session.post(upstream.url, data=writer))
+        await writer.finish()
+        for late in (writer.feed(b"x"), writer.begin_part({}), writer.begin_form_part("n"), writer.finish()):
+            with pytest.raises(RuntimeError, match="closing delimiter"):
+                await late
+        (await sending).release()
