@@ -1,4 +1,5 @@
 """Multipart bytes <-> parts, both ways, usable alone.
 
-The codec does no I/O; reader and writer are aiohttp's own classes, made to stream.
+No I/O: codec (bytes -> parts), headers and content_type (what they say), encoder and rendering (the way out),
+filenames, transfer_encoding. Reader, its parts and writer are aiohttp's own classes, made to stream.
 """

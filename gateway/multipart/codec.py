@@ -40,6 +40,7 @@ from typing import NamedTuple
 
 from gateway.errors import GatewayError, Malformed, TooLarge, TooManyParts, Truncated
 from gateway.model import ENCODING_HEADERS, Part
+from gateway.multipart.content_type import check_nested
 from gateway.multipart.headers import (
     USUAL_HEAD,
     form_fields,
@@ -254,9 +255,12 @@ class Decoder:
                 raise Malformed("the headers of a part, which go on as they are, have more than one reading")
             if self._form:
                 name, filename, content_type = form_fields(headers)
-                return Part(index, name, filename, content_type, headers, is_file(name, filename, content_type))
-            filename, content_type = mixed_fields(headers)
-            return Part(index, b"", filename, content_type, headers, True)
+                is_a_file = is_file(name, filename, content_type)
+            else:
+                name, (filename, content_type), is_a_file = b"", mixed_fields(headers), True
+            if content_type is not None and b"*" in content_type:
+                check_nested(content_type)
+            return Part(index, name, filename, content_type, headers, is_a_file)
         except (Malformed, TooLarge) as error:
             error.members["part"] = index
             raise

@@ -9,9 +9,9 @@ from __future__ import annotations
 import re
 
 from gateway.errors import Malformed
-from gateway.multipart.headers import MEDIA_TYPE, TOKEN
+from gateway.multipart.headers import MEDIA_TYPE, TOKEN, media_type
 
-__all__ = ["MIXED_TYPES", "boundary_of", "other_parameters"]
+__all__ = ["MIXED_TYPES", "boundary_of", "check_nested", "other_parameters"]
 
 MIXED_TYPES = frozenset([b"multipart/mixed", b"multipart/related"])
 """What is relayed part by part beside forms: all headers of a part belong to it, and it has no name."""
@@ -44,6 +44,12 @@ def other_parameters(content_type: bytes) -> list[tuple[bytes, bytes]]:
     if not all(re.fullmatch(rb"[\x20-\x7e]*", value) for _, value in found):
         raise Malformed("a parameter of the Content-Type is not printable ASCII")
     return found
+
+
+def check_nested(content_type: bytes) -> None:
+    """If the Content-Type of a part, which goes on as it is, is a multipart type, the same holds. Raises Malformed."""
+    if media_type(content_type).startswith(b"multipart/"):
+        _parameters(content_type)
 
 
 def _parameters(content_type: bytes) -> list[tuple[bytes, bytes]]:

@@ -88,7 +88,7 @@ _WHATWG = {b"%22": b'"', b"%0D": b"\r", b"%0A": b"\n"}
 
 USUAL_HEAD = re.compile(
     rb'Content-Disposition: form-data; name="([^"\\%\x00-\x1f\x7f]*)"(?:; filename="([^"\\%\x00-\x1f\x7f]*)")?'
-    rb"(?:\r\nContent-Type: ([!-~]+(?: [!-~]+)*))?"
+    rb"(?:\r\nContent-Type: ([!-)+-~]+(?: [!-)+-~]+)*))?"
 )
 """The header block that nearly every part has, letter for letter: nothing in it needs any of the rules.
 Groups: name, file name, Content-Type. What does not match is not wrong.

@@ -14,6 +14,7 @@ import aiohttp
 import pytest
 
 from gateway.config.load import ConfigError
+from gateway.flows import FlowFile
 from tests.conftest import StartDestination, StartGateway
 from tests.support.flow_support import OURS, fetch, form, post, route
 
@@ -269,6 +270,28 @@ async def test_a_name_that_a_client_may_use_goes_through_flows_that_rename(
     assert status == 200
     assert results[0]["output"]["filename"] == name + ".gz"
     assert gzip.decompress(await fetch(gateway, results[0]["output"]["location"])) == b"abc"
+
+
+@pytest.mark.parametrize("name", ["c" * 196 + ".txt", "漢" * 70 + ".txt", "c" * 300 + ".tar"])
+async def test_a_name_that_a_flow_makes_too_long_keeps_the_extension_of_the_flow(
+    start_gateway: StartGateway, name: str
+) -> None:
+    gateway = await start_gateway(routes=route("gzip"))
+    _, manifest = await post(gateway, form((name, b"abc")))
+    (receipt,) = manifest["parts"][0]["receipts"]
+    assert receipt["filename"] == name + ".gz"
+    assert receipt["location"].endswith(name[-4:] + ".gz")
+    assert gzip.decompress(await fetch(gateway, receipt["location"])) == b"abc"
+
+
+def test_a_flow_cannot_give_a_name_that_a_client_may_not_give() -> None:
+    file = FlowFile(index=0, name="file", filename="a", content_type=None)
+    for name in ("a\x00", "a\\", "a\\;b", "\x7f"):
+        with pytest.raises(ValueError, match=r"control|backslash"):
+            file.filename = name
+    for good in ("C:\\x\\y", 'a"b', "..\\a", None, ""):
+        file.filename = good
+        assert file.filename == (good or None)
 
 
 async def test_the_same_flow_twice_has_its_findings_twice(start_gateway: StartGateway) -> None:

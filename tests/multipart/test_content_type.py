@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from gateway.errors import Malformed
+from gateway.multipart.codec import Decoder
 from gateway.multipart.content_type import boundary_of, other_parameters
 from tests.conftest import StartGateway
 from tests.support.clients import ask
@@ -56,6 +57,24 @@ def test_a_parameter_that_some_readers_prefer_to_the_plain_one_is_refused(parame
             boundary_of(kind + parameters)
         with pytest.raises(Malformed):
             other_parameters(kind + parameters)
+
+
+@pytest.mark.parametrize("form", [True, False])
+@pytest.mark.parametrize(
+    "content_type", ["multipart/mixed; boundary=x; boundary*=y", "Multipart/Related;boundary*0=x", "multipart/x; *=y"]
+)
+def test_what_is_nested_in_a_part_is_held_to_the_same(content_type: str, form: bool) -> None:
+    head = f'Content-Disposition: form-data; name="a"\r\nContent-Type: {content_type}'
+    with pytest.raises(Malformed) as caught:
+        Decoder(b"b", form=form).receive(b"--b\r\n" + head.encode() + b"\r\n\r\nx\r\n--b--\r\n")
+    assert caught.value.members == {"part": 0}
+
+
+@pytest.mark.parametrize("content_type", ["a/b; c*=d", "*/*", 'multipart/mixed; boundary="x*y"', "text/x; a=*"])
+def test_a_star_elsewhere_is_none_of_its_business(content_type: str) -> None:
+    head = f'Content-Disposition: form-data; name="a"\r\nContent-Type: {content_type}'
+    events = Decoder(b"b").receive(b"--b\r\n" + head.encode() + b"\r\n\r\nx\r\n--b--\r\n")
+    assert [event.part.content_type for event in events if event.part is not None] == [content_type.encode()]
 
 
 @pytest.mark.parametrize("length", ["chunked", "passthrough"])

@@ -20,7 +20,8 @@ from gateway.errors import LEAVES, GatewayError, Malformed, TooLarge, TooManyPar
 from gateway.model import Part
 from gateway.multipart.codec import Kind
 from gateway.multipart.encoder import Encoder
-from gateway.multipart.reader import StreamingBodyPartReader, StreamingMultipartReader, raw_body_events
+from gateway.multipart.part_reader import StreamingBodyPartReader
+from gateway.multipart.reader import StreamingMultipartReader, raw_body_events
 
 FORM = "multipart/form-data; boundary=b"
 T = TypeVar("T")

@@ -17,7 +17,8 @@ import aiohttp.multipart
 import pytest
 
 from gateway.multipart.codec import Kind
-from gateway.multipart.reader import StreamingBodyPartReader, StreamingMultipartReader
+from gateway.multipart.part_reader import StreamingBodyPartReader
+from gateway.multipart.reader import StreamingMultipartReader
 from gateway.multipart.writer import StreamingMultipartWriter
 
 __all__ = ["PAGE", "differences"]
