@@ -166,8 +166,8 @@ class RelaySettings(Table):
     open_seconds: Annotated[float, Field(gt=0)] = 10
     health_path: Annotated[str, AfterValidator(_health_path)] = ""
     health_seconds: Annotated[float, Field(gt=0)] = 10
-    expect_continue: bool = False
-    """A round trip per upload, and a second at a server that ignores it."""
+    expect_continue: bool | Literal["reused"] = "reused"
+    """A round trip per upload, and a second at a server that ignores it: only where it saves a body."""
     expect_seconds: Annotated[float, Field(gt=0)] = 1
     connect_seconds: Annotated[float, Field(gt=0)] = 10
     write_seconds: Seconds | None = None
@@ -177,7 +177,7 @@ class RelaySettings(Table):
     max_connections: Count = 0
     """`max_uploads` bounds them already."""
     keepalive_seconds: Seconds = 0
-    """A body cannot be sent twice, so a pooled connection that went stale would cost an upload."""
+    """To keep connections is worth a round trip, and not every server will be asked before a body."""
     per: Literal["upload", "part"] = "upload"
     """As the client sent it, and all or nothing."""
     rename: Annotated[dict[PartName, PartName], AfterValidator(_of_names)] = {}

@@ -60,6 +60,8 @@ class AnswerHandler(ResponseHandler):
         self._looked_at = 0
         """So many bytes of it have no end of a head."""
         self._asked_for_head = False
+        self._is_silent = False
+        """Whether nothing can have come, since nothing was asked."""
 
     def set_response_params(self, *, skip_payload: bool = False, **params: Any) -> None:
         """aiohttp's: another request is about to be sent. `skip_payload`: its answer has no body (HEAD)."""
@@ -67,13 +69,25 @@ class AnswerHandler(ResponseHandler):
         super().set_response_params(skip_payload=skip_payload, **params)
         self._take_heads()  # of somebody who does not wait to be asked
 
+    def expect_silence(self) -> None:
+        """A kept connection is about to be used again: until `ask`, whatever comes is an answer to nobody."""
+        self._is_silent = True
+
+    def ask(self) -> bool:
+        """The request is about to be sent. False if something has come before, or the connection has ended."""
+        was_silent = super().is_connected() and not (self._is_silent and self._can_be_read)
+        self._is_silent = False
+        return was_silent
+
     def is_connected(self) -> bool:
         """Whether it can be used; one that waits for its next request must have nothing to read, not even an end."""
         return super().is_connected() and not (self._is_answered and self._can_be_read)
 
     def data_received(self, data: bytes) -> None:
         """What came, by segments. b"" is aiohttp's own, when whoever reads a body has taken some of it."""
-        if self._phase is _Phase.HEAD:
+        if self._is_silent and data:
+            self._drop_connection()
+        elif self._phase is _Phase.HEAD:
             self._received += data
             self.start_timeout()  # bytes came, though aiohttp is told of none
             self._take_heads()
@@ -95,7 +109,7 @@ class AnswerHandler(ResponseHandler):
     @property
     def _can_be_read(self) -> bool:
         shown = None if self.transport is None else self.transport.get_extra_info("socket")
-        if shown is None:
+        if shown is None or shown.fileno() < 0:
             return False
         poll = select.poll()
         poll.register(shown.fileno(), select.POLLIN)

@@ -13,7 +13,7 @@ import asyncio
 
 from aiohttp.abc import AbstractStreamWriter
 
-from gateway.http.sockets import DestinationSocket, socket_of
+from gateway.http.sockets import DestinationSocket, acked_bytes, socket_of
 
 __all__ = ["BodyAborted", "ConnectionLost", "LentConnection"]
 
@@ -46,6 +46,11 @@ class LentConnection:
         """Bytes of the body that were handed to the transport, those of a write that failed among them."""
         self.writing_since: float | None = None
         """Since when (by the loop's clock) a write has been waiting for room; None while none waits."""
+
+    @property
+    def acked_bytes(self) -> int | None:
+        """What the peer's system has taken, on this connection, ever; None where nobody tells."""
+        return None if self._transport is None else acked_bytes(self._transport)
 
     async def lend(self, writer: AbstractStreamWriter) -> None:
         """For the payload's `write`: lend, and park. Raises BodyAborted after `abort`."""

@@ -4,14 +4,19 @@ from __future__ import annotations
 
 import asyncio
 import socket
+import struct
+import sys
 from typing import Any
 from weakref import WeakValueDictionary
 
 from aiohttp import AddrInfoType
 
-__all__ = ["DestinationSocket", "destination_socket", "socket_of"]
+__all__ = ["DestinationSocket", "acked_bytes", "destination_socket", "socket_of"]
 
 _UNSENT_BYTES = 128 << 10
+_TCP_INFO_BYTES = 128
+_ACKED_BYTES = struct.Struct("@120xQ")
+"""tcpi_bytes_acked of linux/tcp.h, since Linux 4.1."""
 
 
 class DestinationSocket(socket.socket):
@@ -80,3 +85,17 @@ def socket_of(transport: asyncio.BaseTransport) -> DestinationSocket | None:
     """The socket of `destination_socket` below a transport; None where it has another one, or none any more."""
     shown = transport.get_extra_info("socket")
     return None if shown is None else _sockets.get(shown.fileno())
+
+
+def acked_bytes(transport: asyncio.BaseTransport) -> int | None:
+    """How much the peer's system has taken so far: it grows while one reads slowly, though no write ends, or the last
+    one has ended long ago. None where the system does not tell.
+    """
+    shown = transport.get_extra_info("socket")
+    if shown is None or sys.platform != "linux":
+        return None
+    try:
+        info = shown.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _TCP_INFO_BYTES)
+    except (OSError, ValueError):  # it is closed; uvloop says so by a ValueError
+        return None
+    return int(_ACKED_BYTES.unpack(info)[0]) if len(info) == _ACKED_BYTES.size else None

@@ -46,7 +46,7 @@ class RawDestination:
         self._tasks.add(task)
         with contextlib.suppress(ConnectionError, asyncio.IncompleteReadError, asyncio.CancelledError):
             while True:
-                await self._read_request(reader)
+                await self._read_request(reader, writer)
                 pieces = [bytes([one]) for one in self.answer] if self.byte_by_byte else [self.answer]
                 for piece in pieces:
                     writer.write(piece)
@@ -55,10 +55,12 @@ class RawDestination:
                         await asyncio.sleep(0)
         writer.close()
 
-    async def _read_request(self, reader: asyncio.StreamReader) -> None:
+    async def _read_request(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         request = await reader.readuntil(b"\r\n\r\n")
         self.heads.append(request)
         lower = request.lower()
+        if b"expect: 100-continue" in lower:
+            writer.write(b"HTTP/1.1 100 Continue\r\n\r\n")
         if b"transfer-encoding: chunked" in lower:
             while (line := await reader.readuntil(b"\r\n")) != b"0\r\n":
                 await reader.readexactly(int(line, 16) + 2)
@@ -422,7 +424,7 @@ async def test_an_invalid_answer_to_half_a_body_does_not_say_that_it_was_acted_u
 ) -> None:
     gateway = await started()
 
-    async def answer_at_once(reader: asyncio.StreamReader) -> None:
+    async def answer_at_once(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         await reader.readuntil(b"\r\n\r\n")
 
     destination._read_request = answer_at_once  # type: ignore[method-assign]

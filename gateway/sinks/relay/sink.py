@@ -30,6 +30,7 @@ from gateway.sinks.relay.per_upload import FormDelivery, RelayDelivery, WireDeli
 from gateway.sinks.relay.sending.connect import Connecting
 from gateway.sinks.relay.sending.destinations import Destinations
 from gateway.sinks.relay.sending.exchange import Clocks
+from gateway.sinks.relay.sending.request import Expecting
 from gateway.sinks.relay.sending.sender import Sender, Sending
 from gateway.sinks.relay.sending.spool import BATCH_BYTES
 from gateway.sinks.relay.shape import Shape
@@ -55,7 +56,7 @@ class RelaySink(Sink):
         open_seconds: float = 10,
         health_path: str = "",
         health_seconds: float = 10,
-        expect_continue: bool = False,
+        expect_continue: bool | Literal["reused"] = "reused",
         expect_seconds: float = 1,
         connect_seconds: float = 10,
         write_seconds: float = 0,
@@ -95,8 +96,8 @@ class RelaySink(Sink):
                     write_seconds=write_seconds,
                     first_byte_seconds=first_byte_seconds,
                     total_seconds=total_seconds,
-                    expect_seconds=expect_seconds if expect_continue else 0,
                 ),
+                expecting=Expecting(when=expect_continue, seconds=expect_seconds),
                 rules=rules,
                 replay_bytes=replay_bytes,
                 spool_dir=spool_dir,

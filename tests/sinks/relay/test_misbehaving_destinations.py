@@ -462,7 +462,8 @@ async def test_memory_and_descriptors_stay_flat_whatever_destinations_do(tmp_pat
 
     async with AsyncExitStack() as stack:
         upstreams = [await stack.enter_async_context(make()) for make in MISBEHAVING]
-        config = f"[limits]\nstall_seconds = {STALL_SECONDS}\n" + "".join(
+        plain = '[[routes]]\npath = "/upload"\nparts = [{ sinks = ["disk"] }]\n'
+        config = f"[limits]\nstall_seconds = {STALL_SECONDS}\n{plain}" + "".join(
             f'[sinks.s{number}]\ntype = "relay"\nurl = "{upstream.url}"\n{option}'
             f'[[routes]]\npath = "/to/{number}"\nkind = "relay"\nparts = [{{ sinks = ["s{number}"] }}]\n'
             for number, upstream in enumerate(upstreams)

@@ -22,6 +22,7 @@ import aiohttp
 from yarl import URL
 
 from gateway.sinks.relay.sending.exchange import Exchange
+from gateway.sinks.relay.sending.request import Taught
 
 __all__ = ["Attempt", "Destination", "Destinations", "check_health"]
 
@@ -46,8 +47,8 @@ class Destination:
         """Whether the last active check failed."""
         self.wants_length = False
         """Whether it answered 411 or 501 to a chunked body: it gets no other one."""
-        self.refuses_expect = False
-        """Whether it answered 417 to `Expect: 100-continue`: it is asked no more."""
+        self.taught = Taught()
+        """Of `Expect: 100-continue`."""
 
 
 class Attempt:

@@ -11,7 +11,9 @@
    (ConnectionLost): the response, if one came, says more, and `answer` has it.
 3. Clocks: `connect` until the connection stands, with the wait for the pool, DNS and TLS in it; `write` while a
    write waits for room; `first_byte` from our last byte to the head of the answer; `total` for all of it. They are
-   looked at when the first of them could be over: a write does not touch a timer.
+   looked at when the first of them could be over: a write does not touch a timer. A destination that reads slowly but
+   steadily makes progress that neither write nor end shows, since systems on both sides hold some of it: what its
+   system has taken is looked at, too, a few times in each limit.
 4. A body that is never completed is broken off when its exchange is left: not a byte of a closing delimiter, or
    of a declared length, is made up for it.
 """
@@ -19,6 +21,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 from dataclasses import dataclass
 
 import aiohttp
@@ -30,9 +33,12 @@ from gateway.errors import SinkFault, SinkRefused, SinkTimeout
 from gateway.http.lent_connection import ConnectionLost, LentConnection
 from gateway.sinks import Answered
 from gateway.sinks.relay.sending.connect import connection_fault
-from gateway.sinks.relay.sending.request import LentBody, RequestHead
+from gateway.sinks.relay.sending.request import Expecting, LentBody, RequestHead, Taught
 
 __all__ = ["Broken", "Clocks", "Exchange"]
+
+_LOOKS = 4
+"""So often within each limit: one that has stopped is found by so much of it later."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -43,8 +49,6 @@ class Clocks:
     write_seconds: float = 0
     first_byte_seconds: float = 0
     total_seconds: float = 0
-    expect_seconds: float = 0
-    """How long a body waits for `100 Continue`; 0 does not ask for one."""
 
 
 class Broken(Exception):
@@ -65,6 +69,8 @@ class Exchange:
         head: RequestHead,
         clocks: Clocks,
         *,
+        expecting: Expecting = Expecting(),  # noqa: B008 - frozen
+        taught: Taught | None = None,
         server_name: str | None = None,
     ) -> None:
         self.connection = LentConnection()
@@ -76,11 +82,14 @@ class Exchange:
         self._session = session
         self._head = head
         self._clocks = clocks
+        self._body = LentBody(self.connection, head, expecting, taught or Taught())
         self._server_name = server_name
         self._response: aiohttp.ClientResponse | None = None
         self._timer = RearmingTimer(self._look)
         self._began_at = 0.0
         self._ended_at: float | None = None
+        self._acked: tuple[int | None, float] = (None, 0.0)
+        """What the destination's system had taken, and when that was seen to be more than before."""
         self._waiting: asyncio.Timeout | None = None
         """Ends the wait for the answer; None before and after it."""
         self._expired: tuple[str, float] | None = None
@@ -161,9 +170,8 @@ class Exchange:
             return await self._session.request(
                 head.method,
                 URL(head.url, encoded=True),
-                data=LentBody(self.connection, head, clocks.expect_seconds),
+                data=self._body,
                 headers=head.headers,
-                expect100=clocks.expect_seconds > 0,
                 skip_auto_headers=() if head.content_type else (hdrs.CONTENT_TYPE,),
                 allow_redirects=False,
                 timeout=aiohttp.ClientTimeout(total=None, connect=clocks.connect_seconds or None),
@@ -184,18 +192,27 @@ class Exchange:
         """End what is over a limit. In how many seconds something could next be; None where there is no limit."""
         clocks, now = self._clocks, asyncio.get_running_loop().time()
         due: list[tuple[float, str, float]] = []
+        steady = math.inf
         if clocks.total_seconds:
             due.append((self._began_at + clocks.total_seconds, "total", clocks.total_seconds))
+        if self._waiting is not None and self._response is None:
+            acked = self.connection.acked_bytes
+            if acked != self._acked[0]:
+                self._acked = (acked, now)
         if clocks.write_seconds and self._waiting is not None:
             since = self.connection.writing_since
-            due.append(((now if since is None else since) + clocks.write_seconds, "write", clocks.write_seconds))
+            since = now if since is None else max(since, self._acked[1])
+            due.append((since + clocks.write_seconds, "write", clocks.write_seconds))
+            steady = clocks.write_seconds / _LOOKS
         if clocks.first_byte_seconds and self._ended_at is not None and self._response is None:
-            due.append((self._ended_at + clocks.first_byte_seconds, "first_byte", clocks.first_byte_seconds))
+            since = max(self._ended_at, self._acked[1])
+            due.append((since + clocks.first_byte_seconds, "first_byte", clocks.first_byte_seconds))
+            steady = min(steady, clocks.first_byte_seconds / _LOOKS)
         if not due:
             return None
         when, clock, seconds = min(due)
         if when > now:
-            return when - now
+            return min(when - now, steady)
         if self._waiting is not None:
             self._expired = (clock, seconds)
             self._waiting.reschedule(now)

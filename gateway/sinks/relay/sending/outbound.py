@@ -9,7 +9,8 @@ Whoever has the bytes calls `put`, and at the end `finish`; `run` goes on beside
    memory, or a spooled body), an attempt that ends without an answer may be followed by one at another destination,
    which gets the same from the beginning, then the rest. From the first byte beyond it on the body is pinned to where
    it is. `replay_bytes` = 0 pins with the first byte.
-   A pooled connection that broke says nothing about its destination, which may then be tried again.
+   A kept connection that broke says nothing about its destination, which may then be tried again; nor does an answer
+   that comes on one before a byte of the body, which may be to nobody: it is asked again, on a new connection.
 3. *Never twice.* Once the end was handed over, or tried to be, there is no other attempt: whoever read that far may
    have acted upon it. The one exception is the answer 411, which says that the body was refused unread.
 4. *Spooled* bodies wait in a temporary file until `finish`, and go out with an exact Content-Length; they are kept
@@ -26,7 +27,7 @@ from contextlib import AbstractContextManager, nullcontext
 
 import aiohttp
 
-from gateway.errors import GatewayError, SinkTimeout, SinkUnavailable
+from gateway.errors import GatewayError, SinkRefused, SinkTimeout, SinkUnavailable
 from gateway.http.lent_connection import ConnectionLost
 from gateway.sinks import Answered
 from gateway.sinks.relay.sending.destinations import Attempt, Destination, Destinations
@@ -42,15 +43,15 @@ log = logging.getLogger("gateway.outbound")
 class Outbound:
     """`put`, `pass_on` and `finish` are called from one task at a time; they wait as long as the destination does.
 
-    `exchange` makes the request to a destination, for a body of so many bytes (None: chunked). `excused` is entered
-    while a request of ours, with its own clocks, is what is waited for.
+    `exchange` makes the request to a destination, for a body of so many bytes (None: chunked), on a new connection or
+    any. `excused` is entered while a request of ours, with its own clocks, is what is waited for.
     """
 
     def __init__(
         self,
         name: str,
         destinations: Destinations,
-        exchange: Callable[[Destination, int | None], Exchange],
+        exchange: Callable[[Destination, int | None, bool], Exchange],
         *,
         length: int | None,
         replayable: Replayable,
@@ -63,6 +64,7 @@ class Outbound:
         self._pending = Pending(length)
         self._replayable = replayable
         self._attempt: Attempt | None = None
+        self._on_new_connection = False
         self._response: aiohttp.ClientResponse | None = None
         self._begun = asyncio.Event()
         self._moved = asyncio.Event()
@@ -186,7 +188,7 @@ class Outbound:
         elif length is None and attempt.destination.wants_length:
             self._turn_to_spool()
             return False
-        exchange = attempt.exchange = self._make_exchange(attempt.destination, length)
+        exchange = attempt.exchange = self._make_exchange(attempt.destination, length, self._on_new_connection)
         self._moved.set()
         try:
             response = await exchange.answer()
@@ -195,8 +197,12 @@ class Outbound:
             response = answered.response
             if self._wants_length(attempt, response, length) or self._refuses_expect(attempt, response):
                 return False
+            if self._may_be_stray(attempt):
+                return False
             raise
         except GatewayError as error:
+            if isinstance(error, SinkRefused) and self._may_be_stray(attempt):
+                return False
             self._explain(error)
             if isinstance(error, SinkTimeout):
                 attempt.failed()
@@ -225,9 +231,19 @@ class Outbound:
     def _refuses_expect(self, attempt: Attempt, response: aiohttp.ClientResponse) -> bool:
         """Whether only our Expect was refused, which the client never sent: again without it (RFC 9110 10.1.1)."""
         assert attempt.exchange is not None
-        if response.status != 417 or attempt.exchange.connection.sent_bytes or attempt.destination.refuses_expect:
+        if response.status != 417 or attempt.exchange.connection.sent_bytes or attempt.destination.taught.refuses:
             return False
-        attempt.destination.refuses_expect = True
+        attempt.destination.taught.refuses = True
+        return True
+
+    def _may_be_stray(self, attempt: Attempt) -> bool:
+        """Whether what came on a kept connection may be an answer to nobody, since nothing of the body was sent."""
+        assert attempt.exchange is not None
+        connection = attempt.exchange.connection
+        if not connection.reused or connection.sent_bytes or attempt.exchange.end_attempted:
+            return False
+        log.debug("%s: an answer before its question may be another's", self._name)
+        self._on_new_connection = True
         return True
 
     def _turn_to_spool(self) -> None:

@@ -18,7 +18,7 @@ from gateway.sinks.relay.sending.destinations import Destination, Destinations, 
 from gateway.sinks.relay.sending.exchange import Clocks, Exchange
 from gateway.sinks.relay.sending.outbound import Outbound
 from gateway.sinks.relay.sending.replayable import Replayable
-from gateway.sinks.relay.sending.request import RequestHead, StreamingRequest
+from gateway.sinks.relay.sending.request import Expecting, RequestHead, StreamingRequest
 from gateway.sinks.relay.sending.spool import Region, Spool
 
 __all__ = ["Sender", "Sending"]
@@ -30,6 +30,7 @@ class Sending:
 
     connecting: Connecting
     clocks: Clocks
+    expecting: Expecting
     rules: HeaderRules
     replay_bytes: int
     """How much of a body is kept in memory, to be sent again."""
@@ -94,18 +95,24 @@ class Sender:
         """
         headers = tuple(outbound_headers(upload, self._sending.rules, unchanged=unchanged))
 
-        def exchange(destination: Destination, size: int | None) -> Exchange:
+        def exchange(destination: Destination, size: int | None, on_new_connection: bool) -> Exchange:
             head = RequestHead(
                 method=upload.method if upload.kind in ("relay", "opaque") else "POST",
                 url=_with_query(destination.url, upload.query),
                 headers=headers,
                 content_type=content_type,
                 length=size,
+                on_new_connection=on_new_connection,
             )
-            clocks, server_name = self._sending.clocks, self._sending.connecting.server_name
-            if destination.refuses_expect:
-                clocks = replace(clocks, expect_seconds=0)
-            return Exchange(self._name, self._session, head, clocks, server_name=server_name)
+            return Exchange(
+                self._name,
+                self._session,
+                head,
+                self._sending.clocks,
+                expecting=self._sending.expecting,
+                taught=destination.taught,
+                server_name=self._sending.connecting.server_name,
+            )
 
         def excused() -> AbstractContextManager[None]:
             return nullcontext() if progress is None else progress.excused()

@@ -313,12 +313,13 @@ async def test_health_checks_speak_to_a_destination_as_uploads_do(
 
 
 class KeepingUpstream(Upstream):
-    """Answers every request of a connection that stays open."""
+    """Answers every request of a connection that stays open, and says that it wants a body when it is asked."""
 
     def __init__(self, *, times: int = 1000) -> None:
         """`times`: it resets the connection of the request after those."""
         super().__init__()
         self.requests = 0
+        self._asked = 0
         self._times = times
         self._answered: Counter[Exchange] = Counter()
 
@@ -331,6 +332,9 @@ class KeepingUpstream(Upstream):
             exchange.answer(200, b"{}")
             exchange.head, exchange.complete = b"", False
             exchange.body.clear()
+        elif "expect" in dict(exchange.headers) and self._asked <= self.requests:
+            self._asked = self.requests + 1
+            exchange.transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
 
 
 @pytest.mark.parametrize("target", ["/proxy", "/store"])

@@ -304,7 +304,7 @@ async def test_a_pooled_connection_that_had_gone_stale_is_no_failure_of_its_dest
     async with Forgetting(200, b"{}") as upstream, ClientSession(request_class=StreamingRequest) as session:
         destinations = Destinations([upstream.url])
 
-        def exchange(one: Destination, length: int | None) -> Exchange:
+        def exchange(one: Destination, length: int | None, _: bool) -> Exchange:
             return Exchange("api", session, RequestHead(url=one.url, content_type="text/x", length=length), Clocks())
 
         for number in range(2):
