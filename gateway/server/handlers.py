@@ -26,7 +26,7 @@ from gateway.server.record import log_untaken, new_ulid
 from gateway.server.selftest import answer_buffering
 from gateway.server.services import BODY_READ, SENT_REQUEST_ID, SERVICES, UPLOAD_ID
 from gateway.server.uploads import UploadHandler
-from gateway.sinks.relay.sink import RelaySink
+from gateway.sinks import Stage
 
 __all__ = ["add_request_id", "add_routes", "problems"]
 
@@ -168,12 +168,13 @@ async def problems(request: web.Request, handler: Handler) -> web.StreamResponse
 def _problem(request: web.Request, error: GatewayError) -> web.Response:
     upload_id = request.get(UPLOAD_ID)
     sink = request.app[SERVICES].sinks.get(str(error.members.get("sink")))
+    is_of_relay = isinstance(error, SinkFault) and sink is not None and sink.stage is Stage.RELAY
     return problem(
         error,
         instance=upload_location(upload_id) if upload_id else None,
         # Even a body that was small enough to have arrived whole was not read: who is refused must not go on.
         close=request.can_read_body and not request.get(BODY_READ, False),
-        proxy_status=proxy_status(error) if isinstance(error, SinkFault) and isinstance(sink, RelaySink) else None,
+        proxy_status=proxy_status(error) if is_of_relay else None,
     )
 
 

@@ -92,6 +92,46 @@ class MemoryDelivery(Delivery):
         return await self._sink.commit(self._upload, self._parts)
 
 
+class MinimalSink(Sink):
+    """Nothing but what has to be written. What was committed is in `kept`: upload -> part -> bytes."""
+
+    def __init__(self) -> None:
+        self.kept: dict[str, dict[int, bytes]] = {}
+
+    @asynccontextmanager
+    async def open(self, upload: Upload) -> AsyncIterator[Delivery]:
+        yield MinimalDelivery(self.kept, upload)
+
+
+class MinimalDelivery(Delivery):
+    def __init__(self, kept: dict[str, dict[int, bytes]], upload: Upload) -> None:
+        self._kept = kept
+        self._upload = upload
+        self.parts: dict[int, bytes] = {}
+
+    async def accept(self, part: Part, chunks: AsyncIterable[bytes]) -> None:
+        self.parts[part.index] = b"".join([chunk async for chunk in chunks])
+
+    async def commit(self) -> list[Receipt]:
+        self._kept[self._upload.id] = self.parts
+        return []
+
+
+class MinimalDroppingSink(MinimalSink):
+    """The same, and it can drop a part."""
+
+    can_drop = True
+
+    @asynccontextmanager
+    async def open(self, upload: Upload) -> AsyncIterator[Delivery]:
+        yield MinimalDroppingDelivery(self.kept, upload)
+
+
+class MinimalDroppingDelivery(MinimalDelivery):
+    async def drop(self, part: Part) -> None:
+        self.parts.pop(part.index, None)
+
+
 class StuckSink(MemorySink):
     """Never takes a chunk, and never returns."""
 
