@@ -87,6 +87,9 @@ TESTED_ELSEWHERE = {
     "server.uploads": ("server.test_handlers", "uploads over a socket"),
     "server.worker": ("server.test_workers", "the other half of them"),
     "sinks.disk.delivery": ("sinks.disk.test_sink", "one upload is what a disk sink is opened for"),
+    "sinks.disk.incoming": ("sinks.disk.test_failing_disk", "made, published, taken back, removed"),
+    "sinks.disk.layout": ("sinks.disk.test_sink", "where things lie"),
+    "sinks.disk.volume": ("sinks.disk.test_failing_disk", "what is left, and swept"),
     "sinks.disk.jobs": ("sinks.disk.test_sink", "what is on disk, and when it is durable"),
     "sinks.disk.upload_directory": ("downloads.test_stored_expiry", "locks, sweeps and removals"),
     "sinks.relay.per_upload": ("sinks.relay.test_sink", "the one request of an upload is what a relay is, by default"),
@@ -202,7 +205,7 @@ def test_an_import_upwards_or_a_wing_without_a_floor_would_be_found(name: str, i
 
 def test_the_modules_are_found() -> None:
     assert {"errors", "multipart.codec", "server.handlers", "sinks.__init__", "sinks.disk.sink"} <= MODULES.keys()
-    assert _neighbours("sinks.disk.delivery") >= {"sinks.__init__", "model", "sinks.disk.upload_directory"}
+    assert _neighbours("sinks.disk.delivery") >= {"sinks.__init__", "model", "sinks.disk.volume"}
 
 
 @pytest.mark.parametrize("name", sorted(PURE))

@@ -1,63 +1,284 @@
-"""Jobs in threads that can be waited for, whoever awaited them and gave up."""
+"""Jobs in threads that can be waited for, whoever awaited them and gave up; and that nobody waits for for ever.
+
+A call to a disk that hangs does not return, and cannot be cancelled. So:
+1. Its thread is a daemon's: it holds up neither the answer nor the end of the process.
+2. What has to be done after it is a job of its own, which begins when it ends, and holds no thread meanwhile.
+3. Whoever waits for such a job does so for `PATIENCE_SECONDS`; then it goes on behind him, and is counted.
+"""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
-from concurrent.futures import Executor, Future, wait
+import contextlib
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from concurrent.futures import Executor, Future
+from functools import partial
 from typing import Any, TypeVar
 
-__all__ = ["TrackedExecutor", "uninterrupted"]
+from gateway.concurrency.pipe import Progress
+
+__all__ = ["PATIENCE_SECONDS", "CleanUps", "DaemonThreads", "TrackedExecutor", "Turns"]
+
+PATIENCE_SECONDS = 0.5
+"""How long an answer waits for what is removed behind it: disks that work need milliseconds for that."""
+_TELL_SECONDS = 0.05
+"""Those who wait for a thread are told so often that others move: clocks for stalls are no finer."""
 
 T = TypeVar("T")
 
 
-class TrackedExecutor(Executor):
-    """One owner's jobs on a pool that is shared."""
+class _Job(Future[T]):
+    """A call that waits for a thread. Cancelled, it forgets what it would have been called with at once."""
 
-    def __init__(self, executor: Executor) -> None:
-        self._executor = executor
-        self._jobs: set[Future[Any]] = set()
+    def __init__(self, call: Callable[[], T]) -> None:
+        super().__init__()
+        self._call: Callable[[], T] | None = call
+
+    def cancel(self) -> bool:
+        is_cancelled = super().cancel()
+        if is_cancelled:
+            self._call = None
+        return is_cancelled
+
+    def run(self) -> None:
+        if not self.set_running_or_notify_cancel():
+            return
+        call, self._call = self._call, None
+        assert call is not None
+        try:
+            result = call()
+        except BaseException as error:
+            self.set_exception(error)
+        else:
+            self.set_result(result)
+
+
+class DaemonThreads(Executor):
+    """At most `count` threads, each begun when it is needed. Jobs begin in the order in which they were submitted.
+
+    concurrent.futures' own pool is joined when the interpreter ends: one call that hangs holds up the end for ever.
+    """
+
+    def __init__(self, count: int, *, name: str) -> None:
+        self._count = count
+        self._name = name
+        self._threads: list[threading.Thread] = []
+        self._jobs: deque[_Job[Any]] = deque()
+        self._change = threading.Condition()
+        self._idle = 0
+        self._stopped = False
 
     def submit(self, function: Callable[..., T], /, *args: Any, **kwargs: Any) -> Future[T]:
-        job = self._executor.submit(function, *args, **kwargs)
+        """Raises RuntimeError after `stop`, and where the system has no thread for us at all."""
+        job = _Job(partial(function, *args, **kwargs))
+        with self._change:
+            if self._stopped:
+                raise RuntimeError("the threads are stopped")
+            if len(self._jobs) >= self._idle and len(self._threads) < self._count:
+                self._begin_thread()
+            self._jobs.append(job)
+            self._change.notify()
+        return job
+
+    def _begin_thread(self) -> None:
+        thread = threading.Thread(target=self._work, name=f"{self._name}_{len(self._threads)}", daemon=True)
+        try:
+            thread.start()
+        except RuntimeError:  # the system has none to give; those that there are take the job, too
+            if not self._threads:
+                raise
+        else:
+            self._threads.append(thread)
+
+    def _work(self) -> None:
+        while (job := self._next()) is not None:
+            job.run()
+            del job  # its result is not to stay until the next one comes
+
+    def _next(self) -> _Job[Any] | None:
+        with self._change:
+            while not self._jobs:
+                if self._stopped:
+                    return None
+                self._idle += 1
+                self._change.wait()
+                self._idle -= 1
+            return self._jobs.popleft()
+
+    def stop(self, patience_seconds: float | None) -> bool:
+        """Take no more jobs, and end those that there are. Blocks, for so long at most; whether all have ended."""
+        with self._change:
+            self._stopped = True
+            self._change.notify_all()
+        deadline = None if patience_seconds is None else time.monotonic() + patience_seconds
+        for thread in self._threads:
+            thread.join(None if deadline is None else max(0, deadline - time.monotonic()))
+        return not any(thread.is_alive() for thread in self._threads)
+
+    def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
+        """What an Executor has; `cancel_futures`: jobs that have not begun are not begun."""
+        if cancel_futures:
+            for job in list(self._jobs):
+                job.cancel()
+        self.stop(None if wait else 0)
+
+
+class Turns:
+    """Who waits for one of some threads. While anybody's job there moves, they do not hang."""
+
+    def __init__(self) -> None:
+        self._waiting: set[_Turn] = set()
+        self._told_at = 0.0
+
+    def moved(self) -> None:
+        """In a thread: some job has got on."""
+        now = time.monotonic()
+        if now - self._told_at >= _TELL_SECONDS:
+            self._told_at = now
+            for turn in list(self._waiting):
+                turn.progress.moved()
+
+    def wait(self, progress: Progress) -> _Turn:
+        """From now on, until it runs or leaves."""
+        turn = _Turn(self._waiting, progress)
+        self._waiting.add(turn)
+        return turn
+
+
+class _Turn:
+    __slots__ = ("_waiting", "progress")
+
+    def __init__(self, waiting: set[_Turn], progress: Progress) -> None:
+        self._waiting = waiting
+        self.progress = progress
+
+    def run(self, function: Callable[..., T], /, *args: Any, **kwargs: Any) -> T:
+        """The wait is over: what moves from now on is told by the job itself."""
+        self.leave()
+        self.progress.moved()
+        return function(*args, **kwargs)
+
+    def leave(self, _: object = None) -> None:
+        self._waiting.discard(self)
+
+
+class TrackedExecutor(Executor):
+    """One owner's jobs on threads that are shared. With `progress` and `turns` no wait for a thread is a stall."""
+
+    def __init__(self, executor: Executor, turns: Turns | None = None) -> None:
+        self._executor = executor
+        self._turns = turns
+        self._jobs: set[Future[Any]] = set()
+        self.progress: Progress | None = None
+
+    def submit(self, function: Callable[..., T], /, *args: Any, **kwargs: Any) -> Future[T]:
+        if self._turns is None or self.progress is None:
+            job = self._executor.submit(function, *args, **kwargs)
+        else:
+            turn = self._turns.wait(self.progress)
+            job = self._executor.submit(turn.run, function, *args, **kwargs)
+            job.add_done_callback(turn.leave)  # cancelled before it began
         self._jobs.add(job)
         job.add_done_callback(self._jobs.discard)
         return job
 
     def after_all(self, function: Callable[[], T]) -> Future[T]:
         """Run a last job when no other runs any more; those that have not begun are not begun."""
-        running = [job for job in list(self._jobs) if not job.cancel()]
-
-        def last() -> T:
-            wait(running)  # they are on other threads of the pool, so this one does not keep them from ending
-            return function()
-
-        return self._executor.submit(last)
+        return self._after([job for job in list(self._jobs) if not job.cancel()], function)
 
     def after_those_before(self, function: Callable[[], T]) -> Future[T]:
         """Run a job when none that was submitted before it runs any more; they are begun all the same."""
-        before = list(self._jobs)
+        if self._turns is not None and self.progress is not None:
+            function = partial(self._turns.wait(self.progress).run, function)
+        after = self._after(list(self._jobs), function)
+        self._jobs.add(after)
+        after.add_done_callback(self._jobs.discard)
+        return after
 
-        def last() -> T:
-            wait(before)  # the pool takes its jobs in order, so none of them waits for this one's thread
-            return function()
+    def _after(self, jobs: Sequence[Future[Any]], function: Callable[[], T]) -> Future[T]:
+        """It can be waited for, and not cancelled: what it does has to be done."""
+        result: Future[T] = Future()
+        result.set_running_or_notify_cancel()
+        left = len(jobs) + 1
+        counting = threading.Lock()
 
-        return self.submit(last)
+        def one_has_ended(_: object) -> None:
+            nonlocal left
+            with counting:
+                left -= 1
+                if left:
+                    return
+            try:
+                self._executor.submit(_run_into, result, function)
+            except RuntimeError as error:  # the threads are stopped: the process is about to end
+                result.set_exception(error)
+
+        for job in jobs:
+            job.add_done_callback(one_has_ended)
+        one_has_ended(None)
+        return result
 
 
-async def uninterrupted(job: Future[T]) -> T:
-    """Wait for a job to its end, and pass on a cancellation that came meanwhile only then.
+def _run_into(result: Future[T], function: Callable[[], T]) -> None:
+    try:
+        value = function()
+    except BaseException as error:
+        result.set_exception(error)
+    else:
+        result.set_result(value)
 
-    For removals: half of one would stay. They are short, and on threads of our own.
-    """
-    future = asyncio.wrap_future(job)
-    cancelled: asyncio.CancelledError | None = None
-    while not future.done():
-        try:
-            await asyncio.shield(future)
-        except asyncio.CancelledError as error:
-            cancelled = error
-    if cancelled is not None:
-        raise cancelled
-    return future.result()
+
+class CleanUps:
+    """Jobs that have to be done, each behind whoever has waited long enough for it."""
+
+    def __init__(self) -> None:
+        self._unfinished: dict[Future[Any], str] = {}
+
+    @property
+    def unfinished(self) -> list[str]:
+        """What is being cleaned up, as `settle` was told."""
+        return list(self._unfinished.values())
+
+    async def settle(self, job: Future[Any], what: str) -> bool:
+        """Wait for a job until it has ended, for `PATIENCE_SECONDS` at most; whether it has.
+
+        A cancellation that comes meanwhile is passed on then. An error of the job is not: who began it sees to that.
+        """
+        self._unfinished[job] = what
+        job.add_done_callback(lambda _: self._unfinished.pop(job, None))
+        loop = asyncio.get_running_loop()
+        ended, deadline = _told_of_end(job), loop.time() + PATIENCE_SECONDS
+        cancelled: asyncio.CancelledError | None = None
+        while not ended.done() and (left := deadline - loop.time()) > 0:
+            try:
+                await asyncio.wait([ended], timeout=left)
+            except asyncio.CancelledError as error:
+                cancelled = error
+        if cancelled is not None:
+            raise cancelled
+        return ended.done()
+
+    async def finished(self) -> None:
+        """Wait until all of it has ended."""
+        while self._unfinished:
+            await asyncio.wait([_told_of_end(job) for job in list(self._unfinished)])
+
+
+def _told_of_end(job: Future[Any]) -> asyncio.Future[None]:
+    """Done when the job is, and nothing more: to cancel it, or to forget it, changes nothing for the job."""
+    loop = asyncio.get_running_loop()
+    told: asyncio.Future[None] = loop.create_future()
+
+    def tell() -> None:
+        if not told.done():
+            told.set_result(None)
+
+    def ended(_: object) -> None:
+        with contextlib.suppress(RuntimeError):  # the loop may have ended before the job
+            loop.call_soon_threadsafe(tell)
+
+    job.add_done_callback(ended)
+    return told

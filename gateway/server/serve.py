@@ -9,6 +9,7 @@ progress go on for up to `drain_seconds`; those that are left are cancelled, whi
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import ctypes
 import gc
 import importlib
@@ -55,6 +56,8 @@ _COLLECT_AFTER_OBJECTS = 10_000
 
 _ABORT_SECONDS = 5
 """For what was broken off to be removed from its sinks."""
+_REMOVAL_SECONDS = 0.5
+"""For what a disk that hangs has not removed by then."""
 _CLEANUP_SECONDS = 2
 """For connections that are idle, or whose upload was cancelled just now."""
 
@@ -86,6 +89,11 @@ class DrainingRunner(web.AppRunner):
             for request in list(services.requests):
                 request.cancel()
             await asyncio.wait(services.requests, timeout=_ABORT_SECONDS)
+            deadline = loop.time() + _REMOVAL_SECONDS
+        with contextlib.suppress(TimeoutError):  # the sinks tell what they leave to the next start
+            async with asyncio.timeout_at(deadline):
+                for sink in services.sinks.values():
+                    await sink.cleaned_up()
         await super().cleanup()
 
 

@@ -66,6 +66,12 @@ class Sink(ABC):
         jobs. What was committed stays.
         """
 
+    async def cleaned_up(self) -> None:
+        """Wait for what goes on behind uploads that were answered, as removals on a disk that hangs do.
+
+        The drain asks this last, and cancels it when its time is over.
+        """
+
     def admit(self, upload: Upload) -> None:
         """Raise what the upload is refused with on its headers alone, before its body is asked for."""
 

@@ -22,8 +22,10 @@ from gateway.errors import Conflict
 from gateway.model import Part, Upload
 from gateway.sinks.disk import sink as disk_module
 from gateway.sinks.disk import upload_directory as shelf
+from gateway.sinks.disk.layout import lock_directory
 from gateway.sinks.disk.sink import DiskSink
 from gateway.sinks.disk.upload_directory import remove_expired
+from gateway.sinks.disk.volume import Volume
 
 _SECONDS = 60
 _NEVER = threading.Event()
@@ -122,7 +124,7 @@ async def test_the_age_counts_from_the_end_of_the_upload(tmp_path: Path) -> None
             await delivery.accept_all([(Part(0, b"file", b"a.bin", None), b"data")])
             os.utime(tmp_path / f".{ulid(1)}.incoming", (0, 0))
             await delivery.commit()
-        assert remove_expired(tmp_path, 1000, _NEVER) == 0
+        assert remove_expired(Volume("disk", tmp_path, fsync=False, threads=1), 1000, _NEVER) == 0
     assert (tmp_path / ulid(1) / "0").exists()
 
 
@@ -192,7 +194,7 @@ async def test_a_reader_does_not_wait_for_ever(tmp_path: Path, monkeypatch: pyte
 
 async def test_a_cancelled_reader_leaves_no_lock(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     put(tmp_path, 1, age_seconds=0)
-    taking, take = threading.Event(), shelf.lock_directory
+    taking, take = threading.Event(), lock_directory
 
     def slow(path: Path, *, shared: bool = False) -> int | None:
         taking.set()
@@ -234,7 +236,7 @@ async def test_a_sweep_that_fails_is_told_and_the_next_one_comes(
 ) -> None:
     calls: list[float] = []
 
-    def failing_once(root: Path, keep_seconds: float, stopped: threading.Event) -> int:
+    def failing_once(volume: Volume, keep_seconds: float, stopped: threading.Event) -> int:
         calls.append(time.monotonic())
         if len(calls) == 2:
             raise OSError("the disk is broken")
@@ -260,7 +262,7 @@ async def test_an_upload_that_cannot_be_removed_does_not_keep_the_others(
             raise PermissionError("it is not yours")
         rename(source, target)
 
-    monkeypatch.setattr("gateway.sinks.disk.upload_directory.os.rename", stuck)
+    monkeypatch.setattr("gateway.sinks.disk.volume.os.rename", stuck)
     async with disk(tmp_path, 1):
         assert [path.exists() for path in paths] == [False, True, False]
     assert re.search(f"{ulid(1)} cannot be removed", caplog.text)
@@ -277,7 +279,7 @@ async def test_a_stop_does_not_wait_for_all_that_is_left_to_sweep(
         rmtree(path, ignore_errors=ignore_errors)
 
     async with disk(tmp_path, 1):
-        monkeypatch.setattr("gateway.sinks.disk.upload_directory.shutil.rmtree", slow)
+        monkeypatch.setattr("gateway.sinks.disk.volume.shutil.rmtree", slow)
         for number in range(100):
             put(tmp_path, number, age_seconds=10)
         await asyncio.to_thread(sweeping.wait, _SECONDS)

@@ -89,7 +89,7 @@ async def send(gateway: RunningGateway, way: Way, body: bytes, target: str = "/u
 
 async def nothing_is_left(gateway: RunningGateway, destination: Destination) -> None:
     await eventually(lambda: not gateway.services.requests)
-    assert gateway.stored() == []
+    await eventually(lambda: gateway.stored() == [])
     async with asyncio.timeout(20):
         while True:
             seen = (await ask(destination.port, "/seen")).json()

@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterable, Callable, Mapping, Sequence
-from concurrent.futures import Executor
+from concurrent.futures import Future
 from functools import partial
 from typing import Any, TypeVar
 
 from aiofiles.threadpool import wrap
 
-from gateway.concurrency.pipe import gathered
-from gateway.concurrency.threads import TrackedExecutor, uninterrupted
+from gateway.concurrency.pipe import Progress, gathered
+from gateway.errors import SinkFault
 from gateway.model import Limits, Part, Receipt
 from gateway.sinks import Delivery
+from gateway.sinks.disk.incoming import Incoming
 from gateway.sinks.disk.jobs import Jobs
-from gateway.sinks.disk.upload_directory import translated
+from gateway.sinks.disk.layout import translated
+from gateway.sinks.disk.volume import Volume
 
 __all__ = ["DiskDelivery", "memory_shares"]
 
@@ -40,14 +42,28 @@ class DiskDelivery(Delivery):
 
     takes_batches = hashes = True
 
-    def __init__(self, jobs: Jobs, executor: Executor, *, sink: str) -> None:
-        self._jobs = jobs
-        self._executor = TrackedExecutor(executor)
-        self._sink = sink
+    def __init__(self, upload_id: str, volume: Volume) -> None:
+        self._upload_id = upload_id
+        self._volume = volume
+        self._directory = Incoming(upload_id, root=volume.root, fsync=volume.fsync)
+        self._jobs = Jobs(self._directory, fsync=volume.fsync)
+        self._executor = volume.tracked()
+        self._sink = volume.name
         self._receipts: dict[int, Receipt] = {}
         self._manifest: bytes | None = None
-        self._committed = False
+        self._is_kept = False
         self._replacing = False
+
+    def keep_time(self, progress: Progress) -> None:
+        """Have it told, in threads, that the disk works: ours, or that of others while we wait for a thread."""
+        turns = self._volume.turns
+
+        def moved() -> None:
+            progress.moved()
+            turns.moved()
+
+        self._executor.progress = progress
+        self._jobs.moved = moved
 
     def hash_part(self, part: Part, algorithms: Sequence[str]) -> None:
         """In the thread that writes it."""
@@ -105,17 +121,42 @@ class DiskDelivery(Delivery):
 
     async def commit(self) -> list[Receipt]:
         """The rename; what was acknowledged survives a power cut."""
-        with translated(self._sink):
-            await self._run(self._jobs.publish, self._manifest)
-        self._committed = True
+        try:
+            with translated(self._sink):
+                await self._run(self._jobs.publish, self._manifest)
+        except SinkFault:
+            # Renamed, not durable, and not to be taken back: it stays, and the answer says so.
+            self._is_kept = self._directory.is_published
+            raise
+        self._is_kept = True
         return self.receipts()
 
+    def committed(self) -> list[Receipt]:
+        """What is visible, whether its commit has failed or not."""
+        return self.receipts() if self._is_kept else []
+
     async def end(self) -> None:
-        """Close everything; without a commit that returned, remove everything."""
-        if self._committed and not self._jobs.has_open_files and not self._replacing:
-            self._jobs.unlock()  # nothing that could wait for the disk
+        """Close everything; unless it is kept, remove everything. Raises nothing but a cancellation.
+
+        What a disk that hangs has not done by then is done behind whoever awaits this.
+        """
+        if self._is_kept and not self._jobs.has_open_files and not self._replacing:
+            self._directory.unlock()  # nothing that could wait for the disk
             return
-        await uninterrupted(self._executor.after_all(partial(self._jobs.finish, keep=self._committed)))
+        if not self._is_kept:
+            self._jobs.end()
+        finishing = self._executor.after_all(partial(self._jobs.finish, keep=self._is_kept))
+        finishing.add_done_callback(self._finished)
+        try:
+            await self._volume.cleanups.settle(finishing, self._upload_id)
+        finally:
+            if not finishing.done() and not self._is_kept:
+                self._volume.threads.submit(self._directory.withdraw)
+
+    def _finished(self, finishing: Future[OSError | None]) -> None:
+        error = finishing.exception() or finishing.result()
+        if isinstance(error, OSError):
+            self._volume.leave(self._directory.place, error)
 
     async def _run(self, function: Callable[..., T], *args: Any) -> T:
         loop = asyncio.get_running_loop()

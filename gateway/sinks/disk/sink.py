@@ -11,12 +11,13 @@
    what was acknowledged survives a power cut.
 3. The rename is the commit. It never overwrites: identifiers are random, and renaming onto a directory
    that holds anything fails.
-4. All of it runs in threads of its own, in jobs that are tracked: an abort waits for the running ones
-   before it deletes, or one of them would bring a file back. The jobs: see jobs.py; their order: delivery.py.
+4. All of it runs in threads of its own, in jobs that are tracked: an abort deletes when the running ones have
+   ended, or one of them would bring a file back. The jobs: see jobs.py; their order: delivery.py. Where a disk
+   hangs, the answer waits for that no longer than `PATIENCE_SECONDS`; the drain waits for it as long as it may.
 5. From the rename on the lock is a shared one, as a reader's: what is published may be read at once, and
    cannot be removed before its own upload is done with it. Reading and removal: see upload_directory.py.
 6. With `keep_seconds` a sweep at the start, and one every `sweep_seconds` after it, remove what is older.
-   An upload that is being read is left for a later one.
+   An upload that is being read is left for a later one. What a failing disk would not remove: see volume.py.
 """
 
 from __future__ import annotations
@@ -24,29 +25,24 @@ from __future__ import annotations
 import asyncio
 import logging
 import threading
-from collections.abc import AsyncIterator, Callable
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import Any, TypeVar
 
+from gateway.concurrency.threads import PATIENCE_SECONDS
 from gateway.model import Upload
 from gateway.sinks.disk.delivery import DiskDelivery
-from gateway.sinks.disk.jobs import Jobs
-from gateway.sinks.disk.upload_directory import (
-    LockedDirectory,
-    read_manifest,
-    remove_expired,
-    remove_leftovers,
-    translated,
-)
+from gateway.sinks.disk.layout import translated
+from gateway.sinks.disk.upload_directory import LockedDirectory, read_manifest, remove_expired
+from gateway.sinks.disk.volume import Volume
 from gateway.sinks.store import Store
 
 __all__ = ["DiskSink"]
 
 log = logging.getLogger("gateway.disk")
 
-T = TypeVar("T")
+_RETRY_SECONDS = 2
+"""Between attempts to remove what could not be removed: descriptors get free again, a disk answers."""
 
 
 class DiskSink(Store):
@@ -63,46 +59,58 @@ class DiskSink(Store):
         self.fsync = fsync
         self.keep_seconds = keep_seconds
         self._threads = threads
-        self._executor: ThreadPoolExecutor | None = None
+        self._started: Volume | None = None
         self._stopped = threading.Event()
         self._timer: asyncio.TimerHandle | None = None
 
-    @property
-    def sweep_seconds(self) -> float:
-        """An upload outlives its time by a quarter of it, and by a minute at most."""
-        return max(1, min(self.keep_seconds / 4, 60))
-
     async def __aenter__(self) -> DiskSink:
-        self._executor = ThreadPoolExecutor(self._threads, thread_name_prefix=f"disk-{self.name}")
+        loop = asyncio.get_running_loop()
+
+        def on_left() -> None:
+            loop.call_soon_threadsafe(self._sweep_later)
+
         self._stopped.clear()
-        await self._run(self._start)
+        volume = self._started = Volume(self.name, self.root, fsync=self.fsync, threads=self._threads, on_left=on_left)
+        try:
+            await loop.run_in_executor(volume.threads, self._start)
+        except BaseException:
+            volume.threads.stop(0)
+            raise
         self._sweep_later()
         return self
 
     async def __aexit__(self, *exc_info: object) -> None:
-        assert self._executor is not None
         self._stopped.set()
         if self._timer is not None:
             self._timer.cancel()
-        self._executor.shutdown()
+        unfinished = self._volume.cleanups.unfinished  # the drain has waited for them
+        if not self._volume.threads.stop(0 if unfinished else PATIENCE_SECONDS):
+            log.warning("disk %s hangs", self.name)
+        for upload_id in unfinished:
+            log.warning("disk %s: what is left of upload %s is for the next start to remove", self.name, upload_id)
+
+    @property
+    def _volume(self) -> Volume:
+        assert self._started is not None
+        return self._started
 
     @asynccontextmanager
     async def open(self, upload: Upload) -> AsyncIterator[DiskDelivery]:
-        """One upload's share; nothing of it is on disk before its first part. Leaving it waits for its jobs."""
-        assert self._executor is not None
-        jobs = Jobs(upload.id, root=self.root, fsync=self.fsync)
-        delivery = DiskDelivery(jobs, self._executor, sink=self.name)
+        """One upload's share; nothing of it is on disk before its first part."""
+        delivery = DiskDelivery(upload.id, self._volume)
         try:
             yield delivery
         finally:
             await delivery.end()
 
+    async def cleaned_up(self) -> None:
+        """Wait for what is removed behind uploads that were answered."""
+        await self._volume.cleanups.finished()
+
     # -- what was stored
 
     def locked(self, upload_id: str, *, exclusive: bool = False) -> LockedDirectory:
-        assert self._executor is not None
-        path = self.root / upload_id
-        return LockedDirectory(path, self._executor, sink=self.name, fsync=self.fsync, exclusive=exclusive)
+        return LockedDirectory(upload_id, self._volume, exclusive=exclusive)
 
     def file(self, upload_id: str, index: int) -> Path | None:
         """The stored bytes of a part; None if this sink does not have them."""
@@ -111,7 +119,8 @@ class DiskSink(Store):
 
     async def manifest(self, upload_id: str) -> bytes | None:
         with translated(self.name):
-            return await self._run(read_manifest, self.root / upload_id)
+            loop = asyncio.get_running_loop()
+            return await loop.run_in_executor(self._volume.threads, read_manifest, self.root / upload_id)
 
     async def delete(self, upload_id: str) -> bool:
         """Remove an upload; False if there is none. Raises Conflict while somebody reads it."""
@@ -123,29 +132,33 @@ class DiskSink(Store):
 
     # -- sweeps
 
+    @property
+    def sweep_seconds(self) -> float:
+        """An upload outlives its time by a quarter of it, and by a minute at most."""
+        return max(1, min(self.keep_seconds / 4, 60))
+
     def _start(self) -> None:
-        self.root.mkdir(parents=True, exist_ok=True)
-        remove_leftovers(self.root)
+        self._volume.start()
         self._sweep()
 
     def _sweep(self) -> None:
+        self._volume.remove_left()
         if self.keep_seconds:
-            removed = remove_expired(self.root, self.keep_seconds, self._stopped)
+            removed = remove_expired(self._volume, self.keep_seconds, self._stopped)
             log.debug("disk %s: %d uploads have expired", self.name, removed)
 
     def _sweep_later(self) -> None:
-        if self.keep_seconds:
-            self._timer = asyncio.get_running_loop().call_later(self.sweep_seconds, self._sweep_now)
+        if self._timer is not None:
+            self._timer.cancel()
+        if not self._stopped.is_set() and (self.keep_seconds or self._volume.has_left):
+            seconds = self.sweep_seconds if self.keep_seconds else _RETRY_SECONDS
+            self._timer = asyncio.get_running_loop().call_later(seconds, self._sweep_now)
 
     def _sweep_now(self) -> None:
-        sweep = asyncio.get_running_loop().run_in_executor(self._executor, self._sweep)
+        sweep = asyncio.get_running_loop().run_in_executor(self._volume.threads, self._sweep)
         sweep.add_done_callback(self._swept)
 
     def _swept(self, sweep: asyncio.Future[None]) -> None:
         if error := None if sweep.cancelled() else sweep.exception():
             log.warning("disk %s cannot be swept: %s", self.name, error)
-        if not self._stopped.is_set():
-            self._sweep_later()
-
-    async def _run(self, function: Callable[..., T], *args: Any) -> T:
-        return await asyncio.get_running_loop().run_in_executor(self._executor, function, *args)
+        self._sweep_later()

@@ -2,10 +2,9 @@
 
 1. Who reads an upload holds a shared lock on its directory for as long as there is something left to read.
    Who removes it needs the exclusive one, and does not wait: a reader may take hours.
-2. A lock is on the directory, not on its path: whoever has got it looks whether the path still leads there.
-3. A removed upload vanishes by one rename, under the lock. Its new name is one that start-up sweeps away,
+2. A removed upload vanishes by one rename, under the lock. Its new name is one that start-up sweeps away,
    so a crash half-way leaves nothing for ever.
-4. Its age counts from the manifest's modification time; where this disk keeps no manifest, from the
+3. Its age counts from the manifest's modification time; where this disk keeps no manifest, from the
    directory's. Only what is named like an upload expires: a root may hold other things.
 """
 
@@ -13,39 +12,23 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import fcntl
 import logging
 import os
-import shutil
 import threading
 import time
-from collections.abc import Callable, Iterator
-from concurrent.futures import Executor
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, BinaryIO, TypeVar
 
-from gateway.concurrency.threads import TrackedExecutor, uninterrupted
 from gateway.errors import Conflict
-from gateway.sinks import sink_fault
+from gateway.sinks.disk.layout import MANIFEST, lock_directory, translated
+from gateway.sinks.disk.volume import Volume
 from gateway.sinks.store import UPLOAD_ID, Closable, LockedUpload, StoredFile
 
-__all__ = [
-    "DELETED",
-    "INCOMING",
-    "MANIFEST",
-    "LockedDirectory",
-    "lock_directory",
-    "read_manifest",
-    "remove_expired",
-    "remove_leftovers",
-    "sync_directory",
-    "translated",
-]
+__all__ = ["LockedDirectory", "read_manifest", "remove_expired"]
 
 log = logging.getLogger("gateway.shelf")
 
-MANIFEST = "manifest.json"
-INCOMING, DELETED = ".incoming", ".deleted"
 _PATIENCE_SECONDS = 1.0
 """For a reader who meets a removal in the moment between its lock and its rename."""
 
@@ -55,16 +38,16 @@ T = TypeVar("T")
 class LockedDirectory(LockedUpload):
     """One disk's share of an upload, locked: `async with disk.locked(id) as upload`. None where there is none.
 
-    Raises Conflict where somebody else's lock forbids it. Leaving waits for its running jobs, closes what
-    was opened, and unlocks.
+    Raises Conflict where somebody else's lock forbids it. Leaving waits for its running jobs, unless they hang,
+    closes what was opened, and unlocks.
     """
 
-    def __init__(self, path: Path, executor: Executor, *, sink: str, fsync: bool, exclusive: bool) -> None:
-        self.sink = sink
-        self._path = path
-        self._fsync = fsync
+    def __init__(self, upload_id: str, volume: Volume, *, exclusive: bool) -> None:
+        self.sink = volume.name
+        self._path = volume.root / upload_id
+        self._volume = volume
         self._exclusive = exclusive
-        self._jobs = TrackedExecutor(executor)
+        self._jobs = volume.tracked()
         self._lock: int | None = None
         self._opened: list[Closable] = []
         self._is_released = False
@@ -88,8 +71,8 @@ class LockedDirectory(LockedUpload):
     async def release(self) -> None:
         """Unlock before the context is left: there is nothing left to read. Waits for running jobs."""
         if not self._is_released:
-            await uninterrupted(self._jobs.after_all(self._unlock))
             self._is_released = True
+            await self._volume.cleanups.settle(self._jobs.after_all(self._unlock), self._path.name)
 
     async def manifest(self) -> bytes | None:
         return await self.run(read_manifest, self._path)
@@ -102,7 +85,7 @@ class LockedDirectory(LockedUpload):
         return await self.run(self._open, index)
 
     async def remove(self) -> None:
-        await self.run(_remove, self._path, self._fsync)
+        await self.run(self._volume.remove, self._path)
 
     def path(self, index: int) -> Path:
         return self._path / str(index)
@@ -132,11 +115,14 @@ class LockedDirectory(LockedUpload):
             time.sleep(0.002)
 
     def _unlock(self) -> None:
-        while self._opened:
-            self._opened.pop().close()
-        if self._lock is not None:
-            os.close(self._lock)
-            self._lock = None
+        for one in self._opened:
+            with contextlib.suppress(OSError):  # nothing was written
+                one.close()
+        self._opened.clear()
+        lock, self._lock = self._lock, None
+        if lock is not None:
+            with contextlib.suppress(OSError):  # a descriptor is free even so
+                os.close(lock)
 
 
 class _LocalFile(StoredFile):
@@ -161,27 +147,18 @@ def read_manifest(path: Path) -> bytes | None:
         return None
 
 
-def remove_leftovers(root: Path) -> None:
-    """Remove what a crash left behind: temporary directories that nobody locks, removals that were not finished."""
-    for entry in list(root.iterdir()):
-        if not entry.name.startswith(".") or entry.suffix not in (INCOMING, DELETED):
-            continue
-        with contextlib.suppress(BlockingIOError):
-            lock = lock_directory(entry)
-            if lock is not None:
-                shutil.rmtree(entry, ignore_errors=True)
-                os.close(lock)
+def remove_expired(volume: Volume, keep_seconds: float, stopped: threading.Event) -> int:
+    """Remove what is older, but for what is being read: the next sweep meets it again. Returns how many. Blocks.
 
-
-def remove_expired(root: Path, keep_seconds: float, stopped: threading.Event) -> int:
-    """Remove what is older, but for what is being read: the next sweep meets it again. Returns how many."""
+    Raises OSError where the root cannot be read.
+    """
     removed = 0
-    for name in os.listdir(root):
+    for name in os.listdir(volume.root):
         if stopped.is_set():
             break
         if not UPLOAD_ID.fullmatch(name):
             continue
-        path = root / name
+        path = volume.root / name
         try:
             if time.time() - _published(path) < keep_seconds:
                 continue
@@ -189,7 +166,7 @@ def remove_expired(root: Path, keep_seconds: float, stopped: threading.Event) ->
             if lock is None:
                 continue
             try:
-                _remove(path, fsync=False)  # one that a power cut brings back expires again
+                volume.remove(path, durably=False)  # one that a power cut brings back expires again
             finally:
                 os.close(lock)
         except (BlockingIOError, FileNotFoundError):
@@ -206,52 +183,3 @@ def _published(path: Path) -> float:
         return (path / MANIFEST).stat().st_mtime
     except (FileNotFoundError, NotADirectoryError):
         return path.stat().st_mtime
-
-
-def _remove(path: Path, fsync: bool) -> None:
-    """Rule 3; the caller holds the exclusive lock."""
-    doomed = path.with_name(f".{path.name}{DELETED}")
-    os.rename(path, doomed)
-    sync_directory(path.parent, fsync)
-    shutil.rmtree(doomed, ignore_errors=True)
-
-
-def lock_directory(path: Path, *, shared: bool = False) -> int | None:
-    """A descriptor that holds the directory's lock; None if it is gone.
-
-    Raises BlockingIOError where somebody else's lock forbids it.
-    """
-    try:
-        descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    except (FileNotFoundError, NotADirectoryError):
-        return None
-    try:
-        fcntl.flock(descriptor, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
-        with contextlib.suppress(FileNotFoundError):
-            if os.path.samestat(os.fstat(descriptor), os.stat(path)):
-                return descriptor
-    except BaseException:
-        os.close(descriptor)
-        raise
-    os.close(descriptor)
-    return None
-
-
-def sync_directory(path: Path, fsync: bool) -> None:
-    """Make the directory's entries durable, if `fsync`. Raises OSError."""
-    if not fsync:
-        return
-    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-@contextlib.contextmanager
-def translated(name: str) -> Iterator[None]:
-    """The system's errors as those of the sink of that name: SinkFull and SinkUnavailable."""
-    try:
-        yield
-    except OSError as error:
-        raise sink_fault(name, error) from error

@@ -114,6 +114,9 @@ class RelaySink(Sink):
     async def __aexit__(self, *exc_info: object) -> None:
         await self.sender.__aexit__(*exc_info)
 
+    async def cleaned_up(self) -> None:
+        await self.sender.cleanups.finished()
+
     def admit(self, upload: Upload) -> None:
         """Refuse what there is no way to send, on its headers alone. Raises LengthRequired."""
         if not self.can_drop:

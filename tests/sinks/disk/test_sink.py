@@ -338,14 +338,14 @@ class _Slow(io.BufferedWriter):
 
     def _slowly(self, write: Callable[[], object]) -> None:
         self.began.set()
-        time.sleep(0.3)
+        time.sleep(0.1)
         write()
         self.ended.set()
 
 
 def files_are(monkeypatch: pytest.MonkeyPatch, kind: type[io.BufferedWriter]) -> None:
     def create(self: Jobs, index: int) -> IO[bytes]:
-        file = kind(io.FileIO(self._incoming / str(index), "x"))
+        file = kind(io.FileIO(self.directory.file(str(index)), "x"))
         self._open_files.add(file)
         return file
 
@@ -403,8 +403,9 @@ async def test_a_commit_that_is_cancelled_while_it_renames_is_taken_back(
     began, renamed, rename = threading.Event(), threading.Event(), os.rename
 
     def slow_rename(source: Path, target: Path) -> None:
-        began.set()
-        time.sleep(0.3)
+        if not began.is_set():  # the commit's, not the one that takes it back
+            began.set()
+            time.sleep(0.2)
         rename(source, target)
         renamed.set()
 

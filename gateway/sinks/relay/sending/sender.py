@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, AsyncExitStack, nullcontext
 from dataclasses import dataclass, replace
 
 from yarl import URL
 
 from gateway.concurrency.pipe import Progress
+from gateway.concurrency.threads import PATIENCE_SECONDS, CleanUps, DaemonThreads
 from gateway.http.forwarding import HeaderRules, outbound_headers
 from gateway.model import Upload
 from gateway.sinks.relay.sending.connect import Connecting
@@ -46,6 +46,8 @@ class Sender:
 
     def __init__(self, name: str, destinations: Destinations, sending: Sending) -> None:
         self.destinations = destinations
+        self.cleanups = CleanUps()
+        """Spooled bodies that hang behind uploads that were answered."""
         self._name = name
         self._sending = sending
         self._stack = AsyncExitStack()
@@ -53,8 +55,8 @@ class Sender:
     async def __aenter__(self) -> Sender:
         sending, stack = self._sending, self._stack
         sending.connecting.warn(self._name)
-        self.executor = ThreadPoolExecutor(2, thread_name_prefix=f"spool-{self._name}")
-        stack.callback(self.executor.shutdown)
+        self.executor = DaemonThreads(2, name=f"spool-{self._name}")
+        stack.callback(self.executor.stop, PATIENCE_SECONDS)
         self._session = await stack.enter_async_context(sending.connecting.session(request_class=StreamingRequest))
         if sending.health_path:
             # with a pool of their own, so that they never wait for uploads
@@ -77,7 +79,7 @@ class Sender:
 
     def spool(self) -> Spool:
         """A file for one body or several, to be closed by whoever asked for it."""
-        return Spool(self._sending.spool_dir, self.executor)
+        return Spool(self._sending.spool_dir, self.executor, self.cleanups)
 
     def outbound(
         self,

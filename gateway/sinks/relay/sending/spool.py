@@ -6,6 +6,7 @@ One file may hold several bodies, a region for each: descriptors are dearer than
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import tempfile
 import threading
@@ -15,7 +16,7 @@ from collections.abc import Sequence
 from concurrent.futures import Executor
 
 from gateway.concurrency.pipe import add_chunk
-from gateway.concurrency.threads import TrackedExecutor, uninterrupted
+from gateway.concurrency.threads import CleanUps, TrackedExecutor
 
 __all__ = ["BATCH_BYTES", "Region", "Spool"]
 
@@ -30,10 +31,11 @@ class Spool:
     does not wait for that. Errors are the system's, OSError; one is told to all who come after.
     """
 
-    def __init__(self, directory: str, executor: Executor) -> None:
-        """`directory` must exist; "" is the system's for temporary files."""
+    def __init__(self, directory: str, executor: Executor, cleanups: CleanUps | None = None) -> None:
+        """`directory` must exist; "" is the system's for temporary files. `cleanups`: where what hangs is counted."""
         self._directory = directory or tempfile.gettempdir()
         self._jobs = TrackedExecutor(executor)
+        self._cleanups = cleanups or CleanUps()
         self._descriptor: int | None = None
         self._one_at_a_time = threading.Lock()
         self._batch: list[bytes] = []
@@ -79,9 +81,9 @@ class Spool:
         return piece
 
     async def close(self) -> None:
-        """The file is gone when this returns."""
+        """Forget it: the file is gone when this returns, unless its disk hangs. Raises nothing but a cancellation."""
         self._batch.clear()
-        await uninterrupted(self._jobs.after_all(self._close))
+        await self._cleanups.settle(self._jobs.after_all(self._close), "spool")
 
     # -- in threads
 
@@ -97,9 +99,10 @@ class Spool:
                 rest, start = rest[count:], start + count
 
     def _close(self) -> None:
-        if self._descriptor is not None:
-            os.close(self._descriptor)
-            self._descriptor = None
+        descriptor, self._descriptor = self._descriptor, None
+        if descriptor is not None:
+            with contextlib.suppress(OSError):  # nobody wants its bytes any more
+                os.close(descriptor)
 
 
 class Region:

@@ -1,0 +1,151 @@
+r"""The directory of one upload, from its making to its rename, or to its removal.
+
+    made and locked -> written -> published, by a rename -> kept
+                            \-> removed             \-> taken back, by a rename, and removed
+
+1. Whatever the system refuses, each step of a removal is done though the one before failed, and none raises. The
+   lock goes last. All names in the directory are known: to remove it takes no descriptor, of which there may be none.
+2. `is_published` says at any time what the world sees. What was renamed, and then cannot be made durable, is taken
+   back. Where that fails, too, it stays: the caller says so.
+3. A thread that hangs in here may come back after its upload was answered: `withdraw` sees to it that nothing gets
+   visible then.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fcntl
+import os
+import threading
+import time
+from pathlib import Path
+
+from gateway.sinks.disk.layout import INCOMING, lock_directory, sync_directory
+
+__all__ = ["Incoming"]
+
+
+class Incoming:
+    """Its methods block. Those that do raise OSError."""
+
+    def __init__(self, upload_id: str, *, root: Path, fsync: bool) -> None:
+        self.path = root / f".{upload_id}{INCOMING}"
+        self.final = root / upload_id
+        self.is_published = False
+        self._root = root
+        self._fsync = fsync
+        self._changing = threading.Lock()
+        self._lock: int | None = None
+        self._is_made = False
+        self._was_renamed = False
+        self._is_withdrawn = False
+        self._names: set[str] = set()
+
+    @property
+    def place(self) -> Path:
+        """Where it lies now."""
+        return self.final if self.is_published else self.path
+
+    def make(self) -> None:
+        """Make and lock it, if that was not done. What is made and cannot be locked is removed again."""
+        with self._changing:
+            if self._lock is None:
+                self._lock = self._made()
+
+    def _made(self) -> int:
+        while True:
+            self.path.mkdir(exist_ok=True)  # exists: a sweep that was faster (sink.py, 1) is not done with it
+            self._is_made = True
+            try:
+                lock = lock_directory(self.path)
+            except BlockingIOError:
+                lock = None
+            except OSError:
+                self._remove_empty()  # if that fails, the end of the upload tries again
+                raise
+            if lock is not None:
+                return lock
+            time.sleep(0.001)  # a sweep takes one empty directory away, then never comes back
+
+    def _remove_empty(self) -> OSError | None:
+        try:
+            os.rmdir(self.place)
+        except FileNotFoundError:
+            pass
+        except OSError as error:
+            return error
+        self._is_made = False
+        return None
+
+    def file(self, name: str) -> str:
+        """The path of a file that is about to be made."""
+        self._names.add(name)
+        return f"{self.path}/{name}"
+
+    def unlink(self, name: str) -> None:
+        """Remove a file, if it was made."""
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(f"{self.path}/{name}")
+        self._names.discard(name)
+
+    # -- the end
+
+    def settle(self) -> None:
+        """All files are in it, and durable: make the directory so."""
+        os.utime(self.path)  # its age counts from here: a long upload's would else count from its last file
+        sync_directory(self.path, self._fsync)
+
+    def publish(self) -> None:
+        """Rename it to its final name, durably. After an error see `is_published` (2)."""
+        with self._changing:
+            if self._is_withdrawn:
+                raise OSError(errno.ECANCELED, os.strerror(errno.ECANCELED))
+            os.rename(self.path, self.final)
+            self.is_published = self._was_renamed = True
+        try:
+            sync_directory(self._root, self._fsync)
+        except OSError:
+            self._take_back()
+            raise
+        assert self._lock is not None
+        # As good as unlocked from here on. Refused: somebody removes it already (sink.py, 5), or there are no locks.
+        with contextlib.suppress(OSError):
+            fcntl.flock(self._lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
+
+    def withdraw(self) -> None:
+        """While another thread hangs in here: nothing is visible, or will be. Raises nothing."""
+        self._is_withdrawn = True
+        self._take_back()
+
+    def _take_back(self) -> None:
+        with self._changing, contextlib.suppress(OSError):
+            if self.is_published:
+                os.rename(self.final, self.path)
+                self.is_published = False
+
+    def remove(self) -> OSError | None:
+        """Remove it with all that is in it. Raises nothing; an error is why it is still there, at `place`."""
+        if not self._is_made:
+            return None
+        self._take_back()
+        refused: OSError | None = None
+        for name in self._names:
+            try:
+                os.unlink(f"{self.place}/{name}")
+            except FileNotFoundError:
+                pass
+            except OSError as error:
+                refused = refused or error
+        left = self._remove_empty()
+        if self._was_renamed:  # else a power cut brings back what the next start removes
+            with contextlib.suppress(OSError):
+                sync_directory(self._root, self._fsync)
+        return None if left is None else refused or left
+
+    def unlock(self) -> None:
+        """Let go of it. Raises nothing, and never waits for the disk."""
+        lock, self._lock = self._lock, None
+        if lock is not None:
+            with contextlib.suppress(OSError):  # a descriptor is free even so
+                os.close(lock)

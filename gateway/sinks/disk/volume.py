@@ -1,0 +1,124 @@
+"""One root directory: the threads that work in it, and what is in it that could not be removed when it ought to be.
+
+A failing disk, or a process without a free descriptor, may refuse even a removal. What is left then is told of, once,
+and tried again by every sweep (`remove_left`) until it is gone; if the process ends before, the next start sees to it.
+What a crash left behind is found at the start in the same way.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+from gateway.concurrency.threads import CleanUps, DaemonThreads, TrackedExecutor, Turns
+from gateway.sinks.disk.layout import DELETED, INCOMING, lock_directory, sync_directory
+
+__all__ = ["Volume"]
+
+log = logging.getLogger("gateway.disk")
+
+
+class Volume:
+    """What all uploads on one root share. `fsync`: whether what is written there is made durable.
+
+    `on_left` is called in a thread when something was left, and nothing was before.
+    """
+
+    def __init__(
+        self, name: str, root: Path, *, fsync: bool, threads: int, on_left: Callable[[], None] = lambda: None
+    ) -> None:
+        self.name = name
+        """That of the sink, for errors and the log."""
+        self.root = root
+        self.fsync = fsync
+        self.threads = DaemonThreads(threads, name=f"disk-{name}")
+        self.turns = Turns()
+        self.cleanups = CleanUps()
+        self._on_left = on_left
+        self._left: set[Path] = set()
+
+    def tracked(self) -> TrackedExecutor:
+        """The threads, for the jobs of one owner."""
+        return TrackedExecutor(self.threads, self.turns)
+
+    def remove(self, path: Path, *, durably: bool = True) -> None:
+        """Remove an upload, whose exclusive lock the caller holds. It vanishes by one rename, `durably` or not. Blocks.
+
+        Raises OSError, and it is there as before.
+        """
+        doomed = path.with_name(f".{path.name}{DELETED}")
+        os.rename(path, doomed)
+        try:
+            # Before anything in it goes: a power cut is not to bring back half of it.
+            sync_directory(self.root, self.fsync and durably)
+        except OSError:
+            try:
+                os.rename(doomed, path)
+            except OSError as error:
+                self.leave(doomed, error)
+            raise
+        self._remove_tree(doomed)
+
+    def start(self) -> None:
+        """Make the root if need be, and remove what nobody locks there and no upload has published. Blocks.
+
+        Raises OSError if there is no root, or it cannot be read.
+        """
+        self.root.mkdir(parents=True, exist_ok=True)
+        for name in os.listdir(self.root):
+            if name.startswith(".") and name.endswith((INCOMING, DELETED)):
+                self._remove_unlocked(self.root / name)
+
+    # -- what could not be removed
+
+    @property
+    def has_left(self) -> bool:
+        """Whether there is something for `remove_left`."""
+        return bool(self._left)
+
+    def leave(self, path: Path, error: OSError) -> None:
+        """A directory could not be removed: say so, once, and remember it. In any thread."""
+        if path in self._left:
+            return
+        log.warning("disk %s: %s cannot be removed now, and will be tried again: %s", self.name, path.name, error)
+        was_clean = not self._left
+        self._left.add(path)
+        if was_clean:
+            self._on_left()
+
+    def remove_left(self) -> None:
+        """Try again. Blocks."""
+        for path in list(self._left):
+            if self._remove_unlocked(path):
+                self._left.discard(path)
+                log.info("disk %s: %s is removed", self.name, path.name)
+
+    def _remove_unlocked(self, path: Path) -> bool:
+        """Remove a directory unless somebody holds its lock; whether it is gone."""
+        try:
+            lock = lock_directory(path)
+            if lock is None:
+                return True
+            try:
+                if path.name.startswith("."):
+                    return self._remove_tree(path)
+                self.remove(path)  # was published, and that could not be taken back
+                return True
+            finally:
+                os.close(lock)
+        except BlockingIOError:
+            return False
+        except OSError as error:
+            self.leave(path, error)
+            return False
+
+    def _remove_tree(self, path: Path) -> bool:
+        try:
+            shutil.rmtree(path)
+        except OSError as error:
+            self.leave(path, error)
+            return False
+        return True
