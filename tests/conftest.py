@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import socket
 import subprocess
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
@@ -11,6 +12,7 @@ from typing import Any
 
 import pytest
 from aiohttp import web
+from aiohttp.http_exceptions import HttpProcessingError
 
 from gateway.config.settings import DEFAULT_ROUTES, Settings
 from gateway.server.app import build_app, check_took_effect
@@ -85,6 +87,32 @@ def _sockets_only_where_marked(request: pytest.FixtureRequest) -> Iterator[None]
         patch.setattr(socket.socket, "connect", refuse)
         patch.setattr(subprocess.Popen, "__init__", refuse)
         yield
+
+
+class _Tracebacks(logging.Handler):
+    """What was logged with a traceback."""
+
+    def __init__(self) -> None:
+        super().__init__(logging.ERROR)
+        self.logged: list[str] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        error = record.exc_info[1] if record.exc_info else None
+        if error is not None and not isinstance(error, HttpProcessingError):  # those are quiet where a gateway serves
+            self.logged.append(f"{record.name}: {record.getMessage()}: {error!r}")
+
+
+@pytest.fixture(autouse=True)
+def _no_tracebacks_unless_marked(request: pytest.FixtureRequest) -> Iterator[None]:
+    """No request's fault logs a traceback, and nothing that the system does to us: only mistakes in code do."""
+    tracebacks = _Tracebacks()
+    logging.getLogger().addHandler(tracebacks)
+    try:
+        yield
+    finally:
+        logging.getLogger().removeHandler(tracebacks)
+    if request.node.get_closest_marker("tracebacks") is None:
+        assert tracebacks.logged == []
 
 
 StartGateway = Callable[..., Awaitable[RunningGateway]]

@@ -20,7 +20,7 @@ from typing import Any, TypeVar
 
 from gateway.concurrency.pipe import Progress
 
-__all__ = ["PATIENCE_SECONDS", "CleanUps", "DaemonThreads", "TrackedExecutor", "Turns"]
+__all__ = ["PATIENCE_SECONDS", "CleanUps", "DaemonThreads", "TrackedExecutor"]
 
 PATIENCE_SECONDS = 0.5
 """How long an answer waits for what is removed behind it: disks that work need milliseconds for that."""
@@ -30,30 +30,18 @@ _TELL_SECONDS = 0.05
 T = TypeVar("T")
 
 
-class _Job(Future[T]):
+class _Job(Future[Any]):
     """A call that waits for a thread. Cancelled, it forgets what it would have been called with at once."""
 
-    def __init__(self, call: Callable[[], T]) -> None:
-        super().__init__()
-        self._call: Callable[[], T] | None = call
+    call: Callable[[], Any] | None = None
+    progress: Progress | None = None
+    """Of whoever waits; None, too, if a thread was free."""
 
     def cancel(self) -> bool:
         is_cancelled = super().cancel()
         if is_cancelled:
-            self._call = None
+            self.call = None
         return is_cancelled
-
-    def run(self) -> None:
-        if not self.set_running_or_notify_cancel():
-            return
-        call, self._call = self._call, None
-        assert call is not None
-        try:
-            result = call()
-        except BaseException as error:
-            self.set_exception(error)
-        else:
-            self.set_result(result)
 
 
 class DaemonThreads(Executor):
@@ -66,22 +54,43 @@ class DaemonThreads(Executor):
         self._count = count
         self._name = name
         self._threads: list[threading.Thread] = []
-        self._jobs: deque[_Job[Any]] = deque()
+        self._jobs: deque[_Job] = deque()
         self._change = threading.Condition()
         self._idle = 0
         self._stopped = False
+        self._told_at = 0.0
 
     def submit(self, function: Callable[..., T], /, *args: Any, **kwargs: Any) -> Future[T]:
-        """Raises RuntimeError after `stop`, and where the system has no thread for us at all."""
-        job = _Job(partial(function, *args, **kwargs))
+        """What an Executor has. Raises what `add` does."""
+        return self.add(partial(function, *args, **kwargs))
+
+    def add(self, call: Callable[[], T], progress: Progress | None = None) -> Future[T]:
+        """The same; `progress` is told of the moves of others for as long as the call waits for a thread.
+
+        Raises RuntimeError after `stop`, and where the system has no thread for us at all.
+        """
+        job = _Job()
+        job.call = call
         with self._change:
             if self._stopped:
                 raise RuntimeError("the threads are stopped")
-            if len(self._jobs) >= self._idle and len(self._threads) < self._count:
-                self._begin_thread()
+            if len(self._jobs) >= self._idle:
+                job.progress = progress
+                if len(self._threads) < self._count:
+                    self._begin_thread()
             self._jobs.append(job)
             self._change.notify()
         return job
+
+    def moved(self) -> None:
+        """In a thread: some job has got on. Then those that wait do not hang."""
+        now = time.monotonic()
+        if now - self._told_at >= _TELL_SECONDS:
+            self._told_at = now
+            with self._change:
+                waiting = [job.progress for job in self._jobs if job.progress is not None and not job.cancelled()]
+            for progress in waiting:
+                progress.moved()
 
     def _begin_thread(self) -> None:
         thread = threading.Thread(target=self._work, name=f"{self._name}_{len(self._threads)}", daemon=True)
@@ -95,10 +104,16 @@ class DaemonThreads(Executor):
 
     def _work(self) -> None:
         while (job := self._next()) is not None:
-            job.run()
+            if job.set_running_or_notify_cancel():
+                call, job.call = job.call, None
+                assert call is not None
+                if job.progress is not None:  # from now on it tells of its moves itself
+                    job.progress.moved()
+                _run_into(job, call)
+                del call
             del job  # its result is not to stay until the next one comes
 
-    def _next(self) -> _Job[Any] | None:
+    def _next(self) -> _Job | None:
         with self._change:
             while not self._jobs:
                 if self._stopped:
@@ -126,61 +141,17 @@ class DaemonThreads(Executor):
         self.stop(None if wait else 0)
 
 
-class Turns:
-    """Who waits for one of some threads. While anybody's job there moves, they do not hang."""
-
-    def __init__(self) -> None:
-        self._waiting: set[_Turn] = set()
-        self._told_at = 0.0
-
-    def moved(self) -> None:
-        """In a thread: some job has got on."""
-        now = time.monotonic()
-        if now - self._told_at >= _TELL_SECONDS:
-            self._told_at = now
-            for turn in list(self._waiting):
-                turn.progress.moved()
-
-    def wait(self, progress: Progress) -> _Turn:
-        """From now on, until it runs or leaves."""
-        turn = _Turn(self._waiting, progress)
-        self._waiting.add(turn)
-        return turn
-
-
-class _Turn:
-    __slots__ = ("_waiting", "progress")
-
-    def __init__(self, waiting: set[_Turn], progress: Progress) -> None:
-        self._waiting = waiting
-        self.progress = progress
-
-    def run(self, function: Callable[..., T], /, *args: Any, **kwargs: Any) -> T:
-        """The wait is over: what moves from now on is told by the job itself."""
-        self.leave()
-        self.progress.moved()
-        return function(*args, **kwargs)
-
-    def leave(self, _: object = None) -> None:
-        self._waiting.discard(self)
-
-
 class TrackedExecutor(Executor):
-    """One owner's jobs on threads that are shared. With `progress` and `turns` no wait for a thread is a stall."""
+    """One owner's jobs on threads that are shared. With `progress`, to wait for a thread is no stall of its own."""
 
-    def __init__(self, executor: Executor, turns: Turns | None = None) -> None:
-        self._executor = executor
-        self._turns = turns
+    def __init__(self, threads: DaemonThreads) -> None:
+        self._threads = threads
         self._jobs: set[Future[Any]] = set()
         self.progress: Progress | None = None
 
     def submit(self, function: Callable[..., T], /, *args: Any, **kwargs: Any) -> Future[T]:
-        if self._turns is None or self.progress is None:
-            job = self._executor.submit(function, *args, **kwargs)
-        else:
-            turn = self._turns.wait(self.progress)
-            job = self._executor.submit(turn.run, function, *args, **kwargs)
-            job.add_done_callback(turn.leave)  # cancelled before it began
+        """Raises what `DaemonThreads.add` does."""
+        job = self._threads.add(partial(function, *args, **kwargs), self.progress)
         self._jobs.add(job)
         job.add_done_callback(self._jobs.discard)
         return job
@@ -191,8 +162,6 @@ class TrackedExecutor(Executor):
 
     def after_those_before(self, function: Callable[[], T]) -> Future[T]:
         """Run a job when none that was submitted before it runs any more; they are begun all the same."""
-        if self._turns is not None and self.progress is not None:
-            function = partial(self._turns.wait(self.progress).run, function)
         after = self._after(list(self._jobs), function)
         self._jobs.add(after)
         after.add_done_callback(self._jobs.discard)
@@ -212,7 +181,7 @@ class TrackedExecutor(Executor):
                 if left:
                     return
             try:
-                self._executor.submit(_run_into, result, function)
+                self._threads.add(partial(_run_into, result, function), self.progress)
             except RuntimeError as error:  # the threads are stopped: the process is about to end
                 result.set_exception(error)
 
@@ -248,7 +217,7 @@ class CleanUps:
         A cancellation that comes meanwhile is passed on then. An error of the job is not: who began it sees to that.
         """
         self._unfinished[job] = what
-        job.add_done_callback(lambda _: self._unfinished.pop(job, None))
+        job.add_done_callback(self._ended)
         loop = asyncio.get_running_loop()
         ended, deadline = _told_of_end(job), loop.time() + PATIENCE_SECONDS
         cancelled: asyncio.CancelledError | None = None
@@ -260,6 +229,9 @@ class CleanUps:
         if cancelled is not None:
             raise cancelled
         return ended.done()
+
+    def _ended(self, job: Future[Any]) -> None:
+        self._unfinished.pop(job, None)
 
     async def finished(self) -> None:
         """Wait until all of it has ended."""

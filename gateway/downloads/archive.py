@@ -48,7 +48,10 @@ class Archive:
         """The next bytes, a good deal of them but at the end. Raises EOFError if they are not as many as promised."""
         pieces, size = [], 0
         while size < min(self.left, _CHUNK_BYTES):
-            piece = next(self._pieces, None)
+            try:
+                piece = next(self._pieces, None)
+            except RuntimeError as error:  # zipstream's, which has sized everything before
+                raise EOFError("a stored file is not as long as it was") from error
             if piece is None:
                 raise EOFError("a stored file is shorter than it was")
             pieces.append(piece)

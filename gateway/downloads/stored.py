@@ -27,7 +27,7 @@ from urllib.parse import quote
 from aiohttp import hdrs, web
 
 from gateway.downloads.archive import Archive
-from gateway.errors import NotFound, PreconditionFailed, RangeNotSatisfiable
+from gateway.errors import GatewayError, NotFound, PreconditionFailed, RangeNotSatisfiable
 from gateway.http.answers import reset
 from gateway.http.conditions import chosen
 from gateway.http.problems import problem
@@ -228,6 +228,9 @@ async def _sent(
         await response.write_eof()
     except (ConnectionError, TimeoutError) as error:
         log.debug("the client of %s went away: %r", request.path, error)
+        reset(request)
+    except (EOFError, OSError, GatewayError) as error:  # the file is not what it was, or its disk is not
+        log.error("the answer to %s broke off: %s", request.path, error)
         reset(request)
     except Exception:
         log.exception("the answer to %s broke off", request.path)

@@ -83,9 +83,15 @@ async def in_thread(function: Callable[..., T], /, *args: Any) -> T:
         return function(*args)
 
     result = loop.run_in_executor(_threads, job)
-    with progress.excused():
-        await started.wait()
-    return await result
+    try:
+        with progress.excused():
+            await started.wait()
+        return await result
+    except asyncio.CancelledError:
+        # Nobody wants it any more: asyncio would log an error in it that nobody has asked for, with its traceback.
+        if not result.cancel() and not result.cancelled():
+            result.exception()
+        raise
 
 
 async def batched(chunks: AsyncIterable[bytes], size: int = BATCH_BYTES) -> AsyncIterator[bytes]:

@@ -23,7 +23,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import AsyncIterator, Mapping, Sequence
-from typing import Any, Generic, NoReturn, Protocol, TypeVar
+from typing import Generic, NoReturn, Protocol, TypeVar
 
 from aiohttp import MultipartReader, hdrs
 from multidict import CIMultiDict
@@ -103,8 +103,8 @@ class StreamingMultipartReader(MultipartReader):
             raise Malformed("the body is not multipart")
         boundary = boundary_of(content_type)
         safe = CIMultiDict(headers)
-        # The stock class parses the type again, less carefully: give it one that it cannot trip over.
-        safe[hdrs.CONTENT_TYPE] = f'{text(kind)}; boundary="{boundary.decode().translate(_ESCAPES)}"'
+        # The stock class parses the type again, and less carefully: it is given one that it cannot trip over.
+        safe[hdrs.CONTENT_TYPE] = f"{text(kind)}; boundary=b"
         super().__init__(
             safe,
             content,  # type: ignore[arg-type]
@@ -114,6 +114,7 @@ class StreamingMultipartReader(MultipartReader):
             max_size_error_cls=max_size_error_cls,
         )
         self.headers = headers
+        self._boundary = b"--" + boundary
         self._source = content
         self._is_form_data = kind == b"multipart/form-data"
         self._decoder = Decoder(
@@ -222,9 +223,6 @@ async def _charset_in(part: StreamingBodyPartReader) -> str | None:
 
 StreamingMultipartReader.part_reader_cls = _Fixed(StreamingBodyPartReader)  # type: ignore[assignment]
 StreamingMultipartReader.multipart_reader_cls = _Fixed(None)  # type: ignore[assignment]
-
-
-_ESCAPES: dict[int, Any] = str.maketrans({'"': '\\"', "\\": "\\\\"})
 
 
 async def raw_body_events(

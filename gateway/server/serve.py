@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import ctypes
+import errno
 import gc
 import importlib
 import json
@@ -53,6 +54,9 @@ _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # malloc.h
 _KEPT_BUFFER_BYTES = 4 << 20
 _KEPT_BYTES = 16 << 20
 _COLLECT_AFTER_OBJECTS = 10_000
+
+_OUT_OF = frozenset([errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM])
+"""What a connection that cannot be accepted fails with, for asyncio to try again in a second."""
 
 _ABORT_SECONDS = 5
 """For what was broken off to be removed from its sinks."""
@@ -200,6 +204,16 @@ def quiet_client_faults(record: logging.LogRecord) -> bool:
     return True
 
 
+def quiet_system_faults(record: logging.LogRecord) -> bool:
+    """That the system has no descriptor for another connection is no mistake in code: a line without a traceback."""
+    error = record.exc_info[1] if record.exc_info else None
+    if isinstance(error, OSError) and error.errno in _OUT_OF:
+        record.exc_info = record.exc_text = None
+        record.levelno, record.levelname = logging.WARNING, "WARNING"
+        record.msg, record.args = "a connection has to wait: %s", (error.strerror,)
+    return True
+
+
 def configure_logging(level: str | int = "INFO", *, worker: int | None = None) -> None:
     """JSON lines on standard error; those of a worker have its number as a member."""
     handler = logging.StreamHandler(sys.stderr)
@@ -213,3 +227,4 @@ def configure_logging(level: str | int = "INFO", *, worker: int | None = None) -
         handler.addFilter(numbered)
     logging.basicConfig(level=level, handlers=[handler], force=True)
     logging.getLogger("aiohttp.server").addFilter(quiet_client_faults)
+    logging.getLogger("asyncio").addFilter(quiet_system_faults)

@@ -196,8 +196,10 @@ class Delivery(ABC):
         raise NotImplementedError
 
     def keep_time(self, progress: Progress) -> None:
-        """Called once, before all else: a delivery that has clocks of its own is not watched for stalls within
-        `progress.excused()`.
+        """Called once, before all else: what tells whether the delivery stalls.
+
+        One that has clocks of its own is not watched within `progress.excused()`; one that works long without taking
+        anything says that it does with `progress.moved()`, in whichever thread.
         """
 
     # -- digests

@@ -22,7 +22,8 @@ The theory, for this is Akka's `mapAsync` with the traps taken out:
    power goes in between, or replacing fails, the manifest claims too little, never too much; the answer
    is always the one that is stored.
 6. *Every way out is the same.* Whatever fails cancels the rest (TaskGroup), and leaves the deliveries'
-   contexts without a commit, which keeps nothing. The first error is the one that is told.
+   contexts without a commit, which keeps nothing. The first error is the one that is told; what goes wrong
+   in leaving is only logged.
 """
 
 from __future__ import annotations
@@ -32,6 +33,7 @@ from collections.abc import AsyncIterator, Mapping, Sequence
 from concurrent.futures import Executor
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
+from functools import partial
 
 from aiohttp import ClientResponse
 
@@ -42,7 +44,7 @@ from gateway.multipart.codec import Event
 from gateway.sinks import Answered, Delivery, Sink, refused
 from gateway.upload.besteffort import BestEffortLane
 from gateway.upload.commits import Commits, Locating
-from gateway.upload.failures import first_error, forget_frames, forget_frames_on_exit, translated
+from gateway.upload.failures import first_error, forget_frames, forget_frames_on_exit, leave_quietly, translated
 from gateway.upload.handover import Handover
 from gateway.upload.keep_each import AllOrNothing, KeepEach
 from gateway.upload.lanes import Lane, RequiredLane
@@ -173,7 +175,9 @@ class Dispatcher:
         with translated(name):
             try:
                 async with asyncio.timeout(stall_seconds or None) as clock:
-                    delivery = await stack.enter_async_context(sink.open(upload))
+                    context = sink.open(upload)
+                    delivery = await context.__aenter__()
+                    stack.push_async_exit(partial(leave_quietly, name, context))
             except TimeoutError as error:
                 if not clock.expired():
                     raise

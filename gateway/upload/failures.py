@@ -6,12 +6,13 @@ import asyncio
 import logging
 import traceback
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractAsyncContextManager, contextmanager
+from types import TracebackType
 
 from gateway.errors import GatewayError, SinkUnavailable
 from gateway.sinks import Answered, sink_fault
 
-__all__ = ["first_error", "forget_frames", "forget_frames_on_exit", "translated"]
+__all__ = ["first_error", "forget_frames", "forget_frames_on_exit", "leave_quietly", "translated"]
 
 log = logging.getLogger("gateway.failures")
 
@@ -57,6 +58,27 @@ def translated(name: str) -> Iterator[None]:
     except Exception as error:
         log.exception("sink %s failed", name)
         raise SinkUnavailable(f"sink {name} failed", sink=name) from error
+
+
+async def leave_quietly(
+    name: str,
+    context: AbstractAsyncContextManager[object],
+    kind: type[BaseException] | None,
+    error: BaseException | None,
+    traceback: TracebackType | None,
+) -> None:
+    """Leave a sink's context. What goes wrong there is logged, and changes no answer: the upload is decided.
+
+    Nor does it hide an error: a context that swallows the one that it is left with is not asked.
+    """
+    try:
+        await context.__aexit__(kind, error, traceback)
+    except (GatewayError, OSError) as failure:
+        if failure is not error:
+            log.warning("sink %s could not clean up: %s", name, failure)
+    except Exception as failure:
+        if failure is not error:
+            log.exception("sink %s could not clean up", name)
 
 
 def forget_frames(error: BaseException) -> None:

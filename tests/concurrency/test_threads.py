@@ -16,7 +16,7 @@ import pytest
 
 from gateway.concurrency import threads as threads_module
 from gateway.concurrency.pipe import Progress
-from gateway.concurrency.threads import CleanUps, DaemonThreads, TrackedExecutor, Turns
+from gateway.concurrency.threads import CleanUps, DaemonThreads, TrackedExecutor
 
 _SECONDS = 20
 
@@ -184,15 +184,14 @@ class TestJobsThatComeAfter:
             last.result(_SECONDS)
 
 
-class TestTurns:
-    async def test_who_waits_for_a_thread_moves_while_others_move(self, pool: DaemonThreads) -> None:
-        turns, progress = Turns(), Progress()
-        mine = TrackedExecutor(pool, turns)
+class TestWaitingForAThread:
+    async def test_who_waits_moves_while_others_move(self, pool: DaemonThreads) -> None:
+        mine, progress = TrackedExecutor(pool), Progress()
         mine.progress = progress
         with hanging(pool, 2):
             waiting = mine.submit(int)
             progress.moved_at = 0
-            turns.moved()
+            pool.moved()
             assert progress.moved_at > 0
             progress.moved_at = 0
             await asyncio.sleep(0.1)
@@ -201,17 +200,25 @@ class TestTurns:
         assert progress.moved_at > 0, "its turn came"
         progress.moved_at = 0
         await asyncio.sleep(0.1)
-        turns.moved()
+        pool.moved()
         assert progress.moved_at == 0, "it waits no longer"
 
+    async def test_so_does_who_waits_for_jobs_before_it_and_then_for_a_thread(self, pool: DaemonThreads) -> None:
+        mine, progress = TrackedExecutor(pool), Progress()
+        mine.progress = progress
+        with hanging(pool, 2):
+            mine.after_those_before(int)
+            progress.moved_at = 0
+            pool.moved()
+            assert progress.moved_at > 0
+
     async def test_who_has_given_up_waiting_is_told_no_more(self, pool: DaemonThreads) -> None:
-        turns, progress = Turns(), Progress()
-        mine = TrackedExecutor(pool, turns)
+        mine, progress = TrackedExecutor(pool), Progress()
         mine.progress = progress
         with hanging(pool, 2):
             assert mine.submit(int).cancel()
             progress.moved_at = 0
-            turns.moved()
+            pool.moved()
             assert progress.moved_at == 0
 
 

@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import gzip
 import hashlib
 import io
 import random
+import threading
 import time
 from typing import Any
 
 import aiohttp
 import pytest
 
+from gateway.concurrency.pipe import Progress
 from gateway.config.load import ConfigError
-from gateway.flows import FlowFile
+from gateway.flows import FlowFile, in_thread, working
 from tests.conftest import StartDestination, StartGateway
 from tests.support.flow_support import OURS, fetch, form, post, route
 
@@ -47,6 +50,7 @@ async def test_flows_run_in_the_order_given_and_each_sees_the_name_that_the_one_
     assert manifest["parts"][0]["receipts"][0]["filename"] == "x.bin.gz.zst"
 
 
+@pytest.mark.tracebacks
 @pytest.mark.parametrize(
     ("flow", "options", "status", "slug"),
     [
@@ -208,6 +212,7 @@ async def test_convert_takes_a_raw_body(start_gateway: StartGateway) -> None:
     assert gzip.decompress(await fetch(gateway, result["output"]["location"])) == b"raw bytes"
 
 
+@pytest.mark.tracebacks
 @pytest.mark.parametrize("verdict", ["rejecting", "failing", "cancelling_itself"])
 @pytest.mark.parametrize("later", ["silent", "peeking", "swallowing"])
 async def test_a_later_flow_cannot_pass_over_the_verdict_of_an_earlier_one(
@@ -253,6 +258,36 @@ async def test_waiting_for_a_thread_is_no_stall(start_gateway: StartGateway) -> 
     files = [(f"{number}", body) for number in range(5)]
     answers = await asyncio.gather(*(post(gateway, form(*files)) for _ in range(16)))
     assert {status for status, _ in answers} == {201}
+
+
+@pytest.mark.parametrize("is_watched", [True, False], ids=["in a chain", "alone"])
+async def test_an_error_in_a_thread_that_nobody_waits_for_any_more_is_not_logged(
+    caplog: pytest.LogCaptureFixture, is_watched: bool
+) -> None:
+    begun, goes_on = threading.Event(), threading.Event()
+
+    def fail() -> None:
+        begun.set()
+        goes_on.wait(20)
+        raise ValueError("junk")
+
+    working.set(Progress() if is_watched else None)
+    async with asyncio.TaskGroup() as group:
+        at_work = group.create_task(in_thread(fail))
+        await asyncio.to_thread(begun.wait, 20)
+        at_work.cancel()
+        goes_on.set()
+    # and where both come in the same turn of the loop, the cancellation first
+    begun.clear()
+    async with asyncio.TaskGroup() as group:
+        at_work = group.create_task(in_thread(fail))
+        await asyncio.sleep(0)
+        assert begun.wait(20)
+        time.sleep(0.1)  # noqa: ASYNC251 - the loop is not to see the error before the cancellation
+        at_work.cancel()
+    await asyncio.sleep(0.1)
+    gc.collect()
+    assert caplog.records == []
 
 
 @pytest.mark.parametrize("name", ["a\tb.txt", "a\r\nb.txt", "caf\x92.txt", "\x85", "C:\\x\\y.txt", 'a"b', "naïve ☃"])

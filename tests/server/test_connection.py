@@ -346,6 +346,7 @@ class TestAClientThatQuits:
         assert len(_kept(gateway)) == (target == "/upload")
         assert all(line.exc_info is None and line.levelno == logging.INFO for line in caplog.records)
 
+    @pytest.mark.tracebacks  # of the destination, which fails to write
     async def test_before_the_answer_that_it_is_streamed_does_not_undo_the_upload(
         self, start_gateway: StartGateway, start_destination: StartDestination, caplog: pytest.LogCaptureFixture
     ) -> None:

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import asyncio
 import collections
+import contextlib
 import math
 import random
 import re
@@ -65,6 +66,28 @@ class MemorySink(Sink):
     async def commit(self, upload: Upload, parts: dict[int, bytes]) -> list[Receipt]:
         self.kept[upload.id] = parts
         return [Receipt(index, self.name, f"memory:{index}") for index in parts]
+
+
+class UnleavableSink(MemorySink):
+    """Raises when it is left, whatever became of the upload."""
+
+    @asynccontextmanager
+    async def open(self, upload: Upload) -> AsyncIterator[MemoryDelivery]:
+        async with super().open(upload) as delivery:
+            try:
+                yield delivery
+            finally:
+                raise RuntimeError("it cannot be left")
+
+
+class SwallowingSink(MemorySink):
+    """Takes every error for its own when it is left."""
+
+    @asynccontextmanager
+    async def open(self, upload: Upload) -> AsyncIterator[MemoryDelivery]:
+        async with super().open(upload) as delivery:
+            with contextlib.suppress(Exception):
+                yield delivery
 
 
 class MemoryDelivery(Delivery):

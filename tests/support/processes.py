@@ -56,6 +56,8 @@ class Process:
                 self._process.wait(10)
             except subprocess.TimeoutExpired:
                 self.kill()
+        if exc_info[0] is None:
+            assert "raceback" not in self.log.read_text(), "only a mistake in our code is logged with a traceback"
 
     def terminate(self) -> None:
         self._process.send_signal(signal.SIGTERM)

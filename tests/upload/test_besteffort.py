@@ -225,6 +225,7 @@ FAILING: dict[str, dict[str, Any]] = {
 }
 
 
+@pytest.mark.tracebacks
 @pytest.mark.parametrize("flows", [[], ["sniff"]], ids=["plain", "flows"])
 @pytest.mark.parametrize("size", [10, 3 * MIB], ids=["tiny", "large"])
 @pytest.mark.parametrize("what", FAILING)
@@ -319,6 +320,7 @@ async def test_parts_without_bytes_count_too(start_gateway: StartGateway) -> Non
     assert receipts_of(manifest, "b") == [{"sink": "b", "dropped": "late"}] * 50
 
 
+@pytest.mark.tracebacks
 async def test_a_file_after_the_drop_has_its_receipt_too(start_gateway: StartGateway) -> None:
     gateway = await start_gateway(sinks={"b": double("FailingSink", name="b")}, routes=route("none", spare()))
     async with Client(gateway.port) as client:
@@ -522,6 +524,7 @@ def test_the_lag_is_in_the_memory_bound() -> None:
 # -- it depends on the others, they never on it
 
 
+@pytest.mark.tracebacks
 @pytest.mark.parametrize("stage", [0, 1])
 async def test_it_does_not_commit_where_a_required_sink_fails(start_gateway: StartGateway, stage: int) -> None:
     gateway = await start_gateway(

@@ -46,6 +46,22 @@ async def test_a_sink_that_never_opens_becomes_a_timeout(start_gateway: StartGat
         assert (status, problem["type"], problem["sink"]) == (504, "/problems/sink-timeout", "stuck")
 
 
+@pytest.mark.tracebacks
+@pytest.mark.parametrize("kind", ["UnleavableSink", "SwallowingSink"])
+async def test_what_goes_wrong_in_leaving_a_sink_changes_no_answer(start_gateway: StartGateway, kind: str) -> None:
+    sinks = {"odd": double(kind), "stuck": double("StuckSink")}
+    gateway = await start_gateway(sinks=sinks, routes=route("odd", "disk"))
+    status, manifest = await post(gateway, *files(2, 10))
+    assert status == 201
+    assert list(sink_of(gateway, "odd", MemorySink).kept) == [manifest["upload"]]
+    assert (gateway.root / manifest["upload"]).exists()
+    gateway = await start_gateway(sinks=sinks, routes=route("disk", "odd", "stuck"), limits={"stall_seconds": 0.5})
+    async with keeping_nothing(gateway):
+        status, problem = await post(gateway, *files(2, 10))
+        assert (status, problem["sink"]) == (504, "stuck")
+    assert sink_of(gateway, "odd", MemorySink).open_deliveries == 0
+
+
 async def test_of_several_sinks_the_one_that_is_stuck_is_named(start_gateway: StartGateway) -> None:
     """More files than may be open at once: the others' bytes wait for a slot that the stuck sink holds."""
     gateway = await start_gateway(
@@ -65,6 +81,7 @@ async def test_a_sink_that_is_cancelled_by_itself_did_not_take_its_part(start_ga
         assert (status, problem.get("type")) == (503, "/problems/sink-unavailable")
 
 
+@pytest.mark.tracebacks
 @pytest.mark.parametrize("size", [10, 3_000_000])
 @pytest.mark.parametrize("kind", ["FailingSink", "FailingCommitSink", "RaisingOpenSink"])
 async def test_a_sink_that_raises_is_unavailable_and_logged_once(

@@ -118,6 +118,7 @@ async def test_bytes_that_are_not_those_declared(start_gateway: StartGateway, si
     assert os.listdir(gateway.root / answer.json()["upload"]) in (["1", "manifest.json"], ["manifest.json", "1"])
 
 
+@pytest.mark.tracebacks
 @SIZES
 @pytest.mark.parametrize(
     ("flow", "options", "slug"),
@@ -171,6 +172,7 @@ async def test_a_file_that_flows_stall_on(start_gateway: StartGateway, size: int
     await check_kept(gateway, answer, {0: data, 2: data, 4: data})
 
 
+@pytest.mark.tracebacks
 @pytest.mark.parametrize("size", [2000, 100_000, 3 * MIB])
 @pytest.mark.parametrize("flows", [[], ["sniff"]], ids=["plain", "flow"])
 async def test_a_file_that_a_sink_fails_on_is_dropped_by_all(
@@ -195,6 +197,7 @@ async def test_a_file_that_a_sink_fails_on_is_dropped_by_all(
         assert sorted(sink.dropped) == [1, 3]
 
 
+@pytest.mark.tracebacks
 async def test_a_batch_that_a_sink_fails_on_fails_as_a_whole_and_the_others_stay(start_gateway: StartGateway) -> None:
     gateway = await start_gateway(
         sinks={"picky": double("PickySink", name="picky")}, routes=route("disk", "picky", "none")
@@ -212,6 +215,7 @@ async def test_a_batch_that_a_sink_fails_on_fails_as_a_whole_and_the_others_stay
     await check_kept(gateway, answer, {2: b"c", 3: b"d"})
 
 
+@pytest.mark.tracebacks
 async def test_a_part_that_one_destination_refuses_is_a_sinks_failure(start_gateway: StartGateway) -> None:
     """Files one after the other, at `parallel_parts` 1: a slot that a failed part held is given back."""
     gateway = await start_gateway(
@@ -319,6 +323,7 @@ async def test_a_body_that_is_broken_or_too_much_keeps_nothing(
     assert gateway.stored() == []
 
 
+@pytest.mark.tracebacks
 @pytest.mark.parametrize(
     ("kind", "status"), [("RaisingOpenSink", 503), ("FailingCommitSink", 503), ("StuckDropSink", 504)]
 )
@@ -439,6 +444,7 @@ async def test_a_best_effort_sink_forgets_as_the_others_do(start_gateway: StartG
     assert set(memory.kept[answer.json()["upload"]]) == {0, 2, 4, 6}
 
 
+@pytest.mark.tracebacks
 async def test_a_best_effort_sink_that_fails_on_one_part_is_dropped_and_the_part_is_kept(
     start_gateway: StartGateway,
 ) -> None:
@@ -466,6 +472,7 @@ async def test_a_part_that_is_forgotten_while_it_waits_for_its_slot_never_begins
     assert gated.kept[answer.json()["upload"]] == {0: b"data"}
 
 
+@pytest.mark.tracebacks
 async def test_nor_does_one_of_a_batch(start_gateway: StartGateway) -> None:
     gateway = await start_gateway(
         sinks={"a": double("PickySink", name="a"), "m": double("GatedSink", name="m")},
@@ -481,6 +488,7 @@ async def test_nor_does_one_of_a_batch(start_gateway: StartGateway) -> None:
     assert gated.kept[answer.json()["upload"]] == {0: b"0", 2: b"2"}
 
 
+@pytest.mark.tracebacks
 async def test_a_part_of_a_batch_is_forgotten_when_the_batch_is_done(start_gateway: StartGateway) -> None:
     gateway = await start_gateway(
         sinks={

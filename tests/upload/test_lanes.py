@@ -101,6 +101,7 @@ async def test_each_file_has_a_receipt_though_the_sink_says_nothing_of_it() -> N
     assert lane.completed(await lane.delivery.commit()) == [Receipt(1, "a"), Receipt(2, "a", "/two")]
 
 
+@pytest.mark.tracebacks
 @pytest.mark.parametrize(
     ("raised", "told"),
     [

@@ -56,11 +56,11 @@ class DiskDelivery(Delivery):
 
     def keep_time(self, progress: Progress) -> None:
         """Have it told, in threads, that the disk works: ours, or that of others while we wait for a thread."""
-        turns = self._volume.turns
+        threads = self._volume.threads
 
         def moved() -> None:
             progress.moved()
-            turns.moved()
+            threads.moved()
 
         self._executor.progress = progress
         self._jobs.moved = moved

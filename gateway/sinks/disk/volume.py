@@ -13,7 +13,7 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 
-from gateway.concurrency.threads import CleanUps, DaemonThreads, TrackedExecutor, Turns
+from gateway.concurrency.threads import CleanUps, DaemonThreads, TrackedExecutor
 from gateway.sinks.disk.layout import DELETED, INCOMING, lock_directory, sync_directory
 
 __all__ = ["Volume"]
@@ -35,14 +35,13 @@ class Volume:
         self.root = root
         self.fsync = fsync
         self.threads = DaemonThreads(threads, name=f"disk-{name}")
-        self.turns = Turns()
         self.cleanups = CleanUps()
         self._on_left = on_left
         self._left: set[Path] = set()
 
     def tracked(self) -> TrackedExecutor:
         """The threads, for the jobs of one owner."""
-        return TrackedExecutor(self.threads, self.turns)
+        return TrackedExecutor(self.threads)
 
     def remove(self, path: Path, *, durably: bool = True) -> None:
         """Remove an upload, whose exclusive lock the caller holds. It vanishes by one rename, `durably` or not. Blocks.

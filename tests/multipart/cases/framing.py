@@ -62,6 +62,7 @@ BOUNDARIES = [
     _boundary("that ends in hyphens", b"b--", b"b--"),
     _boundary("of 70 characters", b"0123456789" * 7, b"0123456789" * 7),
     _boundary("with a colon, in quotes", b"gc0pJq0M:08jU534c0p", b'"gc0pJq0M:08jU534c0p"'),
+    _boundary("of escapes, longer than 70 as it is written", b"\\" * 36, b'"' + b"\\" * 72 + b'"'),
     _boundary("of every character that is allowed", b"a'()+_,-./:=? z", b'"a\'()+_,-./:=? z"'),
     taken(
         "the boundary parameter after another, its name in capitals",

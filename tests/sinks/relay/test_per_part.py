@@ -418,6 +418,7 @@ async def test_a_part_whose_bytes_are_not_those_declared_is_never_completed(
         await eventually(lambda: all(exchange.complete or exchange.lost for exchange in upstream.exchanges))
 
 
+@pytest.mark.tracebacks
 async def test_a_part_that_another_sink_fails_on_has_a_problem_though_its_request_was_complete(
     start_gateway: StartGateway,
 ) -> None:
@@ -436,6 +437,7 @@ async def test_a_part_that_another_sink_fails_on_has_a_problem_though_its_reques
         assert [len(part["receipts"]) for part in answer.json()["parts"]] == [2, 0, 2]
 
 
+@pytest.mark.tracebacks
 @pytest.mark.parametrize("stage", [0, 1], ids=["before", "after"])
 async def test_a_commit_that_fails_elsewhere_lists_the_parts_that_stay(start_gateway: StartGateway, stage: int) -> None:
     async with HonestUpstream() as upstream:

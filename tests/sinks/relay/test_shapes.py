@@ -152,6 +152,7 @@ async def test_an_upload_of_which_all_is_left_out_makes_no_request(start_gateway
         assert seen(upstream.exchanges[0]) == [("a", None, b"b")]
 
 
+@pytest.mark.tracebacks
 async def test_a_relay_that_got_nothing_has_kept_nothing(start_gateway: StartGateway) -> None:
     """So a failure of the next sink is no Incomplete."""
     async with HonestUpstream() as upstream:

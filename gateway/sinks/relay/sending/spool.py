@@ -13,10 +13,9 @@ import threading
 from array import array
 from bisect import bisect_right
 from collections.abc import Sequence
-from concurrent.futures import Executor
 
 from gateway.concurrency.pipe import add_chunk
-from gateway.concurrency.threads import CleanUps, TrackedExecutor
+from gateway.concurrency.threads import CleanUps, DaemonThreads, TrackedExecutor
 
 __all__ = ["BATCH_BYTES", "Region", "Spool"]
 
@@ -31,10 +30,10 @@ class Spool:
     does not wait for that. Errors are the system's, OSError; one is told to all who come after.
     """
 
-    def __init__(self, directory: str, executor: Executor, cleanups: CleanUps | None = None) -> None:
+    def __init__(self, directory: str, threads: DaemonThreads, cleanups: CleanUps | None = None) -> None:
         """`directory` must exist; "" is the system's for temporary files. `cleanups`: where what hangs is counted."""
         self._directory = directory or tempfile.gettempdir()
-        self._jobs = TrackedExecutor(executor)
+        self._jobs = TrackedExecutor(threads)
         self._cleanups = cleanups or CleanUps()
         self._descriptor: int | None = None
         self._one_at_a_time = threading.Lock()

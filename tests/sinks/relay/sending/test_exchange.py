@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import os
 import socket
 import time
@@ -12,6 +13,9 @@ from typing import Any
 import pytest
 from aiohttp import ClientError, ClientSession
 
+from gateway.errors import SinkFault
+from gateway.sinks.relay.sending.exchange import Broken, Clocks, Exchange
+from gateway.sinks.relay.sending.request import RequestHead, StreamingRequest
 from tests.conftest import RunningGateway, StartGateway
 from tests.contract import FORM, eventually, nothing_left_running
 from tests.contract import form as form_of
@@ -302,3 +306,33 @@ async def test_a_connection_to_somebody_who_does_not_read_is_closed_all_the_same
             await eventually(lambda: gateway.services.gate.in_flight == 0)
         # what is left is the upstream's own
         await eventually(lambda: len(os.listdir("/proc/self/fd")) <= before + len(upstream.exchanges))
+
+
+@pytest.mark.sockets
+async def test_a_connection_that_goes_with_the_last_byte_is_told_once_and_logged_nowhere(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """aiohttp then fails to write the last chunk, in a task that nobody awaits."""
+    async with MuteUpstream() as upstream, ClientSession(request_class=StreamingRequest) as session:
+        exchange = Exchange("api", session, RequestHead(url=upstream.url, content_type="a/b", length=None), Clocks())
+        async with asyncio.TaskGroup() as group:
+            answering = group.create_task(_broken(exchange))
+            await exchange.connection.write(b"data")
+            await eventually(lambda: bool(upstream.exchanges))
+            await exchange.end(b"")
+            exchange.connection.drop()
+        assert isinstance(answering.result(), SinkFault)
+        exchange.abort()
+        del exchange, answering
+        await asyncio.sleep(0)
+        gc.collect()
+        await asyncio.sleep(0)
+    assert caplog.records == []
+
+
+async def _broken(exchange: Exchange) -> Exception:
+    try:
+        await exchange.answer()
+    except Broken as broken:
+        return broken.error
+    raise AssertionError("it ought to have broken")

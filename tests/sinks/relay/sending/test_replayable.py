@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
+from gateway.concurrency.threads import DaemonThreads
 from gateway.sinks.relay.sending.replayable import Replayable
 from gateway.sinks.relay.sending.spool import BATCH_BYTES, Spool
 
 
 @pytest.fixture
-def executor() -> Iterator[ThreadPoolExecutor]:
-    with ThreadPoolExecutor(1) as pool:
+def executor() -> Iterator[DaemonThreads]:
+    with DaemonThreads(1, name="spool") as pool:
         yield pool
 
 
@@ -62,7 +62,7 @@ async def test_of_nothing_at_all_nothing_is_kept() -> None:
     assert not in_memory(0).keep(b"a")
 
 
-async def test_what_was_in_memory_goes_ahead_in_the_file(tmp_path: Path, executor: ThreadPoolExecutor) -> None:
+async def test_what_was_in_memory_goes_ahead_in_the_file(tmp_path: Path, executor: DaemonThreads) -> None:
     kept = Replayable(100, lambda: Spool(str(tmp_path), executor), is_spooled=False)
     kept.keep(b"abc")
     kept.is_spooled = True
@@ -76,7 +76,7 @@ async def test_what_was_in_memory_goes_ahead_in_the_file(tmp_path: Path, executo
     await kept.close()
 
 
-async def test_an_empty_body_can_be_spooled(tmp_path: Path, executor: ThreadPoolExecutor) -> None:
+async def test_an_empty_body_can_be_spooled(tmp_path: Path, executor: DaemonThreads) -> None:
     kept = Replayable(0, lambda: Spool(str(tmp_path), executor), is_spooled=True)
     assert await replayed(kept) == b""
     await kept.finish_spool()

@@ -6,18 +6,18 @@ import asyncio
 import os
 import resource
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
+from gateway.concurrency.threads import DaemonThreads
 from gateway.sinks.relay.sending.spool import BATCH_BYTES, Region, Spool
 from tests.support.clients import random_bytes
 
 
 @pytest.fixture
-def executor() -> Iterator[ThreadPoolExecutor]:
-    with ThreadPoolExecutor(2) as executor:
+def executor() -> Iterator[DaemonThreads]:
+    with DaemonThreads(2, name="spool") as executor:
         yield executor
 
 
@@ -32,7 +32,7 @@ async def content(spool: Spool | Region) -> bytes:
     return read
 
 
-async def test_what_was_written_can_be_read_as_often_as_need_be(tmp_path: Path, executor: ThreadPoolExecutor) -> None:
+async def test_what_was_written_can_be_read_as_often_as_need_be(tmp_path: Path, executor: DaemonThreads) -> None:
     spool, data = Spool(str(tmp_path), executor), random_bytes(3 * BATCH_BYTES + 17)
     for start in range(0, len(data), 100_000):
         await spool.write(data[start : start + 100_000])
@@ -43,7 +43,7 @@ async def test_what_was_written_can_be_read_as_often_as_need_be(tmp_path: Path, 
     await spool.close()
 
 
-async def test_the_file_has_no_name_and_its_descriptor_is_closed(tmp_path: Path, executor: ThreadPoolExecutor) -> None:
+async def test_the_file_has_no_name_and_its_descriptor_is_closed(tmp_path: Path, executor: DaemonThreads) -> None:
     spool, before = Spool(str(tmp_path), executor), open_files()
     await spool.write(b"x" * BATCH_BYTES)
     assert open_files() == before + 1
@@ -53,7 +53,7 @@ async def test_the_file_has_no_name_and_its_descriptor_is_closed(tmp_path: Path,
 
 
 async def test_where_nameless_files_do_not_exist_the_name_is_removed_at_once(
-    tmp_path: Path, executor: ThreadPoolExecutor, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, executor: DaemonThreads, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.delattr(os, "O_TMPFILE", raising=False)
     spool = Spool(str(tmp_path), executor)
@@ -63,14 +63,14 @@ async def test_where_nameless_files_do_not_exist_the_name_is_removed_at_once(
     await spool.close()
 
 
-async def test_nothing_needs_no_file(tmp_path: Path, executor: ThreadPoolExecutor) -> None:
+async def test_nothing_needs_no_file(tmp_path: Path, executor: DaemonThreads) -> None:
     spool, before = Spool(str(tmp_path), executor), open_files()
     await spool.flush()
     assert (spool.size, await spool.read(0), open_files()) == (0, b"", before)
     await spool.close()
 
 
-async def test_closing_waits_for_the_job_that_writes(tmp_path: Path, executor: ThreadPoolExecutor) -> None:
+async def test_closing_waits_for_the_job_that_writes(tmp_path: Path, executor: DaemonThreads) -> None:
     """Else it would write into a descriptor that may be somebody else's by then."""
     before = open_files()
     for _ in range(20):
@@ -90,14 +90,14 @@ async def test_closing_waits_for_the_job_that_writes(tmp_path: Path, executor: T
         assert open_files() == before
 
 
-async def test_a_directory_that_is_not_there_is_the_systems_error(tmp_path: Path, executor: ThreadPoolExecutor) -> None:
+async def test_a_directory_that_is_not_there_is_the_systems_error(tmp_path: Path, executor: DaemonThreads) -> None:
     spool = Spool(str(tmp_path / "nowhere"), executor)
     with pytest.raises(FileNotFoundError):
         await spool.write(b"x" * BATCH_BYTES)
     await spool.close()
 
 
-async def test_a_file_that_may_not_grow_is_the_systems_error(tmp_path: Path, executor: ThreadPoolExecutor) -> None:
+async def test_a_file_that_may_not_grow_is_the_systems_error(tmp_path: Path, executor: DaemonThreads) -> None:
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (BATCH_BYTES // 2, hard))
     try:
@@ -112,7 +112,7 @@ async def test_a_file_that_may_not_grow_is_the_systems_error(tmp_path: Path, exe
 # -- several bodies in one file
 
 
-async def test_several_bodies_lie_in_one_file_whoever_writes_when(tmp_path: Path, executor: ThreadPoolExecutor) -> None:
+async def test_several_bodies_lie_in_one_file_whoever_writes_when(tmp_path: Path, executor: DaemonThreads) -> None:
     spool, before = Spool(str(tmp_path), executor), open_files()
     bodies = [random_bytes(size) for size in (3 * BATCH_BYTES + 5, 0, 1, 100_000, 2 * BATCH_BYTES)]
     regions = [Region(spool) for _ in bodies]
@@ -135,7 +135,7 @@ async def test_several_bodies_lie_in_one_file_whoever_writes_when(tmp_path: Path
     assert open_files() == before
 
 
-async def test_a_body_that_comes_alone_is_one_piece(tmp_path: Path, executor: ThreadPoolExecutor) -> None:
+async def test_a_body_that_comes_alone_is_one_piece(tmp_path: Path, executor: DaemonThreads) -> None:
     spool = Spool(str(tmp_path), executor)
     for _ in range(2):
         region = Region(spool)
@@ -145,7 +145,7 @@ async def test_a_body_that_comes_alone_is_one_piece(tmp_path: Path, executor: Th
     await spool.close()
 
 
-async def test_what_is_ahead_of_a_body_is_read_first(tmp_path: Path, executor: ThreadPoolExecutor) -> None:
+async def test_what_is_ahead_of_a_body_is_read_first(tmp_path: Path, executor: DaemonThreads) -> None:
     spool = Spool(str(tmp_path), executor)
     region, empty = Region(spool), Region(spool)
     await region.write(b"body")
@@ -160,7 +160,7 @@ async def test_what_is_ahead_of_a_body_is_read_first(tmp_path: Path, executor: T
 
 
 async def test_what_somebody_gave_up_waiting_for_is_written_for_the_others(
-    tmp_path: Path, executor: ThreadPoolExecutor
+    tmp_path: Path, executor: DaemonThreads
 ) -> None:
     for _ in range(20):
         spool = Spool(str(tmp_path), executor)
@@ -176,7 +176,7 @@ async def test_what_somebody_gave_up_waiting_for_is_written_for_the_others(
         await spool.close()
 
 
-async def test_an_error_is_told_to_all_whose_bytes_may_be_missing(tmp_path: Path, executor: ThreadPoolExecutor) -> None:
+async def test_an_error_is_told_to_all_whose_bytes_may_be_missing(tmp_path: Path, executor: DaemonThreads) -> None:
     spool = Spool(str(tmp_path / "nowhere"), executor)
     one, other = Region(spool), Region(spool)
     await one.write(b"x")
