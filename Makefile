@@ -8,7 +8,7 @@ RECEIVER_PORT ?= 8081
 # How many tests run at a time, each in a process: more of them than two cores can compute, and no more than those can
 # answer in time. WORKERS=0 is one after the other, in one process.
 WORKERS ?= 4
-BESIDE = --numprocesses $(WORKERS) --dist loadgroup
+BESIDE = --numprocesses $(WORKERS)
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 
 .PHONY: serve test aiohttp-tests check lint format docs bench bench-smoke lock system-packages clean

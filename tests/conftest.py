@@ -53,23 +53,20 @@ class Destination:
 _START_SERVERS = {"start_gateway", "start_destination"}
 
 
-@pytest.hookimpl(tryfirst=True)
-def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Marks what the fixtures of a test tell.
-
-    Tests that share what a module's fixture starts stay in one process where several run tests (`make test`). Those
-    whose fixtures start servers open sockets (`make check` leaves them out); any other that does says so itself.
-    """
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Tests whose fixtures start servers open sockets (`make check` leaves them out). Others say so themselves."""
     for item in items:
         assert isinstance(item, pytest.Function)
-        fixtures = item._fixtureinfo.name2fixturedefs
-        shared = [name for name, definitions in fixtures.items() if definitions[-1].scope == "module"]
-        if shared and hasattr(config, "workerinput"):
-            parameters = item.callspec.params if hasattr(item, "callspec") else {}
-            group = [item.module.__name__, *(str(parameters[name]) for name in shared if name in parameters)]
-            item.add_marker(pytest.mark.xdist_group(" ".join(group)))
-        if _START_SERVERS & fixtures.keys():
+        if _START_SERVERS & item._fixtureinfo.name2fixturedefs.keys():
             item.add_marker(pytest.mark.sockets)
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """Where several processes run tests (`--numprocesses`), some tests stay together."""
+    from tests.support.schedule import TogetherScheduling
+
+    return TogetherScheduling(config, log) if config.getoption("dist") == "load" else None
 
 
 @pytest.fixture(autouse=True)
