@@ -108,10 +108,8 @@ def digest_of(data: bytes, algorithms: Sequence[str]) -> Mapping[str, str]:
     return digests
 
 
-class Updated(Protocol):
-    """What takes the bytes of one part, in a thread, in their order."""
-
-    def update(self, data: bytes, /) -> object: ...
+Update = Callable[[bytes], None]
+"""Takes the bytes of one part, in a thread, in their order; of one part it is the same each time."""
 
 
 class Hasher:
@@ -143,20 +141,20 @@ class Hashing:
         self.waiting_bytes = 0
         """Not in a job yet; from BATCH_BYTES on somebody has to `submit`."""
         self._executor = executor
-        self._batch: list[tuple[Updated, list[bytes]]] = []
+        self._batch: list[tuple[Update, list[bytes]]] = []
         self._job: asyncio.Future[None] | None = None
 
-    def add(self, hasher: Updated, data: bytes) -> None:
-        """A little more for it; `update` sees to it that it is not too much."""
-        if self._batch and self._batch[-1][0] is hasher:
+    def add(self, update: Update, data: bytes) -> None:
+        """A little more for whom `update` tells it; who gives much uses `give`."""
+        if self._batch and self._batch[-1][0] == update:
             add_chunk(self._batch[-1][1], data)
         else:
-            self._batch.append((hasher, [data]))
+            self._batch.append((update, [data]))
         self.waiting_bytes += len(data)
 
-    async def update(self, hasher: Updated, data: bytes) -> None:
+    async def give(self, update: Update, data: bytes) -> None:
         """The next bytes for it; waits while two batches are held."""
-        self.add(hasher, data)
+        self.add(update, data)
         if self.waiting_bytes >= BATCH_BYTES:
             await self.submit()
 
@@ -179,10 +177,10 @@ class Hashing:
             await self._job
 
 
-def _hash(batch: Sequence[tuple[Updated, Sequence[bytes]]]) -> None:
-    for hasher, chunks in batch:
+def _hash(batch: Sequence[tuple[Update, Sequence[bytes]]]) -> None:
+    for update, chunks in batch:
         for chunk in chunks:
-            hasher.update(chunk)
+            update(chunk)
 
 
 class PartDigest:
@@ -194,7 +192,7 @@ class PartDigest:
 
     async def update(self, chunk: bytes) -> None:
         """The next bytes; waits where hashing is slower than that they come."""
-        await self._hashing.update(self._hasher, chunk)
+        await self._hashing.give(self._hasher.update, chunk)
 
     async def finish(self) -> dict[str, str]:
         """Algorithm -> hex of all that was given."""

@@ -14,6 +14,7 @@ from dataclasses import replace
 from gateway.concurrency.pipe import Pipe, Progress, Window
 from gateway.concurrency.tasks import start
 from gateway.digests import PartDigest
+from gateway.errors import FlowStalled
 from gateway.flows import Flow, FlowChain, FlowFile, working
 from gateway.model import Entry, Output, Part, text
 from gateway.upload.lanes import Lane
@@ -83,6 +84,11 @@ class Passage:
                     pipe.finish()
                 self.end_turns()
         self._told, self._part = told, part
+
+    def stalled(self, limit: float) -> FlowStalled:
+        """The error of the flow that is at work, and did nothing for so many seconds."""
+        name, part = self.chain.running, self.entry.part.index
+        return FlowStalled(f"flow {name} took nothing for {limit:g} seconds", flow=name, part=part, limit=limit)
 
     def settle(self) -> None:
         """The digests of what came in are there: they are those of what came out, where that is the same."""

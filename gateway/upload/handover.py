@@ -6,9 +6,9 @@ import asyncio
 from collections.abc import Sequence
 from functools import partial
 
-from gateway.concurrency.pipe import Pipe, Progress
+from gateway.concurrency.pipe import Pipe
 from gateway.concurrency.tasks import start
-from gateway.flows import Flow, FlowChain
+from gateway.flows import Flow
 from gateway.model import Entry, Limits
 from gateway.upload.failures import forget_frames
 from gateway.upload.flow_run import Passage
@@ -20,7 +20,7 @@ __all__ = ["Handover"]
 
 
 class Handover:
-    """What is handed over is accepted in `tasks`; `flowing` are the chains that are at work, for who watches stalls."""
+    """What is handed over is accepted in `tasks`; `flowing` are the files whose flows are at work."""
 
     def __init__(
         self,
@@ -31,7 +31,7 @@ class Handover:
         tasks: asyncio.TaskGroup,
     ) -> None:
         self.tasks = tasks
-        self.flowing: dict[FlowChain, Progress] = {}
+        self.flowing: set[Passage] = set()
         self._lanes = lanes
         self._digests = digests
         self._window_bytes = limits.window_bytes
@@ -66,7 +66,7 @@ class Handover:
 
     def _through(self, entry: Entry, lanes: Sequence[Lane], flows: Sequence[Flow]) -> tuple[Pipe, Accepting]:
         passage = Passage(entry, flows, lanes, self._window_bytes)
-        self.flowing[passage.chain] = passage.progress
+        self.flowing.add(passage)
         self._passages.append(passage)
         return passage.inlet, partial(self._run, passage)
 
@@ -76,11 +76,11 @@ class Handover:
             await passage.run(
                 hashing="sha256" in digests.algorithms,
                 executor=digests.executor,
-                through=lambda: self.flowing.pop(passage.chain),
+                through=lambda: self.flowing.discard(passage),
             )
         except BaseException as error:
             forget_frames(error)
             raise
         finally:
-            self.flowing.pop(passage.chain, None)
+            self.flowing.discard(passage)
             passage.end_turns()

@@ -16,11 +16,12 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
+from typing import cast
 
 from gateway.concurrency.pipe import Pipe
 from gateway.concurrency.scope import Scope
 from gateway.concurrency.tasks import start
-from gateway.errors import DigestMismatch, GatewayError, InternalError, NoRoute, NotMultipart, TooLarge
+from gateway.errors import DigestMismatch, FlowStalled, GatewayError, InternalError, NoRoute, NotMultipart, TooLarge
 from gateway.http.problems import problem_document
 from gateway.model import Entry, Manifest
 from gateway.sinks import Answered, refused
@@ -48,8 +49,8 @@ class AllOrNothing:
         """A sink failed on small parts that it was given many at a time. Raises what the upload fails with."""
         raise error
 
-    def forgo(self, index: int, error: GatewayError) -> bool:
-        """Whether the upload goes on without that part, which its flows have stalled on."""
+    def forgo(self, stalled: GatewayError) -> bool:
+        """Whether the upload goes on though somebody has stalled, without the part that this is about."""
         return False
 
     def accepting(self, entry: Entry, lanes: Sequence[Lane], ends: Ends) -> list[Accepting]:
@@ -77,10 +78,12 @@ class KeepEach(AllOrNothing):
         if (scope := self._scopes.get(entry.part.index)) is not None:
             scope.end()
 
-    def forgo(self, index: int, error: GatewayError) -> bool:
-        entry = self._manifest.entries[index]
+    def forgo(self, stalled: GatewayError) -> bool:
+        if not isinstance(stalled, FlowStalled):
+            return False
+        entry = self._manifest.entries[cast(int, stalled.members["part"])]
         if entry.problem is None:
-            self.part_failed(entry, error, given=True)
+            self.part_failed(entry, stalled, given=True)
         return True
 
     def accepting(self, entry: Entry, lanes: Sequence[Lane], ends: Ends) -> list[Accepting]:

@@ -20,7 +20,7 @@ from typing import Any
 
 from gateway.concurrency.pipe import Pipe, Progress, Window
 from gateway.concurrency.tasks import start
-from gateway.errors import GatewayError
+from gateway.errors import GatewayError, SinkTimeout
 from gateway.model import Limits, Part, Receipt
 from gateway.sinks import Answered, Delivery, Stage
 from gateway.upload.failures import translated
@@ -192,6 +192,14 @@ class RequiredLane(Lane):
                 yield
         finally:
             self.progress.end_finishing()
+
+    def stalled(self, limit: float) -> SinkTimeout:
+        """The error of a sink that did nothing for so many seconds."""
+        what, clock = (
+            ("did not confirm the whole upload", "first_byte") if self.committing else ("took nothing", "write")
+        )
+        of_relays = {"clock": clock} if self.is_relay else {}
+        return SinkTimeout(f"sink {self.name} {what} for {limit:g} seconds", sink=self.name, limit=limit, **of_relays)
 
     async def watch(self) -> None:
         """Run what the sink has to run beside the upload. Raises its errors as ours."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from concurrent.futures import Executor
+from functools import partial
 
 from gateway.digests import Hasher, Hashing, digest_of, verify
 from gateway.errors import InternalError
@@ -47,7 +48,7 @@ class PartDigests:
         elif sink is not None:
             self._tell(entry, sink)
         else:
-            self.hashing.add(_WholeHasher(entry, self.algorithms), data)
+            self.hashing.add(partial(self._digest, entry), data)
 
     def begin(self, entry: Entry, declared: Declared, sink: Delivery | None = None) -> Hasher | None:
         """Of a part that comes in chunks: what to give `hashing` with each of them, if anything."""
@@ -75,6 +76,9 @@ class PartDigests:
             if size != entry.size:
                 raise InternalError(f"of the {entry.size} bytes of part {entry.part.index} {size} were hashed")
 
+    def _digest(self, entry: Entry, data: bytes) -> None:
+        entry.digests = digest_of(data, self.algorithms)
+
     def _tell(self, entry: Entry, sink: Delivery) -> None:
         sink.hash_part(entry.part, self.algorithms)
         self._told.append((entry, sink))
@@ -83,16 +87,3 @@ class PartDigests:
         if not declared:
             return self.algorithms
         return tuple(dict.fromkeys([*self.algorithms, *(algorithm for algorithm, _ in declared)]))
-
-
-class _WholeHasher:
-    """Of a part that comes in one piece: less than a Hasher, and there may be many at a time."""
-
-    __slots__ = ("_algorithms", "_entry")
-
-    def __init__(self, entry: Entry, algorithms: Sequence[str]) -> None:
-        self._entry = entry
-        self._algorithms = algorithms
-
-    def update(self, data: bytes) -> None:
-        self._entry.digests = digest_of(data, self._algorithms)

@@ -133,41 +133,59 @@ class Pump:
         whole, data_of = Kind.WHOLE, Kind.DATA  # an attribute of an enumeration is dear, once per part
         for event in batch:
             kind = event.kind
-            if kind is whole:
-                part = event.part
-                assert part is not None
-                entry = Entry(part, len(event.data))
-                self._entries.append(entry)
-                declared = declared_digests(part.own_headers) if part.own_headers else ()  # the usual ones have none
-                if (rest := self._take_whole(entry, event.data, declared)) is not None:
-                    await self._send_whole(entry, rest, event.data)
-            elif kind is data_of:
-                await self._take_data(event.data)
-            elif kind is Kind.BEGIN:
-                await self._take_begin(event)
-            elif kind is Kind.END:
-                await self._take_end()
+            try:
+                if kind is whole:
+                    part = event.part
+                    assert part is not None
+                    entry = Entry(part, len(event.data))
+                    self._entries.append(entry)
+                    declared = declared_digests(part.own_headers) if part.own_headers else ()  # the usual have none
+                    if (rest := self._take_whole(entry, event.data, declared)) is not None:
+                        await self._send_whole(entry, rest, event.data)
+                elif kind is data_of:
+                    await self._take_data(event.data)
+                elif kind is Kind.BEGIN:
+                    await self._take_begin(event)
+                elif kind is Kind.END:
+                    await self._take_end()
+            except OF_ONE_PART as error:
+                await self._fail(error, event)
         if self._hashing.waiting_bytes >= BATCH_BYTES:
             await self._hashing.submit()
 
-    def _take_whole(self, entry: Entry, data: bytes, declared: Declared) -> Plan | None:
-        """What of a part that lies whole in memory has to go the long way; None: nothing."""
-        part = entry.part
-        try:
-            if not part.is_file or (not data and part.raw_filename == b""):
-                self._digests.take_whole(entry, data, declared)
-                self._take_field(entry, data)
-                return None
-            self._limits.check_file(entry)
-            plan = self._plans.plan_for(part)
-            is_long = bool(plan.flows) or len(data) > BULK_BYTES
-            self._digests.take_whole(entry, data, declared, plan.hashing)
-        except OF_ONE_PART as error:  # before any sink was given anything of it
-            self._failures.part_failed(entry, error, given=False)
+    async def _fail(self, error: GatewayError, event: Event) -> None:
+        """Nothing more of the part at hand is handed out, unless the upload fails with it; its digests are told."""
+        entry, current = self._entries[-1], self._current
+        self._failures.part_failed(entry, error, given=current is not None and current.pipes is not None)
+        if current is None:
             if not entry.digests:
-                self._digests.take_whole(entry, data)
+                self._digests.take_whole(entry, event.data)
+            return
+        if current.hasher is None:
+            current.hasher = self._digests.begin(entry, current.declared)
+        held, current.held = current.held, []
+        for chunk in (*held, event.data):
+            await self._hash(current, chunk)
+        if event.kind is Kind.END:
+            self._current = None
+
+    async def _hash(self, current: CurrentPart, data: bytes) -> None:
+        if current.hasher is not None:
+            await self._hashing.give(current.hasher.update, data)
+
+    # -- parts that lie whole in memory
+
+    def _take_whole(self, entry: Entry, data: bytes, declared: Declared) -> Plan | None:
+        """What of it has to go the long way; None: nothing."""
+        part = entry.part
+        if not part.is_file or (not data and part.raw_filename == b""):
+            self._digests.take_whole(entry, data, declared)
+            self._take_field(entry, data)
             return None
-        if is_long:
+        self._limits.check_file(entry)
+        plan = self._plans.plan_for(part)
+        self._digests.take_whole(entry, data, declared, plan.hashing)
+        if plan.flows or len(data) > BULK_BYTES:
             return plan
         for lane in plan.lanes:
             if lane.takes_batches:
@@ -192,6 +210,8 @@ class Pump:
                 await pipe.send(data)
             pipe.finish()
 
+    # -- parts that come in pieces
+
     async def _take_begin(self, event: Event) -> None:
         part = event.part
         assert part is not None
@@ -199,11 +219,7 @@ class Pump:
         self._entries.append(entry)
         current = self._current = CurrentPart(entry, declared_digests(part.own_headers or ()))
         if part.is_file and part.raw_filename != b"":
-            try:
-                current.plan = self._plans.plan_for(part)
-            except OF_ONE_PART as error:
-                await self._fail(current, error, given=False)
-                return
+            current.plan = self._plans.plan_for(part)
             if not current.plan.is_short:
                 await self._begin_long_way(current)
 
@@ -212,51 +228,42 @@ class Pump:
         assert current is not None
         entry, limit = current.entry, self._limits.max_file_bytes
         entry.size += len(data)
-        if entry.problem is not None:
+        if entry.problem is not None:  # it is not kept, and told all the same
             await self._hash(current, data)
             return
         if not entry.part.is_file:
             self._limits.check_field(entry.size, whole=False)
             current.held.append(data)
             return
-        if current.pipes is None or (limit and entry.size > limit):
+        if limit and entry.size > limit:
+            self._limits.check_file(entry)
+        if current.pipes is None:
             # It may soon be whole, and then goes the short way; or seem to be an empty file input, with bytes in it.
-            try:
-                self._limits.check_file(entry)
-                plan = current.plan = current.plan or self._plans.plan_for(entry.part)
-            except OF_ONE_PART as error:
-                await self._fail(current, error, given=True)
-                await self._hash(current, data)
-                return
-            if entry.size <= BULK_BYTES and plan.is_short:
+            current.plan = current.plan or self._plans.plan_for(entry.part)
+            if entry.size <= BULK_BYTES and current.plan.is_short:
                 add_chunk(current.held, data)
                 return
             await self._begin_long_way(current)
         if current.hasher is not None:
-            await self._hashing.update(current.hasher, data)
+            await self._hashing.give(current.hasher.update, data)
         assert current.pipes is not None
         for pipe in current.pipes:
             await pipe.send(data)
 
     async def _take_end(self) -> None:
-        current, self._current = self._current, None
+        current = self._current
         assert current is not None
         entry = current.entry
-        if entry.problem is not None:
-            return
-        if current.pipes is None:
+        if current.pipes is None and entry.problem is None:
             data = b"".join(current.held)
             if (rest := self._take_whole(entry, data, current.declared)) is not None:
                 await self._send_whole(entry, rest, data)
-            return
-        if current.declared and current.hasher is not None:
-            try:  # first: what it refutes must not be finished anywhere
+        elif current.pipes is not None and entry.problem is None:
+            if current.declared and current.hasher is not None:  # first: what it refutes must not be finished anywhere
                 await self._digests.verify(entry, current.hasher, current.declared)
-            except OF_ONE_PART as error:
-                self._failures.part_failed(entry, error, given=True)
-                return
-        for pipe in current.pipes:
-            pipe.finish()
+            for pipe in current.pipes:
+                pipe.finish()
+        self._current = None
 
     async def _begin_long_way(self, current: CurrentPart) -> None:
         """Its first bytes, if any were held, go ahead."""
@@ -266,24 +273,10 @@ class Pump:
         pipes = await self._handover.open(entry, plan.lanes, plan.flows)
         held, current.held = current.held, []
         for chunk in held:
-            if current.hasher is not None:
-                await self._hashing.update(current.hasher, chunk)
+            await self._hash(current, chunk)
             for pipe in pipes:
                 await pipe.send(chunk)
         current.pipes = pipes
-
-    async def _fail(self, current: CurrentPart, error: GatewayError, *, given: bool) -> None:
-        """Nothing more of it is handed out, unless the upload fails with it; its digests are told all the same."""
-        self._failures.part_failed(current.entry, error, given=given)
-        if current.hasher is None:
-            current.hasher = self._digests.begin(current.entry, current.declared)
-        for chunk in current.held:
-            await self._hash(current, chunk)
-        current.held = []
-
-    async def _hash(self, current: CurrentPart, data: bytes) -> None:
-        if current.hasher is not None:
-            await self._hashing.update(current.hasher, data)
 
 
 def _is_file(entry: Entry) -> bool:

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Sequence
 from contextlib import suppress
 
-from gateway.concurrency.pipe import Progress
 from gateway.concurrency.tasks import start
 from gateway.concurrency.timer import RearmingTimer
-from gateway.errors import FlowStalled, GatewayError, SinkTimeout
-from gateway.flows import FlowChain
+from gateway.errors import GatewayError
+from gateway.upload.flow_run import Passage
 from gateway.upload.keep_each import AllOrNothing
 from gateway.upload.lanes import RequiredLane
 
@@ -23,7 +22,7 @@ class StallWatch:
     def __init__(
         self,
         lanes: Sequence[RequiredLane],
-        flowing: Mapping[FlowChain, Progress],
+        flowing: Collection[Passage],
         failures: AllOrNothing,
         limit: float,
         tasks: asyncio.TaskGroup,
@@ -38,39 +37,24 @@ class StallWatch:
             self._timer.look_in(limit)
 
     def stop(self) -> None:
+        """For good."""
         self._timer.stop()
 
     def _look(self) -> float | None:
         now, limit = asyncio.get_running_loop().time(), self._limit
-        owing: list[tuple[float, RequiredLane | None, FlowChain | None]] = [
-            *((lane.progress.moved_at, lane, None) for lane in self._lanes if lane.progress.owed),
-            *((progress.moved_at, None, chain) for chain, progress in self._flowing.items() if progress.owed),
-        ]
+        watched: list[RequiredLane | Passage] = [*self._lanes, *self._flowing]
+        owing = [who for who in watched if who.progress.owed]
         # Who has not moved for longest is the one that the others wait for.
-        since, lane, chain = min(owing, key=lambda one: one[0], default=(now, None, None))
-        if now - since < limit:
+        slowest = min(owing, key=lambda who: who.progress.moved_at, default=None)
+        since = now if slowest is None else slowest.progress.moved_at
+        if slowest is None or now - since < limit:
             return since + limit - now
-        if lane is not None:
-            error: GatewayError = _sink_stalled(lane, limit)
-        else:
-            assert chain is not None
-            error = _flow_stalled(chain, limit)
-            if self._failures.forgo(chain.file.index, error):
-                return 0
+        error = slowest.stalled(limit)
+        if self._failures.forgo(error):
+            return 0
         with suppress(RuntimeError):  # the upload is failing already
             start(self._tasks, _fail(error))
         return None
-
-
-def _sink_stalled(lane: RequiredLane, limit: float) -> SinkTimeout:
-    what, clock = ("did not confirm the whole upload", "first_byte") if lane.committing else ("took nothing", "write")
-    of_relays = {"clock": clock} if lane.is_relay else {}
-    return SinkTimeout(f"sink {lane.name} {what} for {limit:g} seconds", sink=lane.name, limit=limit, **of_relays)
-
-
-def _flow_stalled(chain: FlowChain, limit: float) -> FlowStalled:
-    name, part = chain.running, chain.file.index
-    return FlowStalled(f"flow {name} took nothing for {limit:g} seconds", flow=name, part=part, limit=limit)
 
 
 async def _fail(error: GatewayError) -> None:

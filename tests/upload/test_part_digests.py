@@ -56,7 +56,7 @@ async def test_a_part_has_the_digests_of_its_bytes_however_it_comes(executor: Th
     hasher = digests.begin(streamed, ())
     assert hasher is not None
     for start in range(0, size, 65536):
-        await digests.hashing.update(hasher, data[start : start + 65536])
+        await digests.hashing.give(hasher.update, data[start : start + 65536])
     await digests.hashing.finish()
     digests.settle()
     assert whole.digests == streamed.digests == digest_of(data, BOTH)
@@ -69,7 +69,7 @@ async def test_parts_that_come_by_turns_have_each_their_own(executor: ThreadPool
         digests.take_whole(one, bytes([one.part.index]) * 10_000)
         hasher = digests.begin(one, ()) if one.part.index % 2 else None
         if hasher is not None:
-            await digests.hashing.update(hasher, b"of the wire")
+            await digests.hashing.give(hasher.update, b"of the wire")
     await digests.hashing.finish()
     digests.settle()
     for one in entries:
@@ -97,7 +97,7 @@ async def test_what_is_tiny_or_declared_is_not_left_to_the_sink(executor: Thread
     digests.take_whole(declared, bytes(5000), [("md5", digest_of(bytes(5000), ("md5",))["md5"])], sink)
     hasher = digests.begin(streamed, [("md5", digest_of(b"hello", ("md5",))["md5"])], sink)
     assert hasher is not None
-    await digests.hashing.update(hasher, b"hello")
+    await digests.hashing.give(hasher.update, b"hello")
     await digests.verify(streamed, hasher, [("md5", digest_of(b"hello", ("md5",))["md5"])])
     digests.settle()
     assert sink.asked == {}
@@ -115,7 +115,7 @@ async def test_what_is_not_what_was_declared_is_a_mismatch_and_its_digests_are_t
         digests.take_whole(whole, b"abc", wrong)
     hasher = digests.begin(streamed, wrong)
     assert hasher is not None
-    await digests.hashing.update(hasher, b"abc")
+    await digests.hashing.give(hasher.update, b"abc")
     with pytest.raises(DigestMismatch):
         await digests.verify(streamed, hasher, wrong)
     digests.settle()
