@@ -75,6 +75,7 @@ class Progress:
         self._finishing += 1
 
     def end_finishing(self) -> None:
+        """They are done with one, whatever became of it."""
         self._finishing -= 1
         self.moved()
 
@@ -89,6 +90,7 @@ class Progress:
             self.moved()
 
     def moved(self) -> None:
+        """They did something: their clock begins anew."""
         self.moved_at = self._loop.time()
 
 
@@ -121,6 +123,7 @@ class Window:
         self.progress.give(size)
 
     def release(self, size: int) -> None:
+        """So many bytes were taken: there is room for others."""
         self.used -= size
         self.progress.take(size)
         if self._room is not None and not self._room.done():

@@ -65,6 +65,7 @@ _FIELD_VALUE = re.compile("[\t\x20-\x7e\xa0-\ud7ff\ue000-\U0010ffff]+")
 
 
 async def get_upload(request: web.Request) -> web.Response:
+    """The manifest, as it was kept. Raises NotFound."""
     upload_id = _upload_id(request)
     for store in request.app[STORES]:
         manifest = await store.manifest(upload_id)

@@ -25,6 +25,8 @@ class DiscardSink(Sink):
 
 
 class DiscardDelivery(Delivery):
+    """One upload that goes nowhere."""
+
     takes_batches = True
     began = False  # nothing of it ever becomes visible, so nothing of it can stay
 

@@ -194,4 +194,5 @@ class _Lag(Window):
         self.progress.give(size)
 
     def release_parts(self, size: int) -> None:
+        """What was held does not wait any more."""
         self.used -= size

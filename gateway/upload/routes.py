@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import fnmatch
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
 from functools import cached_property
 
 from gateway.model import Part, text
@@ -13,7 +12,7 @@ from gateway.model import Part, text
 __all__ = ["BestEffort", "Match", "Route", "Rule"]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Match:
     """Globs (`*`, `?`, `[…]`) on a file's name, file name and media type; None matches everything.
 
@@ -26,30 +25,13 @@ class Match:
     content_type: str | None = None
 
     def takes(self, part: Part) -> bool:
-        if self._name is not None and not self._name.match(part.name):
-            return False
-        if self._filename is not None and not self._filename.match(part.filename or ""):
-            return False
-        if self._content_type is None:
-            return True
+        """Whether it is a file that all of them match."""
         media_type = text(part.content_type or b"").partition(";")[0].strip().lower()
-        return self._content_type.match(media_type) is not None
-
-    @cached_property
-    def _name(self) -> re.Pattern[str] | None:
-        return _glob(self.name)
-
-    @cached_property
-    def _filename(self) -> re.Pattern[str] | None:
-        return _glob(self.filename)
-
-    @cached_property
-    def _content_type(self) -> re.Pattern[str] | None:
-        return _glob(None if self.content_type is None else self.content_type.lower())
-
-
-def _glob(pattern: str | None) -> re.Pattern[str] | None:
-    return None if pattern is None else re.compile(fnmatch.translate(pattern), re.DOTALL)
+        return (
+            (self.name is None or fnmatchcase(part.name, self.name))
+            and (self.filename is None or fnmatchcase(part.filename or "", self.filename))
+            and (self.content_type is None or fnmatchcase(media_type, self.content_type.lower()))
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,6 +77,7 @@ class Route:
         return self.kind in ("relay", "opaque") or self.answer is not None
 
     def rule_for(self, part: Part) -> Rule | None:
+        """The first that takes this file; None: no rule does."""
         for rule in self.rules:
             if rule.match.takes(part):
                 return rule
