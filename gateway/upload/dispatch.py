@@ -108,11 +108,7 @@ class Dispatcher:
         manifest = Manifest(upload.id, [])
         failures = KeepEach(manifest) if route.keep_each else AllOrNothing()
         required = [await self._opened(name, upload, failures, stack) for name in route.required]
-        best_effort = [
-            BestEffortLane(name, self.sinks[name].stage, route.best_effort[name], limits.parallel_parts)
-            for name in route.sinks
-            if name in route.best_effort
-        ]
+        best_effort = self._best_effort()
         lanes: list[Lane] = [*required, *best_effort]
         plans = Plans(route, lanes, self.flows, next((lane for lane in required if lane.delivery.takes_wire), None))
         digests = PartDigests(route.digests, self.executor)
@@ -122,6 +118,7 @@ class Dispatcher:
             async with asyncio.TaskGroup() as outer:
                 watching = [outer.create_task(lane.watch()) for lane in required if lane.delivery.is_watched]
                 lives = [outer.create_task(lane.live(sinks[lane.name], upload)) for lane in best_effort]
+                # All that waits is in here; a body that is whole in memory before a sink is opened could be one batch.
                 async with asyncio.TaskGroup() as accepting:
                     handover = Handover(lanes, digests, limits, failures, accepting)
                     pump = Pump(plans, digests, PartLimits(limits), handover, manifest.entries, failures)
@@ -169,6 +166,11 @@ class Dispatcher:
         if route.answer not in (None, error.sink) or not route.passes_answers:
             raise refused(error) from None
         return error.sink, error.response
+
+    def _best_effort(self) -> list[BestEffortLane]:
+        terms, parallel = self.route.best_effort, self.limits.parallel_parts
+        names = [name for name in self.route.sinks if name in terms]
+        return [BestEffortLane(name, self.sinks[name].stage, terms[name], parallel) for name in names]
 
     async def _opened(self, name: str, upload: Upload, failures: AllOrNothing, stack: AsyncExitStack) -> RequiredLane:
         sink, stall_seconds = self.sinks[name], self.limits.stall_seconds

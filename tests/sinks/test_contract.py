@@ -141,6 +141,7 @@ async def test_as_best_effort_it_gets_everything_too(start_gateway: StartGateway
     assert kept(gateway) == [{0: SMALL, 2: LARGE}]
 
 
+@pytest.mark.tracebacks
 async def test_a_delivery_that_is_none_is_the_fault_of_its_sink(start_gateway: StartGateway) -> None:
     gateway = await start_gateway(sinks={"mine": {"type": f"{__name__}:Misdelivering"}}, routes=route("mine"))
     async with ClientSession() as session, session.post(gateway.url + "/in", data=BODY, headers=FORM) as answer:
