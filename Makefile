@@ -17,6 +17,9 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 serve: .venv/.serving
 	@exec $(BIN)/gateway serve --config config/demo.toml --with-receiver $(RECEIVER_PORT)
 
+# What was compiled is kept, though the environment may say otherwise: the tests start some hundred processes.
+test check: export PYTHONDONTWRITEBYTECODE =
+
 # All tests, several at a time since most of them wait: make test ARGS='-x -k relay'
 test: .venv/.testing
 	$(BIN)/pytest $(BESIDE) $(ARGS)

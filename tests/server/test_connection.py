@@ -287,8 +287,12 @@ class TestAFinWithinABody:
                 client.finish()
                 assert await client.ended(5) == b""
         await eventually(lambda: not gateway.stored())
-        lines = [line for line in caplog.records if line.name == "gateway.uploads"]
-        assert [(line.levelno, line.getMessage()) for line in lines] == [(logging.INFO, "upload client-gone")] * 2
+
+        def lines() -> list[tuple[int, str]]:
+            return [(line.levelno, line.getMessage()) for line in caplog.records if line.name == "gateway.uploads"]
+
+        await eventually(lambda: len(lines()) == 2)
+        assert lines() == [(logging.INFO, "upload client-gone")] * 2
 
     async def test_whose_framing_is_broken_is_a_hang_up_at_once(self, gateway: RunningGateway) -> None:
         async with Client(gateway.port) as client:

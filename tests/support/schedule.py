@@ -6,9 +6,9 @@ import re
 
 from xdist.scheduler import LoadScopeScheduling
 
-__all__ = ["TogetherScheduling", "together"]
+__all__ = ["TOGETHER", "TogetherScheduling", "together"]
 
-_TOGETHER: dict[str, str] = {
+TOGETHER: dict[str, str] = {
     "tests/multipart/test_conformance_http.py": "",
     "tests/sinks/relay/sending/test_connect.py": "",
     "tests/downloads/test_stored.py": "nginx_does",
@@ -21,7 +21,7 @@ _TOGETHER: dict[str, str] = {
 def together(nodeid: str) -> str:
     """What a test is scheduled with: its group, or itself alone."""
     file, _, test = nodeid.partition("::")
-    if file in _TOGETHER and (match := re.search(_TOGETHER[file], test)):
+    if file in TOGETHER and (match := re.search(TOGETHER[file], test)):
         return f"{file} {match[0]}"
     return nodeid
 

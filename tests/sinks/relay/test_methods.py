@@ -187,7 +187,7 @@ async def test_a_health_path_goes_out_as_it_is_written(start_gateway: StartGatew
     async with HonestUpstream(200, b"words") as upstream:
         sink = {"url": f"{upstream.url}in%2F?z=1", "health_path": written, "health_seconds": 60}
         await start_gateway(sinks={"api": sink})
-        await eventually(lambda: bool(upstream.exchanges))
+        await eventually(lambda: bool(upstream.exchanges and upstream.exchanges[0].head))
         assert _line(upstream) == f"GET {written} HTTP/1.1".encode()
 
 
