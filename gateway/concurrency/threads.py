@@ -24,6 +24,8 @@ __all__ = ["PATIENCE_SECONDS", "CleanUps", "DaemonThreads", "TrackedExecutor"]
 
 PATIENCE_SECONDS = 0.5
 """How long an answer waits for what is removed behind it: disks that work need milliseconds for that."""
+_MANY = 100
+"""Removals that go on at a time, each behind an answer: on a disk that works there is hardly ever one."""
 _TELL_SECONDS = 0.05
 """Those who wait for a thread are told so often that others move: clocks for stalls are no finer."""
 
@@ -205,6 +207,11 @@ class CleanUps:
 
     def __init__(self) -> None:
         self._unfinished: dict[Future[Any], str] = {}
+
+    @property
+    def are_many(self) -> bool:
+        """Whether so many go on that nothing more ought to be begun that may hang as well: each costs memory."""
+        return len(self._unfinished) >= _MANY
 
     @property
     def unfinished(self) -> list[str]:

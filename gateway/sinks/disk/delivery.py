@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import AsyncIterable, Callable, Mapping, Sequence
 from concurrent.futures import Future
 from functools import partial
@@ -151,7 +152,8 @@ class DiskDelivery(Delivery):
             await self._volume.cleanups.settle(finishing, self._upload_id)
         finally:
             if not finishing.done() and not self._is_kept:
-                self._volume.threads.submit(self._directory.withdraw)
+                with contextlib.suppress(RuntimeError):  # the threads are stopped: the process is about to end
+                    self._volume.threads.submit(self._directory.withdraw)
 
     def _finished(self, finishing: Future[OSError | None]) -> None:
         error = finishing.exception() or finishing.result()

@@ -30,6 +30,7 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 
 from gateway.concurrency.threads import PATIENCE_SECONDS
+from gateway.errors import SinkUnavailable
 from gateway.model import Upload
 from gateway.sinks.disk.delivery import DiskDelivery
 from gateway.sinks.disk.layout import translated
@@ -94,9 +95,15 @@ class DiskSink(Store):
         assert self._started is not None
         return self._started
 
+    def admit(self, upload: Upload) -> None:
+        """Refuse uploads for a disk that hangs: what is left on it waits in memory. Raises SinkUnavailable."""
+        if self._volume.cleanups.are_many:
+            raise SinkUnavailable(f"sink {self.name} hangs", sink=self.name)
+
     @asynccontextmanager
     async def open(self, upload: Upload) -> AsyncIterator[DiskDelivery]:
-        """One upload's share; nothing of it is on disk before its first part."""
+        """One upload's share; nothing of it is on disk before its first part. Raises what `admit` does."""
+        self.admit(upload)
         delivery = DiskDelivery(upload.id, self._volume)
         try:
             yield delivery

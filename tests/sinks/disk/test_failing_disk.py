@@ -322,6 +322,25 @@ async def test_every_call_hangs_and_still_all_are_answered_and_the_process_ends(
         those.check_log()
 
 
+async def test_uploads_for_a_disk_that_hangs_and_hangs_are_refused_until_it_works_again(tmp_path: Path) -> None:
+    with disks(tmp_path, limits="stall_seconds = 1", server="drain_seconds = 1\nmax_uploads = 0") as those:
+        those.faults.arm(sleep_seconds=12, kinds=Call.MKDIR)
+        async with asyncio.TaskGroup() as group:
+            sending = [group.create_task(those.post(SMALL)) for _ in range(120)]
+        assert {one.result().status for one in sending} == {504}
+        started = time.monotonic()
+        for path in ("/upload", "/both"):
+            answer = await those.post(SMALL, path)
+            assert (answer.status, answer.json()["sink"]) == (503, "disk")
+        assert time.monotonic() - started < 0.9
+        those.faults.disarm()
+        async with asyncio.timeout(30):
+            while (await those.post(SMALL)).status != 201:  # noqa: ASYNC110 - the other side signals nothing
+                await asyncio.sleep(0.5)
+        await eventually(lambda: those.temporary() == [])
+        assert len(those.entries()["disk"]) == 1
+
+
 async def test_what_hung_is_removed_behind_the_answer_and_the_drain_waits_for_it(tmp_path: Path) -> None:
     with disks(tmp_path, limits="stall_seconds = 1", server="drain_seconds = 20") as those:
         those.faults.arm(at=1, count=1, sleep_seconds=4, kinds=Call.FSYNC)

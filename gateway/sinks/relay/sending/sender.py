@@ -11,6 +11,7 @@ from yarl import URL
 
 from gateway.concurrency.pipe import Progress
 from gateway.concurrency.threads import PATIENCE_SECONDS, CleanUps, DaemonThreads
+from gateway.errors import SinkUnavailable
 from gateway.http.forwarding import HeaderRules, outbound_headers
 from gateway.model import Upload
 from gateway.sinks.relay.sending.connect import Connecting
@@ -78,7 +79,11 @@ class Sender:
         await self._stack.aclose()
 
     def spool(self) -> Spool:
-        """A file for one body or several, to be closed by whoever asked for it."""
+        """A file for one body or several, to be closed by whoever asked for it. Raises SinkUnavailable for a disk that
+        hangs.
+        """
+        if self.cleanups.are_many:
+            raise SinkUnavailable(f"sink {self._name} cannot spool: its disk hangs", sink=self._name)
         return Spool(self._sending.spool_dir, self.executor, self.cleanups)
 
     def outbound(
