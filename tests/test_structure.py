@@ -225,6 +225,23 @@ def test_imports_make_no_circle() -> None:
     TopologicalSorter({name: _neighbours(name) for name in MODULES}).prepare()
 
 
+NOT_AT_THE_DOOR = {"server.demo_destination", "multipart.reader", "multipart.writer"}
+"""Rooms that are had by their own names: what is for trying out, and what brings aiohttp to those who only parse."""
+
+
+@each_module
+def test_what_other_wings_use_of_a_wing_is_said_at_its_door(name: str) -> None:
+    for node in ast.walk(_tree(name)):
+        if not isinstance(node, ast.ImportFrom) or not (node.module or "").startswith("gateway."):
+            continue
+        wing, _, room = (node.module or "").removeprefix("gateway.").partition(".")
+        if name == "__init__" or wing in (name.partition(".")[0], "sinks", "flows") or not room:
+            continue
+        if f"{wing}.{room}" not in NOT_AT_THE_DOOR:
+            # a function that is named as its room is: the door's name would hide the room
+            assert {alias.name for alias in node.names} - {room} <= set(_exported(f"{wing}.__init__"))
+
+
 def test_the_top_of_the_package_can_be_seen_at_a_glance() -> None:
     assert len([path for path in PACKAGE.iterdir() if path.name != "__pycache__"]) <= 18
 

@@ -1,1 +1,25 @@
 """Bytes and work in progress: pipes whose windows are in bytes, jobs in threads, work that somebody else may end."""
+
+from __future__ import annotations
+
+from gateway.concurrency.pipe import Pipe, Progress, Window, add_chunk, batches, gathered
+from gateway.concurrency.scope import Scope
+from gateway.concurrency.tasks import start
+from gateway.concurrency.threads import PATIENCE_SECONDS, CleanUps, DaemonThreads, TrackedExecutor
+from gateway.concurrency.timer import RearmingTimer
+
+__all__ = [
+    "PATIENCE_SECONDS",
+    "CleanUps",
+    "DaemonThreads",
+    "Pipe",
+    "Progress",
+    "RearmingTimer",
+    "Scope",
+    "TrackedExecutor",
+    "Window",
+    "add_chunk",
+    "batches",
+    "gathered",
+    "start",
+]

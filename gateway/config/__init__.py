@@ -1,1 +1,21 @@
 """What can be configured: settings, what of them contradicts, how they are loaded, and what memory they allow."""
+
+from __future__ import annotations
+
+from gateway.config.environment import unknown_variables
+from gateway.config.load import ConfigError
+from gateway.config.make import make_sinks_and_flows
+from gateway.config.memory import memory_bound_bytes, unlimited_keys
+from gateway.config.settings import OWN_PATHS, Settings
+from gateway.config.sinks import RelaySettings
+
+__all__ = [
+    "OWN_PATHS",
+    "ConfigError",
+    "RelaySettings",
+    "Settings",
+    "make_sinks_and_flows",
+    "memory_bound_bytes",
+    "unknown_variables",
+    "unlimited_keys",
+]

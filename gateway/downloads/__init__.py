@@ -1,1 +1,24 @@
 """What is given back, and what is fetched: stored files and archives, allow-listed remote URLs."""
+
+from __future__ import annotations
+
+from gateway.downloads.guard import AddressGuard, UrlRules
+from gateway.downloads.locations import ARCHIVE_PATH, FILE_PATH, UPLOAD_PATH, file_location, upload_location
+from gateway.downloads.remote import Downloader
+from gateway.downloads.stored import STORES, delete_upload, get_archive, get_file, get_upload
+
+__all__ = [
+    "ARCHIVE_PATH",
+    "FILE_PATH",
+    "STORES",
+    "UPLOAD_PATH",
+    "AddressGuard",
+    "Downloader",
+    "UrlRules",
+    "delete_upload",
+    "file_location",
+    "get_archive",
+    "get_file",
+    "get_upload",
+    "upload_location",
+]

@@ -1,1 +1,58 @@
 """What HTTP asks of a hop: headers that go along, conditions and ranges, problems, answers streamed through."""
+
+from __future__ import annotations
+
+from gateway.http.answering import HEAD_LIMITS, AnswerConnector, AnswerHandler
+from gateway.http.answers import delivered, passed_through, reset, strip_aiohttp_headers
+from gateway.http.conditions import chosen
+from gateway.http.forwarding import (
+    REQUEST_ID,
+    TOKEN,
+    HeaderRules,
+    TrustedNetworks,
+    believed,
+    check_static_header,
+    end_to_end,
+    outbound_headers,
+    proxy_status,
+    request_id,
+)
+from gateway.http.lent_connection import ConnectionLost, LentConnection
+from gateway.http.obs_text import ForwardedResponse, restore_obs_text
+from gateway.http.problems import problem, problem_document
+from gateway.http.sockets import destination_socket
+from gateway.http.urls import PATH_SAFE, PORTS, authority, destination_url, origin_path, split_url
+
+__all__ = [
+    "HEAD_LIMITS",
+    "PATH_SAFE",
+    "PORTS",
+    "REQUEST_ID",
+    "TOKEN",
+    "AnswerConnector",
+    "AnswerHandler",
+    "ConnectionLost",
+    "ForwardedResponse",
+    "HeaderRules",
+    "LentConnection",
+    "TrustedNetworks",
+    "authority",
+    "believed",
+    "check_static_header",
+    "chosen",
+    "delivered",
+    "destination_socket",
+    "destination_url",
+    "end_to_end",
+    "origin_path",
+    "outbound_headers",
+    "passed_through",
+    "problem",
+    "problem_document",
+    "proxy_status",
+    "request_id",
+    "reset",
+    "restore_obs_text",
+    "split_url",
+    "strip_aiohttp_headers",
+]

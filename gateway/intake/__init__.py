@@ -1,1 +1,8 @@
 """May a request come in, decided on its headers alone; and its body's bytes, counted and timed."""
+
+from __future__ import annotations
+
+from gateway.intake.admission import Gate, UploadSlots, accept_body, check_headers, raw_filename
+from gateway.intake.body import Intake, received_bytes
+
+__all__ = ["Gate", "Intake", "UploadSlots", "accept_body", "check_headers", "raw_filename", "received_bytes"]

@@ -1,1 +1,8 @@
 """What is around the wings: handlers, the application, processes that drain; metrics, and the demo destination."""
+
+from __future__ import annotations
+
+from gateway.server.serve import configure_logging, run, until_signalled
+from gateway.server.workers import WorkersFailed, supervise
+
+__all__ = ["WorkersFailed", "configure_logging", "run", "supervise", "until_signalled"]

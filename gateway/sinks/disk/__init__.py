@@ -1,1 +1,7 @@
 """Uploads on a local file system: one directory each, published by one rename."""
+
+from __future__ import annotations
+
+from gateway.sinks.disk.sink import DiskSink
+
+__all__ = ["DiskSink"]
