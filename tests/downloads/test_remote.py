@@ -832,7 +832,7 @@ async def test_a_server_that_says_nothing_is_a_timeout(start: Start) -> None:
     async with listener.listening() as port:
         gateway = await start(allow=[f"http://127.0.0.1:{port}/*"], allow_private=LOOPBACK, idle_seconds=0.3)
         assert (await _get(gateway, f"http://127.0.0.1:{port}/")).status == 504
-        await asyncio.wait_for(listener.gone.wait(), 10)
+        await asyncio.wait_for(listener.gone.wait(), 30)
 
 
 async def test_a_server_that_falls_silent_breaks_the_clients_connection(
@@ -842,7 +842,7 @@ async def test_a_server_that_falls_silent_breaks_the_clients_connection(
     async with listener.listening() as port:
         gateway = await start(allow=[f"http://127.0.0.1:{port}/*"], allow_private=LOOPBACK, idle_seconds=0.5)
         assert (await _broken(gateway, f"http://127.0.0.1:{port}/")).endswith(b"abc")
-        await asyncio.wait_for(listener.gone.wait(), 10)
+        await asyncio.wait_for(listener.gone.wait(), 30)
     assert [line.getMessage() for line in _lines(caplog)] == ["download sink-timeout"]
 
 
@@ -876,8 +876,8 @@ async def test_a_client_that_resets_ends_the_fetch_though_the_server_is_silent(
         await asyncio.sleep(0.1)
         began = time.monotonic()
         _reset(writer)
-        await asyncio.wait_for(listener.gone.wait(), 10)
-        assert time.monotonic() - began < 5
+        await asyncio.wait_for(listener.gone.wait(), 30)
+        assert time.monotonic() - began < 20
         await _eventually(lambda: bool(_lines(caplog)))
     assert [line.getMessage() for line in _lines(caplog)] == ["download client-gone"]
 
@@ -901,7 +901,7 @@ async def test_a_client_that_hangs_up_in_mid_stream_ends_the_fetch(
     reader, writer = await _connect(gateway, f"{there.url}/a")
     await reader.readexactly(MIB)
     writer.close()
-    await asyncio.wait_for(ended.wait(), 10)
+    await asyncio.wait_for(ended.wait(), 30)
     await _eventually(lambda: bool(_lines(caplog)))
     assert [line.getMessage() for line in _lines(caplog)] == ["download client-gone"]
 
@@ -979,7 +979,7 @@ async def test_a_cancelled_download_breaks_the_clients_connection(
         with pytest.raises(ConnectionResetError):
             await reader.read()
         writer.close()
-        await asyncio.wait_for(listener.gone.wait(), 10)
+        await asyncio.wait_for(listener.gone.wait(), 30)
     assert [line.getMessage() for line in _lines(caplog)] == ["download cancelled"]
 
 

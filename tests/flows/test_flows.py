@@ -125,7 +125,7 @@ async def test_files_are_worked_on_side_by_side(start_gateway: StartGateway, nap
     gateway = await start_gateway(routes=route(f"{OURS}:{nap}", kind="convert"))
     began = time.monotonic()
     status, results = await post(gateway, form(*((f"{number}", bytes([number]) * size) for number in range(8))))
-    assert time.monotonic() - began < 4
+    assert time.monotonic() - began < 7  # one by one it would be 8
     assert status == 200
     assert [result["index"] for result in results] == list(range(8))
 

@@ -55,7 +55,7 @@ async def _seen(client: Client) -> dict[str, Any]:
 
 
 async def _eventually(holds: Callable[[], bool]) -> None:
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(30):
         while not holds():  # noqa: ASYNC110 - the other side is a server that signals nothing
             await asyncio.sleep(0.01)
 
@@ -71,7 +71,7 @@ def _head(path: str, length: int, *more: str) -> bytes:
 
 async def _answer(reader: asyncio.StreamReader) -> tuple[bytes, Any]:
     """The head, and the JSON behind it, of an answer after which the connection is closed."""
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(30):
         head, _, body = (await reader.read()).partition(b"\r\n\r\n")
     return head, json.loads(body)
 
@@ -171,7 +171,7 @@ async def test_an_empty_body_is_an_empty_file(client: Client) -> None:
 async def test_expect_100_continue(client: Client) -> None:
     reader, writer = await _connect(client)
     writer.write(_head("/", 3, "Expect: 100-continue", "Connection: close"))
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(30):
         assert await reader.readuntil(b"\r\n\r\n") == b"HTTP/1.1 100 Continue\r\n\r\n"
     writer.write(b"abc")
     head, manifest = await _answer(reader)
@@ -300,7 +300,7 @@ async def test_rate_bytes_is_felt_by_the_sender(client: Client) -> None:
 async def test_die_after_bytes_is_a_reset(client: Client) -> None:
     reader, writer = await _connect(client)
     writer.write(_head("/?die_after_bytes=50000", 200_000) + b"x" * 100_000)
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(30):
         with pytest.raises(ConnectionResetError):
             await reader.read()
     writer.close()
@@ -322,7 +322,7 @@ async def test_die_after_bytes_waits_for_the_bytes(client: Client) -> None:
 async def test_answer_after_bytes(client: Client) -> None:
     reader, writer = await _connect(client)
     writer.write(_head("/?answer_after_bytes=50000&status=413", 32 << 20) + b"x" * (32 << 20))
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(30):
         head = (await reader.readuntil(b"\r\n\r\n")).lower()
         assert head.startswith(b"http/1.1 413 ")
         assert b"connection: close" in head
@@ -361,7 +361,7 @@ async def test_never_answer_does_not_outlive_the_server(aiohttp_client: AiohttpC
     reader, writer = await _connect(client)
     writer.write(_head("/?never_answer=1", 3) + b"abc")
     await _eventually(lambda: client.app[_SEEN].completed == 1)
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(30):
         await client.server.close()
         assert await reader.read() == b""
     writer.close()
