@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from gateway.http.answering import HEAD_LIMITS, AnswerConnector, AnswerHandler
+from gateway.http.answering import HEAD_LIMITS, HELD_HEAD_BYTES, AnswerConnector, AnswerHandler
 from gateway.http.answers import delivered, passed_through, reset, strip_aiohttp_headers
 from gateway.http.conditions import chosen
 from gateway.http.forwarding import (
@@ -25,6 +25,7 @@ from gateway.http.urls import PATH_SAFE, PORTS, authority, destination_url, orig
 
 __all__ = [
     "HEAD_LIMITS",
+    "HELD_HEAD_BYTES",
     "PATH_SAFE",
     "PORTS",
     "REQUEST_ID",

@@ -8,15 +8,23 @@ import json
 import logging
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import pytest
 
+from gateway.config.memory import memory_bound_bytes
+from gateway.config.settings import Settings
 from gateway.http.answering import AnswerConnector, AnswerHandler
 from tests.conftest import RunningGateway, StartGateway
 from tests.support.clients import FORM_TYPE, Client, eventually, file, form, head
+from tests.support.processes import gateway_process
 
 BODY = form(file(b"hello"))
+HOLDING = 60
+"""Uploads at once: so many that what each holds is more than what the interpreter does with memory meanwhile."""
+CONNECTIONS_BYTES = 96 << 10
+"""What an upload with small heads was measured to take on top: two connections, and the tasks between them."""
 OK = b"HTTP/1.1 200 OK\r\nContent-Length: 4\r\n\r\nnext"
 
 
@@ -442,3 +450,34 @@ async def test_a_per_part_request_says_it_too(started: Started, destination: Raw
     destination.answer = INVALID["a status of 999"]
     problem = (await sent(gateway, "/parts")).json()
     assert "may have acted" in str(problem)
+
+
+@pytest.mark.sockets
+@pytest.mark.parametrize(("fields", "size"), [(500, 500), (4, 60_000)], ids=["many", "long"])
+async def test_the_largest_heads_that_are_held_keep_within_what_the_memory_bound_says_of_them(
+    destination: RawDestination, tmp_path: Path, fields: int, size: int
+) -> None:
+    lines = b"".join(b"X-%d: %b\r\n" % (number, b"a" * size) for number in range(fields))
+    config = f'[sinks.api]\nurl = "{destination.url}"\nmax_connections = 0'
+    with gateway_process(tmp_path, config, GATEWAY_SERVER__DRAIN_SECONDS="1") as process:
+        async with contextlib.AsyncExitStack() as stack:
+
+            async def hold() -> None:
+                """An upload whose answer never ends; of the body there is not more than a buffer."""
+                client = await stack.enter_async_context(Client(process.port))
+                await client.send(head("/proxy", content_length=len(BODY)) + BODY)
+
+            async def answered(count: int) -> None:
+                await eventually(lambda: len(destination.heads) == count)
+                await asyncio.sleep(1)  # for the gateway to read what was sent
+
+            destination.answer = b"HTTP/1.1 200 OK\r\n" + lines + b"Content-Length: 10\r\n\r\n12345"
+            await hold()
+            await answered(1)
+            before = process.peak_rss_bytes()
+            for _ in range(HOLDING):
+                await hold()
+            await answered(1 + HOLDING)
+            grown = (process.peak_rss_bytes() - before) / HOLDING
+    _, bounds = memory_bound_bytes(Settings())
+    assert fields * size < grown < bounds["heads of answers"] + CONNECTIONS_BYTES

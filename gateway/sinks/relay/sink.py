@@ -22,6 +22,7 @@ from typing import Literal
 
 from gateway.digests import hashing_bytes
 from gateway.errors import LengthRequired
+from gateway.http.answering import HELD_HEAD_BYTES
 from gateway.http.forwarding import HeaderRules
 from gateway.model import Limits, Part, Upload
 from gateway.sinks import Sink, Stage
@@ -176,6 +177,7 @@ def memory_shares(
     requests = limits.parallel_parts if each else 1
     return {
         "buffers towards destinations": requests * 2 * received,
+        "heads of answers": requests * HELD_HEAD_BYTES,
         "prefixes kept for another destination": requests * replay_bytes,
         "batches being spooled": requests * (BATCH_BYTES + received),
         "files that wait for fields": fields_first_bytes,
