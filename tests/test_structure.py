@@ -72,6 +72,7 @@ TESTED_ELSEWHERE = {
     "config.messages": ("config.test_mistakes", "each line as it is printed"),
     "config.settings": ("config.test_load", "what is loaded is what can be configured"),
     "config.sinks": ("config.test_load", "the same for sinks"),
+    "downloads.presence": ("downloads.test_remote", "clients and servers that go away in the middle"),
     "http.conditions": ("downloads.test_stored", "beside nginx, which is asked the same over a socket"),
     "http.lent_connection": ("multipart.test_writer", "the writer that it was made for"),
     "http.obs_text": ("http.test_answering", "fields both ways, over sockets"),

@@ -20,8 +20,7 @@ import errno
 import logging
 import socket
 import time
-from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass
 
@@ -33,8 +32,8 @@ from multidict import CIMultiDict
 from yarl import URL
 
 from gateway import __version__
-from gateway.concurrency.timer import RearmingTimer
 from gateway.downloads.guard import AddressGuard, UrlRules, redirect_target, target_of
+from gateway.downloads.presence import report_loss, while_connected
 from gateway.errors import ClientGone, Forbidden, GatewayError, SinkRefused, SinkTimeout, SinkUnavailable
 from gateway.http.answering import HEAD_LIMITS, AnswerConnector
 from gateway.http.answers import reset
@@ -49,8 +48,6 @@ _PREFIX = "/download/"
 _SINK = "download"
 _REDIRECTS = frozenset([301, 302, 303, 307, 308])
 _BODILESS = frozenset([204, 304])
-_LOOK_SECONDS = 0.25
-"""How often to see whether the client is still there; only writes would tell otherwise."""
 
 _REQUEST_HEADERS = frozenset(
     ["accept", "range", "if-range", "if-match", "if-none-match", "if-modified-since", "if-unmodified-since"]
@@ -194,7 +191,7 @@ class Downloader:
 
     async def _in_time(self, request: web.Request, download: _Download, close: bool) -> web.StreamResponse:
         try:
-            async with _while_connected(request), asyncio.timeout(self._total_seconds or None):
+            async with while_connected(request), asyncio.timeout(self._total_seconds or None):
                 return await self._respond(request, download, close)
         except TimeoutError as error:
             detail = f"the download took more than {self._total_seconds:g} seconds"
@@ -298,7 +295,7 @@ class Downloader:
         return int(declared)
 
     async def _body(self, answer: aiohttp.ClientResponse, response: web.StreamResponse, download: _Download) -> None:
-        _report_loss(answer)
+        report_loss(answer)
         while True:
             try:
                 data = await answer.content.readany()
@@ -321,47 +318,3 @@ class Downloader:
 def _is_text(value: str) -> bool:
     """Whether aiohttp sends it as it came: a condition that lacks some of its bytes is another one."""
     return value.encode(errors="ignore").decode() == value
-
-
-def _report_loss(answer: aiohttp.ClientResponse) -> None:
-    """Have reads fail once the connection is lost.
-
-    aiohttp's parser closes it over broken chunked framing, and leaves whoever reads waiting, its clock stopped.
-    """
-    content, connection = answer.content, answer.connection
-
-    def lost(closed: asyncio.Future[None] | None) -> None:
-        if closed is not None and not closed.cancelled():
-            closed.exception()  # looked at, so that nobody complains
-        if not content.is_eof() and content.exception() is None:
-            content.set_exception(aiohttp.ClientPayloadError("the connection was lost"))
-
-    protocol = None if connection is None else connection.protocol
-    closed = None if protocol is None else protocol.closed
-    if closed is None:
-        lost(None)
-    else:
-        closed.add_done_callback(lost)
-
-
-@asynccontextmanager
-async def _while_connected(request: web.Request) -> AsyncIterator[None]:
-    """Cancels what it holds when the client has hung up, and raises ClientGone: a clock that runs out then."""
-
-    def look() -> float | None:
-        if request.transport is not None and not request.transport.is_closing():
-            return _LOOK_SECONDS
-        clock.reschedule(asyncio.get_running_loop().time())
-        return None
-
-    clock, timer = asyncio.timeout(None), RearmingTimer(look)
-    try:
-        async with clock:
-            timer.look()
-            yield
-    except TimeoutError as error:
-        if clock.expired():
-            raise ClientGone("the client hung up before the end of the download") from error
-        raise
-    finally:
-        timer.stop()
