@@ -99,7 +99,8 @@ def log_upload(
 
 def log_untaken(request: web.BaseRequest) -> None:
     """The line of an answer that its client was no longer there for: what was asked for is done all the same."""
-    extra = {"path": request.path, "request_id": request.get(SENT_REQUEST_ID)}
+    path, _, _ = request.path.partition(":")  # what follows may be a remote URL, and hold secrets
+    extra = {"path": path, "request_id": request.get(SENT_REQUEST_ID)}
     log.info("nobody took the answer", extra=extra)
 
 

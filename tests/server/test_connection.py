@@ -11,7 +11,9 @@ from pathlib import Path
 
 import pytest
 from aiohttp import web
+from aiohttp.test_utils import make_mocked_request
 
+from gateway.server.record import log_untaken
 from tests.conftest import Destination, RunningGateway, StartDestination, StartGateway
 from tests.support.clients import FORM_TYPE, Answer, Client, chunked, eventually, file, form, head, random_bytes
 from tests.support.processes import gateway_process
@@ -381,6 +383,17 @@ class TestAClientThatQuits:
         await eventually(written)
         assert sorted(lines) == ["nobody took the answer", "upload ok"]
         assert all(line.exc_info is None and line.levelno == logging.INFO for line in caplog.records)
+
+
+@pytest.mark.parametrize("written", ["https://user:hush@a.example/x%3Fsig=hush", "https:/a.example/hush"])
+def test_an_answer_that_nobody_took_tells_nothing_of_a_remote_url(
+    caplog: pytest.LogCaptureFixture, written: str
+) -> None:
+    caplog.set_level(logging.INFO)
+    log_untaken(make_mocked_request("GET", f"/download/{written}?sig=hush"))
+    (line,) = caplog.records
+    assert line.__dict__["path"] == "/download/https"
+    assert "hush" not in str(line.__dict__)
 
 
 class TestManyAtOnce:
