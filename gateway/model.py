@@ -5,7 +5,6 @@ Sizes are in bytes. `None` means unknown: it is never replaced by a guess.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar
@@ -44,7 +43,7 @@ _NOTHING = _Nothing()
 
 ENCODING_HEADERS = (b"content-transfer-encoding", b"content-encoding")
 """Headers of a part that say that its bytes have to be decoded (RFC 2045 6, RFC 9110 8.4)."""
-_NO_ENCODING = re.compile(rb"(?i:7bit|8bit|binary|identity)?(?:[ \t]*,[ \t]*(?i:7bit|8bit|binary|identity)?)*")
+_NO_ENCODINGS = frozenset([b"", b"7bit", b"8bit", b"binary", b"identity"])
 """What changes no byte. Nobody needs to be told: RFC 7578 4.7 deprecates the first of the two for that."""
 
 
@@ -89,7 +88,8 @@ class Part:
         return [
             (name, value)
             for name, value in self.own_headers
-            if name in ENCODING_HEADERS and not _NO_ENCODING.fullmatch(value)
+            if name in ENCODING_HEADERS
+            and not _NO_ENCODINGS.issuperset(coding.strip(b" \t").lower() for coding in value.split(b","))
         ]
 
     @property

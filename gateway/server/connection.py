@@ -8,6 +8,9 @@ closes the connection, and a request that came whole dies with it. Here:
 2. A FIN within a body, whatever its framing, is a hang-up as ever: the request is aborted (G3). Where whole requests
    stand before it they are answered, and it is not begun. So is half a head dropped.
 3. With nothing to answer the connection is closed at once.
+4. What comes in the same segment as a request that asks for another protocol than websocket is lost in aiohttp's
+   parser, and what comes after it is read from wherever it begins. Such a request is answered as if it did not ask, and
+   is the last one of its connection: who sent more is told so by the close, and sends it again.
 
 A client that quits right after its last byte looks the same from here. Its upload completes, and only writing the
 answer can tell that nobody is left to take it: one line in the log.
@@ -21,7 +24,7 @@ from collections import deque
 from itertools import takewhile
 from typing import Any
 
-from aiohttp import StreamReader, web
+from aiohttp import StreamReader, hdrs, web
 from aiohttp.abc import AbstractStreamWriter
 from aiohttp.http_parser import RawRequestMessage
 from aiohttp.web_protocol import RequestHandler
@@ -51,6 +54,8 @@ class Connection(RequestHandler):
             task: Any,
         ) -> web.BaseRequest:
             self._in_hand = body
+            if message.headers.get(hdrs.UPGRADE, "websocket").lower() != "websocket":
+                message = message._replace(should_close=True)  # rule 4
             return make_request(message, body, connection, writer, task)
 
         self._request_factory = taken

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import logging
 import socket
@@ -233,6 +234,23 @@ class TestPipelined:
             assert [answer.status // 100 for answer in found] == [2] * answers
         found = await _answered(gateway, UPGRADE + _raw(b"hello")[:-1])
         assert [answer.status for answer in found] == [200]
+        assert len(_kept(gateway)) == 1
+
+    @pytest.mark.parametrize("protocol", ["h2c", "tls/1.0, x"])
+    @pytest.mark.parametrize("cut", [0, -3, 5, 60])
+    async def test_one_that_asks_for_another_protocol_is_the_last_of_its_connection(
+        self, gateway: RunningGateway, protocol: str, cut: int
+    ) -> None:
+        asking = _raw(b"hello", "/upload", connection="Upgrade, HTTP2-Settings", upgrade=protocol)
+        requests = asking + _raw(b"lost", "/upload")
+        async with Client(gateway.port) as client:
+            await client.send(requests[: len(asking) + cut])
+            await asyncio.sleep(0.05)
+            with contextlib.suppress(ConnectionError):  # it may be closed already
+                await client.send(requests[len(asking) + cut :])
+            answer = await client.answer()
+            assert (answer.status, answer.headers["connection"]) == (201, "close")
+            assert not (await client.ended(SOON)).startswith(b"HTTP")
         assert len(_kept(gateway)) == 1
 
     @pytest.mark.parametrize("count", [31, 32, 33, 200])
