@@ -14,12 +14,16 @@ from gateway.multipart.headers import TOKEN, parameters, reads_in_two_ways
 
 __all__ = ["quote", "render_head", "render_headers", "render_parameter"]
 
+_UNUSUAL = re.compile(rb'[\\"\r\n]')
+
 
 def quote(value: bytes) -> bytes:
     """A name for a quoted parameter, the WHATWG way: bytes as they are, `"`, CR and LF escaped.
 
     Raises Malformed for what readers would not agree about: a backslash that looks like an escape (headers, rule 5).
     """
+    if not _UNUSUAL.search(value):
+        return value
     if reads_in_two_ways(value):
         raise Malformed("a name has a backslash that other readers would take for an escape")
     return value.replace(b'"', b"%22").replace(b"\r", b"%0D").replace(b"\n", b"%0A")

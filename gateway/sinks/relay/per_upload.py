@@ -174,6 +174,7 @@ class FormDelivery(RelayDelivery):
 
     async def accept_all(self, parts: Sequence[tuple[Part, bytes]]) -> None:
         """The same, sent as one piece."""
+        pieces: list[bytes] = []
         async with self._turn:
             for part, data in parts:
                 if self._shape.leaves_out(part):
@@ -185,10 +186,11 @@ class FormDelivery(RelayDelivery):
                     self._waiting.append((part, []))
                     self._wait(data)
                 else:
-                    outbound = await self._begin_part(part)
-                    await outbound.put(data)
+                    if self.outbound is None:
+                        await self._form(part)
+                    pieces += (self._encoder.begin_part(part), data)
             if self.outbound is not None:  # a batch may be empty, and the first
-                await self.outbound.pass_on()
+                await self.outbound.pass_on(pieces)
 
     def _wait(self, chunk: bytes) -> None:
         """Rule 2: more of the file that came last."""

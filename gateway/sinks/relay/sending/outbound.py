@@ -74,15 +74,14 @@ class Outbound:
     async def put(self, data: bytes) -> None:
         """The next bytes of the body. Small ones may be held back until `pass_on`, or more of them."""
         self._begun.set()
-        for piece in self._pending.add(data):
+        for piece in self._pending.add((data,)):
             await self._hand_over(piece)
 
     async def pass_on(self, chunks: Iterable[bytes] = ()) -> None:
         """More of the body, and all that was held back."""
         self._begun.set()
-        for chunk in chunks:
-            for piece in self._pending.add(chunk):
-                await self._hand_over(piece)
+        for piece in self._pending.add(chunks):
+            await self._hand_over(piece)
         if self._pending:
             await self._hand_over(self._pending.take())
 

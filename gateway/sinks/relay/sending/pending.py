@@ -7,6 +7,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 from gateway.errors import Malformed
 
 __all__ = ["COALESCE_BYTES", "Pending"]
@@ -26,22 +28,23 @@ class Pending:
         self._pieces_bytes = 0
         self._put_bytes = 0
 
-    def add(self, data: bytes) -> list[bytes]:
+    def add(self, chunks: Iterable[bytes]) -> list[bytes]:
         """The next bytes of the body; what is to be passed on now. Raises Malformed."""
-        if not data:
-            return []
-        self._put_bytes += len(data)
-        if self.length is not None and self._put_bytes >= self.length:
-            self._check()
-            data, self.tail = data[:-1], data[-1:]
-        due = []
-        if self._pieces and self._pieces_bytes + len(data) > COALESCE_BYTES:
-            due.append(self.take())
-        if len(data) >= COALESCE_BYTES:
-            due.append(data)
-        elif data:
-            self._pieces.append(data)
-            self._pieces_bytes += len(data)
+        due: list[bytes] = []
+        for data in chunks:
+            size = len(data)
+            self._put_bytes += size
+            if self.length is not None and size and self._put_bytes >= self.length:
+                self._check()
+                data, self.tail = data[:-1], data[-1:]
+                size -= 1
+            if self._pieces and self._pieces_bytes + size > COALESCE_BYTES:
+                due.append(self.take())
+            if size >= COALESCE_BYTES:
+                due.append(data)
+            elif size:
+                self._pieces.append(data)
+                self._pieces_bytes += size
         return due
 
     def __bool__(self) -> bool:
