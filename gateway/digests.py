@@ -203,7 +203,7 @@ class PartDigest:
 _DECLARING = frozenset((b"content-digest", b"repr-digest", b"content-md5"))
 # RFC 9530's own names of what we compute; of its other algorithms it says that they are to be ignored.
 _RFC_9530 = {"sha-256": "sha256", "sha-512": "sha512"}
-# Possessive: what was taken once is not given back, or blanks could be shared out in so many ways that it takes seconds.
+# Possessive: what was taken is not given back, or blanks could be shared out in so many ways that it takes seconds.
 _QUOTED = r'"(?:[^"\\]|\\.)*+"'
 _KEY, _PARAMETERS = r"[ \t]*+([a-z*][a-z0-9_.*-]*+)", rf'[ \t]*+(?:;(?:[^,"]|{_QUOTED})*+)?+(?:,|$)'
 _MEMBER = re.compile(_KEY + r"=:([A-Za-z0-9+/=]*+):" + _PARAMETERS)

@@ -25,18 +25,25 @@ class RearmingTimer:
         self._timer: asyncio.TimerHandle | None = None
 
     def look(self) -> None:
-        """Look now, and forget when it would have been. Without effect after `stop`, which `look` may call itself."""
-        if self._timer is not None:
-            self._timer.cancel()
-            self._timer = None
+        """Look now. Without effect after `stop`, which `look` may call itself."""
         after = None if self._look is None else self._look()
-        if after is not None:
-            self.look_in(after)
+        self.look_in(float("inf") if after is None else after)
 
     def look_in(self, seconds: float) -> None:
-        """Look for the first time so many seconds from now."""
-        if self._look is not None and seconds != float("inf"):
-            self._timer = asyncio.get_running_loop().call_later(max(seconds, _LEAST_SECONDS), self.look)
+        """Look so many seconds from now, or before: a look that was to come sooner stays, rather than be set anew."""
+        loop = asyncio.get_running_loop()
+        when = loop.time() + max(seconds, _LEAST_SECONDS)
+        if self._timer is not None:
+            if self._timer.when() <= when != float("inf"):
+                return
+            self._timer.cancel()
+            self._timer = None
+        if self._look is not None and when != float("inf"):
+            self._timer = loop.call_at(when, self._came)
+
+    def _came(self) -> None:
+        self._timer = None
+        self.look()
 
     def stop(self) -> None:
         """For good. Whoever is asked is forgotten, so that what it holds goes with it at once, not with a collection

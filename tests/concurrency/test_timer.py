@@ -40,7 +40,27 @@ async def test_the_first_look_may_be_later() -> None:
     await eventually(lambda: looks == [1])
 
 
-async def test_to_look_now_replaces_the_look_that_was_to_come() -> None:
+async def test_a_look_that_was_to_come_sooner_stays_and_one_that_was_to_come_later_does_not() -> None:
+    loop = asyncio.get_running_loop()
+    looks: list[float] = []
+    waits = iter([0.2, 0.05, 5.0, None])
+
+    def look() -> float | None:
+        looks.append(loop.time())
+        return next(waits)
+
+    timer = RearmingTimer(look)
+    timer.look()
+    timer.look()
+    timer.look()
+    await asyncio.sleep(0.15)
+    assert len(looks) == 4
+    assert looks[3] - looks[1] >= 0.045
+    await asyncio.sleep(0.15)
+    assert len(looks) == 4
+
+
+async def test_to_look_now_and_never_again_replaces_the_look_that_was_to_come() -> None:
     looks: list[int] = []
 
     def look() -> float | None:
