@@ -139,9 +139,9 @@ class Commits:
     # -- receipts
 
     def _enter(self, name: str, receipts: Sequence[Receipt]) -> Sequence[Receipt]:
-        """Write down those of that sink that count: what it leaves out it has not missed."""
+        """Write down those of that sink that count: it has no receipt for what it leaves out."""
         entries, leaves_out = self._manifest.entries, self._sinks[name].leaves_out
-        receipts = [one for one in receipts if one.missed is None or not leaves_out(entries[one.part].part)]
+        receipts = [receipt for receipt in receipts if not leaves_out(entries[receipt.part].part)]
         for receipt in self._located(name, receipts):
             entry = entries[receipt.part]
             if entry.receipts:
