@@ -4,42 +4,111 @@ from __future__ import annotations
 
 import io
 import json
+from collections.abc import Sequence
 
-from gateway.model import Entry, Manifest, Output, Part, Receipt, text
+from gateway.errors import TooLarge
+from gateway.model import Entry, Limits, Manifest, Output, Part, Receipt, text
 
-__all__ = ["manifest_json", "results_json"]
+__all__ = ["BETWEEN", "ManifestText", "memory_shares", "results_json"]
 
 _string = json.encoder.encode_basestring  # what json.dumps uses, ensure_ascii off
-_ENTRIES_AT_ONCE = 512
+BETWEEN = b"\t"
+"""Within a string of JSON a tab is escaped. No line feed: a manifest is one line, for who takes it apart in a shell."""
+_LONG_PARTS, _LONG_BYTES = 256, 64 << 10
+"""What takes longer than to have it done in another thread: so many parts, or so many bytes of names and values."""
+_RECEIPT_BYTES = 128
+_LOCATED_BYTES = 3 * 200
+"""What a receipt may take, and the file name in its location: they are written when nothing can be refused any more."""
 
 
-def manifest_json(manifest: Manifest) -> bytes:
-    """The stored and answered manifest, members in the documented order."""
-    # Written bit by bit: of 32768 parts it is 9 MB, and joining strings, then encoding them, would hold it four times.
-    document = io.BytesIO()
-    document.write(b'{"upload": %b, "parts": [' % _string(manifest.upload).encode())
-    for start in range(0, len(manifest.entries), _ENTRIES_AT_ONCE):
-        entries = ", ".join(map(_entry, manifest.entries[start : start + _ENTRIES_AT_ONCE]))
-        document.write(b", " + entries.encode() if start else entries.encode())
-    document.write(b"]}")
-    return document.getvalue()
+def memory_shares(limits: Limits) -> dict[str, int]:
+    """What is held of one upload's manifest at most, in bytes: its parts, and all of it with their receipts."""
+    return {"the manifest": 2 * limits.max_manifest_bytes}
 
 
-def _entry(entry: Entry) -> str:
-    """The usual entry by hand, at a quarter of the price of json.dumps; there may be a hundred thousand of them."""
+class ManifestText:
+    """The manifest as JSON, with BETWEEN before each part, so that one of them can be read alone.
+
+    What is known of the parts is written before anything is committed, receipts at the end of each when they are there.
+    `limit`: how many bytes all of it may have; 0 is unlimited.
+    """
+
+    def __init__(self, manifest: Manifest, *, sinks: Sequence[str], limit: int) -> None:
+        self._manifest = manifest
+        self._receipts_bytes = sum(_RECEIPT_BYTES + len(name) for name in sinks)
+        self._located = len(sinks)
+        self._limit = limit
+        self._begun: list[bytes] = []
+
+    @property
+    def is_limited(self) -> bool:
+        """Whether `begin` may raise, and so has to be called before anything is committed."""
+        return bool(self._limit)
+
+    @property
+    def is_long(self) -> bool:
+        """Whether the others would notice that it is written."""
+        entries = self._manifest.entries
+        return len(entries) > _LONG_PARTS or _named_bytes(entries) > _LONG_BYTES
+
+    def begin(self) -> None:
+        """All but the receipts. Raises TooLarge."""
+        size = 0
+        for entry in self._manifest.entries:
+            begun = _begun(entry).encode()
+            self._begun.append(begun)
+            filename = 0 if entry.part.raw_filename is None else 3 * len(entry.part.raw_filename)
+            size += len(begun) + self._receipts_bytes + self._located * min(filename, _LOCATED_BYTES)
+            if self._limit and size > self._limit:
+                raise TooLarge(f"the manifest has more than {self._limit} bytes", limit=self._limit)
+
+    def finish(self) -> bytes:
+        """With the receipts that there are now."""
+        if not self._begun:
+            self.begin()
+        document = io.BytesIO()
+        document.write(b'{"upload": %b, "parts": [' % _string(self._manifest.upload).encode())
+        comma = b""
+        for begun, entry in zip(self._begun, self._manifest.entries, strict=True):
+            receipts = entry.receipts
+            if entry.output is not None:
+                told = ", ".join([json.dumps(_receipt(one, entry.output), ensure_ascii=False) for one in receipts])
+            else:
+                told = ", ".join([_usual_receipt(one) for one in receipts])
+            document.write(b"%b%b%b%b]}" % (comma, BETWEEN, begun, told.encode()))
+            comma = b","
+        document.write(b"]}\n")
+        return document.getvalue()
+
+
+def _named_bytes(entries: Sequence[Entry]) -> int:
+    return sum(
+        len(entry.part.raw_name) + len(entry.part.raw_filename or b"") + len(entry.raw_value or b"")
+        for entry in entries
+    )
+
+
+def _begun(entry: Entry) -> str:
+    """A part in the manifest, up to its receipts.
+
+    The usual one by hand, at a quarter of the price of json.dumps; there may be a hundred thousand of them.
+    """
     part, digests = entry.part, entry.digests
     sha256 = digests.get("sha256") if digests else None
     unusual = part.encodings if part.own_headers else ()
-    if unusual or entry.verified or entry.findings or entry.output or entry.problem or len(digests) > bool(sha256):
-        return json.dumps(_document(entry), ensure_ascii=False)
+    if unusual or entry.verified or entry.findings or entry.problem or len(digests) > bool(sha256):
+        return json.dumps(_document(entry), ensure_ascii=False)[:-1] + ', "receipts": ['
     filename = "null" if part.raw_filename is None else _string(text(part.raw_filename))
     content_type = "null" if part.content_type is None else _string(text(part.content_type))
     digest = "null" if sha256 is None else f'"{sha256}"'
-    value = "" if part.is_file else f', "value": {"null" if entry.value is None else _string(entry.value)}'
-    receipts = ", ".join([_usual_receipt(receipt) for receipt in entry.receipts])
+    value = ""
+    if not part.is_file:
+        value = f', "value": {"null" if entry.raw_value is None else _string(entry.raw_value.decode())}'
+        if entry.value_truncated:
+            value += ', "value_truncated": true'
     return (
         f'{{"index": {part.index}, "name": {_string(text(part.raw_name))}, "filename": {filename}, '
-        f'"content_type": {content_type}, "size": {entry.size}, "sha256": {digest}{value}, "receipts": [{receipts}]}}'
+        f'"content_type": {content_type}, "size": {entry.size}, "sha256": {digest}{value}, "receipts": ['
     )
 
 
@@ -64,6 +133,8 @@ def _document(entry: Entry) -> dict[str, object]:
     }
     if not part.is_file:
         document["value"] = entry.value
+        if entry.value_truncated:
+            document["value_truncated"] = True
     others = {algorithm: digest for algorithm, digest in entry.digests.items() if algorithm != "sha256"}
     if others:
         document["digests"] = others
@@ -73,7 +144,6 @@ def _document(entry: Entry) -> dict[str, object]:
         document["findings"] = dict(entry.findings)
     if entry.problem is not None:
         document["problem"] = dict(entry.problem)
-    document["receipts"] = [_receipt(receipt, entry.output) for receipt in entry.receipts]
     return document
 
 

@@ -134,8 +134,10 @@ class Entry:
     size: int = 0
     digests: Mapping[str, str] = _NOTHING
     """Algorithm -> lower-case hex."""
-    value: str | None = None
-    """A field's text; None for a file, and for a field that is not UTF-8."""
+    raw_value: bytes | None = None
+    """A field's text in UTF-8, its beginning where it is long; None for a file, and for a field that is not UTF-8."""
+    value_truncated: bool = False
+    """Whether that is only its beginning."""
     verified: Sequence[str] = ()
     """Algorithms by which the client had declared a digest that was found right."""
     findings: Mapping[str, Mapping[str, object]] = _NOTHING
@@ -145,6 +147,11 @@ class Entry:
     receipts: Sequence[Receipt] = ()
     problem: Mapping[str, object] | None = None
     """Why it is not kept, as a problem document, where the others are (`keep = "each"`)."""
+
+    @property
+    def value(self) -> str | None:
+        """`raw_value` as text."""
+        return None if self.raw_value is None else self.raw_value.decode()
 
 
 @dataclass(slots=True)
@@ -202,6 +209,8 @@ class Limits:
     max_parts: Count = 1000
     max_field_bytes: Count = 1 << 20
     max_fields_bytes: Count = 8 << 20
+    max_value_bytes: Count = 65536
+    max_manifest_bytes: Count = 16 << 20
     max_header_bytes: Count = 16384
     max_headers: Count = 64
     idle_seconds: Seconds = 30

@@ -191,7 +191,7 @@ def test_a_declared_digest_is_confirmed_or_refused_as_shown(demo: Process, tmp_p
     decoder = json.JSONDecoder()
     answer = shell(script, tmp_path)
     right, end = decoder.raw_decode(answer)
-    wrong, _ = decoder.raw_decode(answer[end:])
+    wrong, _ = decoder.raw_decode(answer[end:].lstrip())
     assert right["parts"][0]["verified"] == ["sha256"]
     assert (wrong["status"], wrong["type"]) == (400, "/problems/digest-mismatch")
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping
 
-from gateway import flows
+from gateway import flows, manifest
 from gateway.config.settings import Settings
 from gateway.config.sinks import DiskSettings, RelaySettings, SinkSettings
 from gateway.digests import hashing_bytes
@@ -29,6 +29,7 @@ def memory_bound_bytes(settings: Settings) -> tuple[int, dict[str, int]]:
     received = received_bytes(settings.server.read_buffer_bytes)
     bounds = Counter({"received, not yet parsed": received, "batches being hashed": hashing_bytes(received)})
     bounds.update(reader.memory_shares(max_header_bytes=limits.max_header_bytes))
+    bounds.update(manifest.memory_shares(limits))
     for route in settings.as_routes():
         lags = [terms.lag_bytes for terms in route.best_effort.values()]
         required = len(route.sinks) - len(lags)
@@ -66,6 +67,7 @@ def unlimited_keys(settings: Settings) -> list[str]:
         "limits.window_bytes": limits.window_bytes,
         "limits.parallel_parts": limits.parallel_parts,
         "limits.max_fields_bytes": limits.max_fields_bytes,
+        "limits.max_manifest_bytes": limits.max_manifest_bytes,
         "limits.max_header_bytes": limits.max_header_bytes,
     }
     return [key for key, size in sizes.items() if not size]

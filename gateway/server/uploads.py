@@ -79,7 +79,7 @@ class UploadHandler:
                     stall_seconds=limits.stall_seconds if outcome.read_seconds is None else outcome.read_seconds,
                     idle_seconds=limits.idle_seconds,
                     close=close,
-                    location=None if outcome.stored_manifest is None else upload_location(upload.id),
+                    location=upload_location(upload.id) if outcome.is_stored else None,
                 )
         # Only now, for what is stored stays locked until the sinks are left: who has read its manifest may
         # delete it at once.
@@ -139,7 +139,7 @@ class UploadHandler:
         self, request: web.Request, limits: Limits, outcome: Outcome, *, close: bool
     ) -> web.StreamResponse:
         respond = converted if self._route.kind == "convert" else created
-        response = respond(outcome.manifest, outcome.stored_manifest)
+        response = respond(outcome)
         if close:
             response.force_close()
         return await delivered(request, response, idle_seconds=limits.idle_seconds)

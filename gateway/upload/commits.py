@@ -10,9 +10,11 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Executor
+from typing import TypeVar
 
 from gateway.errors import GatewayError, Incomplete
-from gateway.manifest import manifest_json
+from gateway.manifest import ManifestText
 from gateway.model import Manifest, Receipt
 from gateway.sinks import Answered, Sink, refused
 from gateway.sinks.store import Store, manifest_keeper
@@ -22,6 +24,8 @@ from gateway.upload.lanes import RequiredLane
 __all__ = ["Commits", "Locating"]
 
 log = logging.getLogger("gateway.dispatch")
+
+T = TypeVar("T")
 
 Locating = Callable[[str, int, str | None], str]
 """Where a file that a store keeps is read: of an upload's identifier, an index and a file name."""
@@ -37,13 +41,19 @@ class Commits:
         required: Sequence[RequiredLane],
         best_effort: Sequence[BestEffortLane],
         locate: Locating,
+        text: ManifestText,
+        executor: Executor,
     ) -> None:
-        """`sinks` are those of the route, in its order."""
+        """`sinks` are those of the route, in its order. `text` is written in the executor's threads where that takes
+        long.
+        """
         self.anything = False
         """Receipts may be none although there was a commit: a relay may have been sent fields only."""
         self.receipts: list[Receipt] = []
-        self.stored_manifest: bytes | None = None
-        """None where the route has no store."""
+        self.told: bytes | None = None
+        """The manifest as JSON, where it is kept, or was asked for."""
+        self._text = text
+        self._executor = executor
         self._manifest = manifest
         self._sinks = sinks
         self._place = {name: number for number, name in enumerate(sinks)}
@@ -53,23 +63,31 @@ class Commits:
         keeper = manifest_keeper(sinks, sinks)
         self._keeper = next((lane for lane in required if lane.name == keeper), None)
 
+    @property
+    def stores(self) -> bool:
+        """Whether the manifest is kept, so that it can be fetched again."""
+        return self._keeper is not None
+
     async def commit(self) -> None:
-        """All required sinks, one after the other. Raises the error of the first that fails."""
+        """All required sinks, one after the other. Raises the error of the first that fails, and TooLarge."""
         keeper = self._keeper
         order = sorted(self._required, key=lambda lane: (lane.stage, lane is keeper))
+        if self._text.is_limited:
+            try:
+                await self._write(self._text.begin)
+            except GatewayError:
+                self._note_partly(order)
+                raise
         for number, lane in enumerate(order):
             if lane is keeper:
-                entered = self._keep_manifest(lane)
+                entered = await self._keep_manifest(lane)
             lane.delivery.inform(self._manifest.entries)
             lane.committing = True
             try:
                 with lane.owing():
                     receipts = await lane.delivery.commit()
             except BaseException:
-                for other in order[number:]:
-                    if partly := other.delivery.committed():
-                        self.anything = True
-                        self.receipts += self._located(other.name, partly)
+                self._note_partly(order[number:])
                 raise
             if lane is not keeper:
                 entered = self._enter(lane.name, lane.completed(receipts or ()))
@@ -77,12 +95,29 @@ class Commits:
                 self.anything = True
                 self.receipts += entered
 
-    def _keep_manifest(self, keeper: RequiredLane) -> Sequence[Receipt]:
+    def _note_partly(self, lanes: Sequence[RequiredLane]) -> None:
+        """What is visible of those that have not committed, or have failed to."""
+        for lane in lanes:
+            if partly := lane.delivery.committed():
+                self.anything = True
+                self.receipts += self._located(lane.name, partly)
+
+    async def tell(self) -> None:
+        """The manifest as it is at the end, where no store has kept it before."""
+        if self._keeper is None:
+            self.told = await self._write(self._text.finish)
+
+    async def _write(self, write: Callable[[], T]) -> T:
+        if not self._text.is_long:
+            return write()
+        return await asyncio.get_running_loop().run_in_executor(self._executor, write)
+
+    async def _keep_manifest(self, keeper: RequiredLane) -> Sequence[Receipt]:
         entered = self._enter(keeper.name, keeper.completed(keeper.delivery.receipts()))
         for lane in self._best_effort:
             self._enter(lane.name, lane.account())
-        self.stored_manifest = manifest_json(self._manifest)
-        keeper.delivery.keep_manifest(self.stored_manifest)
+        self.told = await self._write(self._text.finish)
+        keeper.delivery.keep_manifest(self.told)
         return entered
 
     async def end_best_effort(self, lives: Sequence[asyncio.Task[None]], stall_seconds: float) -> None:
@@ -114,7 +149,7 @@ class Commits:
             await self._settle_manifest(self._keeper)
 
     async def _settle_manifest(self, keeper: RequiredLane) -> None:
-        if (settled := manifest_json(self._manifest)) == self.stored_manifest:
+        if (settled := await self._write(self._text.finish)) == self.told:
             return
         try:
             with keeper.owing():
@@ -122,7 +157,7 @@ class Commits:
         except GatewayError as error:
             log.warning("the manifest of upload %s stays as it was: %s", self._manifest.upload, error)
         else:
-            self.stored_manifest = settled
+            self.told = settled
 
     def incomplete(self, error: Exception) -> Incomplete:
         """The error to tell where this one came after something had been committed."""

@@ -39,9 +39,11 @@ from aiohttp import ClientResponse
 
 from gateway.errors import SinkTimeout
 from gateway.flows import Flow
+from gateway.manifest import ManifestText
 from gateway.model import Limits, Manifest, Upload
 from gateway.multipart.codec import Event
 from gateway.sinks import Answered, Delivery, Sink, refused
+from gateway.sinks.store import manifest_keeper
 from gateway.upload.besteffort import BestEffortLane
 from gateway.upload.commits import Commits, Locating
 from gateway.upload.failures import first_error, forget_frames, forget_frames_on_exit, leave_quietly, translated
@@ -63,8 +65,10 @@ class Outcome:
     """What became of an upload that succeeded, or that a destination answered in our stead."""
 
     manifest: Manifest
-    stored_manifest: bytes | None = None
-    """As it can be read again; None where the route has no store."""
+    told: bytes | None = None
+    """The manifest as JSON; None where the client is told the destination's answer, and no store keeps it."""
+    is_stored: bool = False
+    """Whether it can be fetched again."""
     answer: ClientResponse | None = None
     """The response of the destination that answers the client, to be streamed before the stack is left."""
     read_seconds: float | None = None
@@ -113,7 +117,8 @@ class Dispatcher:
         plans = Plans(route, lanes, self.flows, next((lane for lane in required if lane.delivery.takes_wire), None))
         digests = PartDigests(route.digests, self.executor)
         sinks = {name: self.sinks[name] for name in route.sinks}
-        commits = Commits(manifest, sinks, required, best_effort, self.locate)
+        text = self._manifest_text(manifest)
+        commits = Commits(manifest, sinks, required, best_effort, self.locate, text, self.executor)
         try:
             async with asyncio.TaskGroup() as outer:
                 watching = [outer.create_task(lane.watch()) for lane in required if lane.delivery.is_watched]
@@ -136,6 +141,8 @@ class Dispatcher:
                     await commits.end_best_effort(lives, limits.stall_seconds)
                 watch.stop()
             answer = self._answer(required)
+            if answer is None:
+                await commits.tell()
         except BaseExceptionGroup as group:
             answer = self._answer_in(group, commits)
             forget_frames(group)
@@ -143,10 +150,16 @@ class Dispatcher:
             excluded.update({lane.name: lane.excluded for lane in best_effort if lane.excluded is not None})
         sink_bytes = {lane.name: lane.progress.total for lane in lanes}
         if answer is None:
-            return Outcome(manifest, commits.stored_manifest, sink_bytes=sink_bytes)
+            return Outcome(manifest, commits.told, commits.stores, sink_bytes=sink_bytes)
         name, response = answer
         read_seconds = next(lane.delivery.read_seconds for lane in required if lane.name == name)
-        return Outcome(manifest, commits.stored_manifest, response, read_seconds, sink_bytes)
+        return Outcome(manifest, commits.told, commits.stores, response, read_seconds, sink_bytes)
+
+    def _manifest_text(self, manifest: Manifest) -> ManifestText:
+        """Of any size where it may be that nobody is told."""
+        route, names = self.route, self.route.sinks
+        is_told = not route.passes_answers or manifest_keeper(names, self.sinks) is not None
+        return ManifestText(manifest, sinks=names, limit=self.limits.max_manifest_bytes if is_told else 0)
 
     def _answer(self, required: Sequence[RequiredLane]) -> tuple[str, ClientResponse] | None:
         """(sink, its answer) of the destination whose answer is the client's, after all have committed."""

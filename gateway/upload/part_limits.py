@@ -15,6 +15,7 @@ class PartLimits:
         self.max_file_bytes = limits.max_file_bytes
         self._each = limits.max_field_bytes
         self._together = limits.max_fields_bytes
+        self._of_a_value = limits.max_value_bytes
         self._fields_bytes = 0
 
     def check_file(self, entry: Entry) -> None:
@@ -31,3 +32,16 @@ class PartLimits:
             raise TooLarge(f"the fields have more than {self._together} bytes together", limit=self._together)
         if whole:
             self._fields_bytes += size
+
+    def value_of(self, data: bytes) -> tuple[bytes | None, bool]:
+        """(what the manifest says of a field, whether that is its beginning only); None for bytes that are no text."""
+        try:
+            data.decode()
+        except UnicodeDecodeError:
+            return None, False
+        end = self._of_a_value
+        if not end or len(data) <= end:
+            return data, False
+        while data[end] & 0xC0 == 0x80:  # within a character
+            end -= 1
+        return data[:end], True

@@ -198,10 +198,7 @@ class Pump:
         """A field, or an empty file input: it needs no rule, is never stored, and goes to every relay."""
         if not entry.part.is_file:
             self._limits.check_field(len(data), whole=True)
-            try:
-                entry.value = data.decode()
-            except UnicodeDecodeError:
-                entry.value = None
+            entry.raw_value, entry.value_truncated = self._limits.value_of(data)
         for lane in self._plans.relays:
             lane.add(entry.part, data)
 
