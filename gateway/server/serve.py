@@ -102,10 +102,12 @@ class DrainingRunner(web.AppRunner):
 
 
 def run(main: Coroutine[Any, Any, None], *, event_loop: str) -> None:
-    """`asyncio.run` on the event loop of that name."""
+    """`asyncio.run` on the event loop of that name, as the last thing that the process does: signals are ignored then."""
     factory = None if event_loop == "asyncio" else importlib.import_module(event_loop).new_event_loop
     with asyncio.Runner(loop_factory=factory) as runner:
         runner.run(main)
+        for number in SIGNALS:
+            signal.signal(number, signal.SIG_IGN)
 
 
 async def serve(settings: Settings, *, started: Callable[[str, int], None] = lambda host, port: None) -> None:
@@ -139,10 +141,20 @@ async def until_signalled() -> None:
 
 
 def catch_signals() -> asyncio.Event:
-    """Set by SIGTERM or SIGINT. Later ones are ignored: they would end the process in the middle of its drain."""
+    """Set by SIGTERM or SIGINT. Later ones are ignored: they would end the process in the middle of its drain.
+
+    These are no handlers of the loop's, which puts the default back when it closes: a second signal would then end a
+    process that has drained, and whoever waits for it would be told of a death.
+    """
     signalled = asyncio.Event()
+    loop = asyncio.get_running_loop()
+
+    def caught(*_: object) -> None:
+        with contextlib.suppress(RuntimeError):  # the loop is closed: it has drained, or it has failed
+            loop.call_soon_threadsafe(signalled.set)
+
     for number in SIGNALS:
-        asyncio.get_running_loop().add_signal_handler(number, signalled.set)
+        signal.signal(number, caught)
     return signalled
 
 

@@ -80,8 +80,8 @@ async def _work(orders: Orders, channel: socket.socket) -> None:
 
     loop.add_reader(channel, parent_is_gone)
     settings = orders.settings
-    # A signal that comes when the loop is over would end the process by itself: not with 0.
-    with _shared(orders.directory, orphaned), _unblocked_signals():
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
+    with _shared(orders.directory, orphaned):
         share_metrics(orders.directory, orders.number)
         slots = SharedUploadSlots(orders.slots, max_uploads=settings.server.max_uploads, number=orders.number)
         with closing(slots):
@@ -99,15 +99,6 @@ async def _work(orders: Orders, channel: socket.socket) -> None:
                     channel.send(LISTENING)
                 await ending.wait()
                 slots.accept_no_more()
-
-
-@contextmanager
-def _unblocked_signals() -> Iterator[None]:
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
 
 
 class _SharedListener(socket.socket):

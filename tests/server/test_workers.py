@@ -11,6 +11,7 @@ import signal
 import socket
 import subprocess
 import sys
+import time
 from collections.abc import AsyncIterator
 from importlib.util import find_spec
 from pathlib import Path
@@ -29,6 +30,7 @@ pytestmark = pytest.mark.sockets
 
 BODY = form(file(b"abc" * 1000))
 HALF = len(BODY) // 2
+needs_uvloop = pytest.mark.skipif(find_spec("uvloop") is None, reason="uvloop is not installed")
 TWO = "server.workers = 2\nsinks.disk.fsync = false\n"
 
 
@@ -252,6 +254,30 @@ class TestDrain:
             assert await _exit_code(process) == 0
         assert _loud(process) == []
 
+    @pytest.mark.parametrize(
+        ("workers", "event_loop"), [(1, "asyncio"), (2, "asyncio"), pytest.param(2, "uvloop", marks=needs_uvloop)]
+    )
+    async def test_signals_that_come_until_the_very_end_change_nothing(
+        self, tmp_path: Path, workers: int, event_loop: str
+    ) -> None:
+        config = f'server.workers = {workers}\nserver.event_loop = "{event_loop}"\nsinks.disk.fsync = false\n'
+        with gateway_process(tmp_path, config) as process:
+            assert (await ask(process.port, "/upload", "POST", BODY)).status == 201
+            process.terminate()
+            async with asyncio.TaskGroup() as group:
+                for pid in (process.pid, *_pids(process).values()):
+                    group.create_task(asyncio.to_thread(self._signal_until_its_end, pid))
+                assert await _exit_code(process) == 0
+        assert _loud(process) == []
+
+    @staticmethod
+    def _signal_until_its_end(pid: int) -> None:
+        with contextlib.suppress(ProcessLookupError):
+            while _lives(pid):
+                os.kill(pid, signal.SIGTERM)
+                os.kill(pid, signal.SIGINT)
+                time.sleep(0.0005)
+
     @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
     async def test_a_signal_while_they_start_ends_all_of_them_quietly(
         self, tmp_path: Path, number: signal.Signals
@@ -413,9 +439,6 @@ class TestSlots:
             assert one.others_have_fewer(5)
             other.accept_no_more()
             assert not one.others_have_fewer(5)
-
-
-needs_uvloop = pytest.mark.skipif(find_spec("uvloop") is None, reason="uvloop is not installed")
 
 
 class TestEventLoop:
