@@ -102,10 +102,12 @@ class DrainingRunner(web.AppRunner):
 
 
 def run(main: Coroutine[Any, Any, None], *, event_loop: str) -> None:
-    """`asyncio.run` on the event loop of that name, as the last thing that the process does: signals are ignored then."""
+    """`asyncio.run` on the event loop of that name. The process is to end then: signals are ignored from there on."""
     factory = None if event_loop == "asyncio" else importlib.import_module(event_loop).new_event_loop
     with asyncio.Runner(loop_factory=factory) as runner:
         runner.run(main)
+        # Blocked first: Python complains of a handler that goes between a signal's arrival and its turn.
+        signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
         for number in SIGNALS:
             signal.signal(number, signal.SIG_IGN)
 

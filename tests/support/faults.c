@@ -30,7 +30,8 @@ struct plan {
     char last[64]; /* the name of the call that was hit last */
 };
 
-enum { OPEN = 1, WRITE = 2, FSYNC = 4, RENAME = 8, FLOCK = 16, MKDIR = 32, UNLINK = 64, CLOSE = 128, STAT = 256, TOUCH = 512 };
+enum { OPEN = 1, WRITE = 2, FSYNC = 4, RENAME = 8, FLOCK = 16, MKDIR = 32, UNLINK = 64, CLOSE = 128, STAT = 256, TOUCH = 512,
+       FSYNC_DIRECTORY = 1024, FSYNC_ROOT = 2048 };
 
 static struct plan *plan;
 
@@ -58,6 +59,18 @@ static int open_below(int fd) {
     if (length < 0) return 0;
     path[length] = 0;
     return below(path);
+}
+
+/* One of a directory is of a kind of its own, too, and one of a root of another. */
+static int fsync_kind(int fd) {
+    char link[40], path[512];
+    struct stat status;
+    if (!plan || !plan->armed || fstat(fd, &status) || !S_ISDIR(status.st_mode)) return FSYNC;
+    snprintf(link, sizeof link, "/proc/self/fd/%d", fd);
+    ssize_t length = readlink(link, path, sizeof path - 1);
+    path[length < 0 ? 0 : length] = 0;
+    for (int i = 0; i < 2; i++) if (!strcmp(path, plan->roots[i])) return FSYNC | FSYNC_ROOT;
+    return FSYNC | FSYNC_DIRECTORY;
 }
 
 static int is_meant(int kind, int fd, const char *path) {
@@ -106,7 +119,7 @@ ON_FD(ssize_t, write, WRITE, fd, (int fd, const void *data, size_t size), (fd, d
 ON_FD(ssize_t, pwrite64, WRITE, fd, (int fd, const void *data, size_t size, off64_t at), (fd, data, size, at))
 ON_FD(ssize_t, pwrite, WRITE, fd, (int fd, const void *data, size_t size, off_t at), (fd, data, size, at))
 ON_FD(ssize_t, writev, WRITE, fd, (int fd, const struct iovec *data, int count), (fd, data, count))
-ON_FD(int, fsync, FSYNC, fd, (int fd), (fd))
+ON_FD(int, fsync, fsync_kind(fd), fd, (int fd), (fd))
 ON_FD(int, fdatasync, FSYNC, fd, (int fd), (fd))
 ON_FD(int, flock, FLOCK, fd, (int fd, int how), (fd, how))
 ON_PATH(int, rename, RENAME, AT_FDCWD, from, (const char *from, const char *to), (from, to))

@@ -27,6 +27,9 @@ class Call(enum.IntFlag):
     CLOSE = 128
     STAT = 256
     TOUCH = 512
+    FSYNC_DIRECTORY = 1024
+    """Of an upload's directory; FSYNC has these and those of a root among its own."""
+    FSYNC_ROOT = 2048
 
 
 ALL = ~Call(0)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import threading
 from collections.abc import AsyncIterable, Callable, Mapping, Sequence
 from concurrent.futures import Future
 from functools import partial
@@ -146,14 +147,13 @@ class DiskDelivery(Delivery):
             return
         if not self._is_kept:
             self._jobs.end()
+            self._directory.withdraw()
+            if self._directory.is_published:  # in a thread of its own: all others may hang, as this one's fsync does
+                with contextlib.suppress(RuntimeError):  # there is none to have: it is left to `finish`
+                    threading.Thread(target=self._directory.take_back, daemon=True).start()
         finishing = self._executor.after_all(partial(self._jobs.finish, keep=self._is_kept))
         finishing.add_done_callback(self._finished)
-        try:
-            await self._volume.cleanups.settle(finishing, self._upload_id)
-        finally:
-            if not finishing.done() and not self._is_kept:
-                with contextlib.suppress(RuntimeError):  # the threads are stopped: the process is about to end
-                    self._volume.threads.submit(self._directory.withdraw)
+        await self._volume.cleanups.settle(finishing, self._upload_id)
 
     def _finished(self, finishing: Future[OSError | None]) -> None:
         error = finishing.exception() or finishing.result()

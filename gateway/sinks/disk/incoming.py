@@ -7,8 +7,8 @@ r"""The directory of one upload, from its making to its rename, or to its remova
    lock goes last. All names in the directory are known: to remove it takes no descriptor, of which there may be none.
 2. `is_published` says at any time what the world sees. What was renamed, and then cannot be made durable, is taken
    back. Where that fails, too, it stays: the caller says so.
-3. A thread that hangs in here may come back after its upload was answered: `withdraw` sees to it that nothing gets
-   visible then.
+3. A thread that hangs in here may come back after its upload was answered: after `withdraw` nothing gets visible. What
+   was renamed before is taken back: by the thread that renames, or, where that hangs in the fsync, by another.
 """
 
 from __future__ import annotations
@@ -99,26 +99,30 @@ class Incoming:
     def publish(self) -> None:
         """Rename it to its final name, durably. After an error see `is_published` (2)."""
         with self._changing:
-            if self._is_withdrawn:
-                raise OSError(errno.ECANCELED, os.strerror(errno.ECANCELED))
+            self._go_on()
             os.rename(self.path, self.final)
             self.is_published = self._was_renamed = True
         try:
+            self._go_on()
             sync_directory(self._root, self._fsync)
         except OSError:
-            self._take_back()
+            self.take_back()
             raise
         assert self._lock is not None
         # As good as unlocked from here on. Refused: somebody removes it already (sink.py, 5), or there are no locks.
         with contextlib.suppress(OSError):
             fcntl.flock(self._lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
 
-    def withdraw(self) -> None:
-        """While another thread hangs in here: nothing is visible, or will be. Raises nothing."""
-        self._is_withdrawn = True
-        self._take_back()
+    def _go_on(self) -> None:
+        if self._is_withdrawn:
+            raise OSError(errno.ECANCELED, os.strerror(errno.ECANCELED))
 
-    def _take_back(self) -> None:
+    def withdraw(self) -> None:
+        """From now on nothing gets visible; see `is_published` for what is. Waits for nothing."""
+        self._is_withdrawn = True
+
+    def take_back(self) -> None:
+        """What is visible is no more, if the system lets us. Raises nothing."""
         with self._changing, contextlib.suppress(OSError):
             if self.is_published:
                 os.rename(self.final, self.path)
@@ -128,7 +132,7 @@ class Incoming:
         """Remove it with all that is in it. Raises nothing; an error is why it is still there, at `place`."""
         if not self._is_made:
             return None
-        self._take_back()
+        self.take_back()
         refused: OSError | None = None
         for name in self._names:
             try:
