@@ -3,7 +3,8 @@
 A call to a disk that hangs does not return, and cannot be cancelled. So:
 1. Its thread is a daemon's: it holds up neither the answer nor the end of the process.
 2. What has to be done after it is a job of its own, which begins when it ends, and holds no thread meanwhile.
-3. Whoever waits for such a job does so for `PATIENCE_SECONDS`; then it goes on behind him, and is counted.
+3. Whoever waits for such a job does so for `PATIENCE_SECONDS`; then it goes on behind him, and is counted if it removes
+   something.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from typing import Any, TypeVar
 
 from gateway.concurrency.pipe import Progress
 
-__all__ = ["PATIENCE_SECONDS", "CleanUps", "DaemonThreads", "TrackedExecutor"]
+__all__ = ["PATIENCE_SECONDS", "CleanUps", "DaemonThreads", "TrackedExecutor", "settled"]
 
 PATIENCE_SECONDS = 0.5
 """How long an answer waits for what is removed behind it: disks that work need milliseconds for that."""
@@ -219,23 +220,10 @@ class CleanUps:
         return list(self._unfinished.values())
 
     async def settle(self, job: Future[Any], what: str) -> bool:
-        """Wait for a job until it has ended, for `PATIENCE_SECONDS` at most; whether it has.
-
-        A cancellation that comes meanwhile is passed on then. An error of the job is not: who began it sees to that.
-        """
+        """As `settled`; until it has ended the job is one of those that are counted."""
         self._unfinished[job] = what
         job.add_done_callback(self._ended)
-        loop = asyncio.get_running_loop()
-        ended, deadline = _told_of_end(job), loop.time() + PATIENCE_SECONDS
-        cancelled: asyncio.CancelledError | None = None
-        while not ended.done() and (left := deadline - loop.time()) > 0:
-            try:
-                await asyncio.wait([ended], timeout=left)
-            except asyncio.CancelledError as error:
-                cancelled = error
-        if cancelled is not None:
-            raise cancelled
-        return ended.done()
+        return await settled(job)
 
     def _ended(self, job: Future[Any]) -> None:
         self._unfinished.pop(job, None)
@@ -244,6 +232,24 @@ class CleanUps:
         """Wait until all of it has ended."""
         while self._unfinished:
             await asyncio.wait([_told_of_end(job) for job in list(self._unfinished)])
+
+
+async def settled(job: Future[Any]) -> bool:
+    """Wait for a job until it has ended, for `PATIENCE_SECONDS` at most; whether it has.
+
+    A cancellation that comes meanwhile is passed on then. An error of the job is not: who began it sees to that.
+    """
+    loop = asyncio.get_running_loop()
+    ended, deadline = _told_of_end(job), loop.time() + PATIENCE_SECONDS
+    cancelled: asyncio.CancelledError | None = None
+    while not ended.done() and (left := deadline - loop.time()) > 0:
+        try:
+            await asyncio.wait([ended], timeout=left)
+        except asyncio.CancelledError as error:
+            cancelled = error
+    if cancelled is not None:
+        raise cancelled
+    return ended.done()
 
 
 def _told_of_end(job: Future[Any]) -> asyncio.Future[None]:

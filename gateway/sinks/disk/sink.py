@@ -23,10 +23,10 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import threading
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 from pathlib import Path
 
 from gateway.concurrency.threads import PATIENCE_SECONDS
@@ -68,7 +68,8 @@ class DiskSink(Store):
         loop = asyncio.get_running_loop()
 
         def on_left() -> None:
-            loop.call_soon_threadsafe(self._sweep_later)
+            with contextlib.suppress(RuntimeError):  # the loop has ended, and the next start sees to it
+                loop.call_soon_threadsafe(self._sweep_later)
 
         self._stopped.clear()
         volume = self._started = Volume(self.name, self.root, fsync=self.fsync, threads=self._threads, on_left=on_left)
@@ -100,7 +101,7 @@ class DiskSink(Store):
         if self._volume.cleanups.are_many:
             raise SinkUnavailable(f"sink {self.name} hangs", sink=self.name)
 
-    @asynccontextmanager
+    @contextlib.asynccontextmanager
     async def open(self, upload: Upload) -> AsyncIterator[DiskDelivery]:
         """One upload's share; nothing of it is on disk before its first part. Raises what `admit` does."""
         self.admit(upload)

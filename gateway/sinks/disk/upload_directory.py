@@ -20,6 +20,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, BinaryIO, TypeVar
 
+from gateway.concurrency.threads import settled
 from gateway.errors import Conflict
 from gateway.sinks.disk.layout import MANIFEST, lock_directory, translated
 from gateway.sinks.disk.volume import Volume
@@ -72,7 +73,7 @@ class LockedDirectory(LockedUpload):
         """Unlock before the context is left: there is nothing left to read. Waits for running jobs."""
         if not self._is_released:
             self._is_released = True
-            await self._volume.cleanups.settle(self._jobs.after_all(self._unlock), self._path.name)
+            await settled(self._jobs.after_all(self._unlock))  # no clean-up: nothing is left by who reads
 
     async def manifest(self) -> bytes | None:
         return await self.run(read_manifest, self._path)

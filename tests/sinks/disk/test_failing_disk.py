@@ -20,7 +20,7 @@ from typing import Any
 
 import pytest
 
-from tests.support.clients import Answer, ask, eventually, file, form, random_bytes
+from tests.support.clients import Answer, Client, ask, eventually, file, form, head, random_bytes
 from tests.support.doubles import HonestUpstream
 from tests.support.faults import ALL, Call, Faults
 from tests.support.processes import Process, gateway_process
@@ -370,6 +370,21 @@ async def test_a_commit_that_hung_after_its_rename_is_taken_back_while_it_hangs(
         await eventually(lambda: those.entries()["disk"] == [f".{upload_id}.incoming"], 3)
         assert (await ask(those.process.port, f"/uploads/{upload_id}")).status == 404
         await eventually(lambda: those.entries()["disk"] == [])
+
+
+async def test_a_reader_for_whom_the_disk_hangs_leaves_nothing_to_the_next_start(tmp_path: Path) -> None:
+    with disks(tmp_path, server="drain_seconds = 0.5") as those:
+        upload_id = (await those.post(SMALL)).json()["upload"]
+        those.faults.arm(sleep_seconds=_HANGS_SECONDS, kinds=Call.OPEN)
+        async with Client(those.process.port) as client:
+            await client.send(head(f"/uploads/{upload_id}", "GET"))
+            await eventually(lambda: those.faults.calls == 1)
+            those.process.terminate()
+            assert await asyncio.to_thread(those.process.wait, 20) == 0
+        told = [line["message"] for line in those.log() if line["logger"] == "gateway.disk"]
+        assert told == ["disk disk hangs"]
+        assert os.listdir(tmp_path / "uploads") == [upload_id]
+        those.check_log()
 
 
 COMMITS = {"fsync of the directory": Call.FSYNC_DIRECTORY, "rename": Call.RENAME, "fsync of the root": Call.FSYNC_ROOT}

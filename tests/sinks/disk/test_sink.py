@@ -442,6 +442,20 @@ async def test_a_root_that_cannot_be_made_is_told_at_the_start(tmp_path: Path) -
 # -- many small parts
 
 
+def test_what_a_thread_leaves_after_the_loop_has_ended_is_told_and_no_more(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    sink = DiskSink(name="disk", root=str(tmp_path))
+
+    async def serve() -> None:
+        async with sink:
+            pass
+
+    asyncio.run(serve())
+    sink._volume.leave(tmp_path / ".x.incoming", OSError(errno.EIO, "failed"))
+    assert [record.levelname for record in caplog.records] == ["WARNING"]
+
+
 @pytest.mark.parametrize("fsync", [True, False], ids=["fsync", "no fsync"])
 async def test_many_small_parts_need_no_more_descriptors_than_few(tmp_path: Path, fsync: bool) -> None:
     """One read of 256 KiB holds a thousand parts of 100 bytes; a process may often open 1024 files in all."""
