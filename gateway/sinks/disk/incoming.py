@@ -25,6 +25,9 @@ from gateway.sinks.disk.layout import INCOMING, lock_directory, sync_directory
 
 __all__ = ["Incoming"]
 
+_PATIENCE_SECONDS = 1.0
+"""For a sweep that has met the directory before it was locked."""
+
 
 class Incoming:
     """Its methods block. Those that do raise OSError."""
@@ -54,7 +57,9 @@ class Incoming:
                 self._lock = self._made()
 
     def _made(self) -> int:
+        deadline = time.monotonic() + _PATIENCE_SECONDS
         while True:
+            self._go_on()
             self.path.mkdir(exist_ok=True)  # exists: a sweep that was faster (sink.py, 1) is not done with it
             self._is_made = True
             try:
@@ -66,6 +71,8 @@ class Incoming:
                 raise
             if lock is not None:
                 return lock
+            if time.monotonic() > deadline:
+                raise BlockingIOError(errno.EAGAIN, "its directory cannot be locked")
             time.sleep(0.001)  # a sweep takes one empty directory away, then never comes back
 
     def _remove_empty(self) -> OSError | None:

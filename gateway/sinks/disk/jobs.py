@@ -19,7 +19,7 @@ from gateway.model import Part
 from gateway.sinks.disk.incoming import Incoming
 from gateway.sinks.disk.layout import MANIFEST, close_all, sync_directory
 
-__all__ = ["HashedFile", "Jobs", "write_all"]
+__all__ = ["HashedFile", "Jobs", "write_whole"]
 
 _OPEN_FILES = 64
 """How many small files are open at a time: a process may often have 1024 descriptors in all."""
@@ -96,18 +96,30 @@ class Jobs:
         """A file for each part, durable when this returns."""
         # Plain descriptors: a file object costs more than writing a small file. The fsyncs come after the writes of
         # a group: the first one's journal entry serves them all. Groups, because descriptors are few.
-        for start in range(0, len(parts), _OPEN_FILES):
-            written: list[int] = []
-            try:
-                for part, data in parts[start : start + _OPEN_FILES]:
+        written: list[int] = []
+        try:
+            for part, data in parts:
+                if len(written) >= _OPEN_FILES:
+                    self._sync_all(written)
+                try:
                     self._write(part, data, written)
-                    if not self._fsync:
-                        os.close(written.pop())
-                for descriptor in written:
-                    self._go_on()
-                    os.fsync(descriptor)
-            finally:
-                close_all(written)
+                except OSError as error:
+                    if error.errno != errno.EMFILE or not written:
+                        raise
+                    self._sync_all(written)  # they are fewer than that
+                    self._write(part, data, written)
+                if not self._fsync:
+                    os.close(written.pop())
+            self._sync_all(written)
+        finally:
+            close_all(written)
+
+    def _sync_all(self, written: list[int]) -> None:
+        for descriptor in written:
+            self._go_on()
+            os.fsync(descriptor)
+        close_all(written)
+        written.clear()
 
     def _go_on(self) -> None:
         if self._is_ended:
@@ -118,7 +130,7 @@ class Jobs:
         self._go_on()
         descriptor = os.open(self.directory.file(str(part.index)), _CREATE, 0o666)
         written.append(descriptor)
-        write_all(descriptor, data)
+        write_whole(descriptor, data)
         if part.index in self.algorithms:
             self.digests[part.index] = (len(data), digest_of(data, self.algorithms[part.index]))
 
@@ -153,7 +165,7 @@ class Jobs:
         try:
             descriptor = os.open(path, _CREATE, 0o666)
             try:
-                write_all(descriptor, manifest)
+                write_whole(descriptor, manifest)
                 if self._fsync:
                     os.fsync(descriptor)
             finally:
@@ -199,7 +211,7 @@ class HashedFile(io.BufferedWriter):
                 self.hasher.update(line)
 
 
-def write_all(descriptor: int, data: bytes) -> None:
+def write_whole(descriptor: int, data: bytes) -> None:
     """Write every byte: a write may take a part only, as a disk that is nearly full does. Raises OSError."""
     written = os.write(descriptor, data)
     while written < len(data):

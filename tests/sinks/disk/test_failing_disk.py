@@ -241,6 +241,31 @@ async def test_with_no_descriptor_left_nothing_stays_that_was_begun(tmp_path: Pa
         await eventually(lambda: those.descriptors() == [])
 
 
+@pytest.mark.parametrize(("kind", "number"), [(Call.FLOCK, errno.EAGAIN), (Call.OPEN, errno.ENOENT)], ids=str)
+async def test_a_directory_that_somebody_else_locks_or_removes_for_ever_is_an_unavailable_sink(
+    tmp_path: Path, kind: Call, number: int
+) -> None:
+    with disks(tmp_path) as those:
+        those.faults.arm(error=number, kinds=kind)
+        started = time.monotonic()
+        async with asyncio.TaskGroup() as group:  # no thread of the disk's is taken for good
+            sending = [group.create_task(those.post(SMALL)) for _ in range(8)]
+        assert {one.result().status for one in sending} == {503}
+        assert time.monotonic() - started < 5
+        assert those.entries()["disk"] == []
+        those.faults.disarm()
+        assert (await those.post(SMALL)).status == 201
+        those.check_log()
+
+
+async def test_one_that_cannot_be_locked_is_given_up_with_its_upload(tmp_path: Path) -> None:
+    with disks(tmp_path, limits="stall_seconds = 0.2") as those:
+        those.faults.arm(error=errno.EAGAIN, kinds=Call.FLOCK)
+        assert (await those.post(SMALL)).status == 504
+        assert those.entries()["disk"] == []  # its thread has ended by then
+        those.check_log()
+
+
 async def test_what_cannot_be_removed_is_told_once_and_removed_while_running(tmp_path: Path) -> None:
     with disks(tmp_path) as those:
         those.faults.arm(error=errno.EIO, kinds=Call.UNLINK | Call.FSYNC)
