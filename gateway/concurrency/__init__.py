@@ -5,7 +5,7 @@ from __future__ import annotations
 from gateway.concurrency.pipe import Pipe, Progress, Window, add_chunk, batches, gathered
 from gateway.concurrency.scope import Scope
 from gateway.concurrency.tasks import start
-from gateway.concurrency.threads import PATIENCE_SECONDS, CleanUps, DaemonThreads, TrackedExecutor
+from gateway.concurrency.threads import PATIENCE_SECONDS, CleanUps, DaemonThreads, TrackedExecutor, settled
 from gateway.concurrency.timer import RearmingTimer
 
 __all__ = [
@@ -21,5 +21,6 @@ __all__ = [
     "add_chunk",
     "batches",
     "gathered",
+    "settled",
     "start",
 ]
