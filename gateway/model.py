@@ -215,6 +215,7 @@ class Limits:
     max_headers: Count = 64
     idle_seconds: Seconds = 30
     min_rate_bytes: Count = 0
+    min_answer_rate_bytes: Count = 1024
     deadline_seconds: Seconds = 0
     parallel_parts: Count = 4
     window_bytes: Count = 1 << 20

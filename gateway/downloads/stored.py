@@ -5,34 +5,32 @@
 2. Conditions are judged in the order of RFC 9110 13.2.2. HEAD is answered as GET is, ranges included.
 3. One range is served. Several, or one of invalid syntax, are answered with the whole (14.2 allows both).
 4. Whatever was stored is a download, never a page of ours: attachment, nosniff.
-5. The upload is locked for as long as there is something left to read (upload_directory.py). The lock goes before
-   the last bytes do, so that a client that has read all of it can remove it at once.
+5. Who reads keeps nobody from removing the upload: a file that was opened is read to its end, an archive breaks off.
 6. A body that cannot be sent to its end breaks the connection, and never looks like a whole one.
 """
 
 from __future__ import annotations
 
 import asyncio
-import contextlib
-import json
 import logging
 import re
-import socket
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from email.utils import formatdate
+from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
 from aiohttp import hdrs, web
 
 from gateway.downloads.archive import Archive
+from gateway.downloads.parts import StoredPart, part_of, parts_of
 from gateway.errors import GatewayError, NotFound, PreconditionFailed, RangeNotSatisfiable
 from gateway.http.answers import reset
 from gateway.http.conditions import chosen
 from gateway.http.problems import problem
 from gateway.multipart.filenames import safe_name
-from gateway.sinks.store import UPLOAD_ID, LockedUpload, Store, StoredFile
+from gateway.sinks.store import UPLOAD_ID, Store, StoredFile, StoredUpload
 
 __all__ = [
     "STORES",
@@ -46,65 +44,60 @@ log = logging.getLogger("gateway.stored")
 
 STORES: web.AppKey[Sequence[Store]] = web.AppKey("stores", Sequence[Store])
 
-_STALLED_SECONDS = 60
-"""A client that takes nothing for so long is cut off, or the lock would stay for ever. nginx's send_timeout."""
 _SLICE_BYTES = 1 << 20
 """Sent in one go. It bounds how long a disk that is not cached holds up the event loop."""
-_TAIL_BYTES = 64 << 10
-"""The end of a file, read before the lock goes, sent after."""
 _CHUNK_BYTES = 256 << 10
 """Read in one job where sendfile cannot be had."""
 
 _OCTETS = "application/octet-stream"
 _NOSNIFF = {"X-Content-Type-Options": "nosniff"}
 _CODINGS = re.compile(r"[!#$%&'*+\-.^_`|~0-9A-Za-z]+(?:[ \t]*,[ \t]*[!#$%&'*+\-.^_`|~0-9A-Za-z]+)*")
+_INDEX = re.compile("0|[1-9][0-9]{0,8}")
 _FIELD_VALUE = re.compile("[\t\x20-\x7e\xa0-\ud7ff\ue000-\U0010ffff]+")
 
 
 # -- the stories
 
 
-async def get_upload(request: web.Request) -> web.Response:
+async def get_upload(request: web.Request) -> web.StreamResponse:
     """The manifest, as it was kept. Raises NotFound."""
     upload_id = _upload_id(request)
-    for store in request.app[STORES]:
-        manifest = await store.manifest(upload_id)
-        if manifest is not None:
-            return web.Response(body=manifest, content_type="application/json")
-    raise NotFound(f"there is no upload {upload_id}")
+    async with _opened(request, upload_id) as (manifest, _):
+        headers = {hdrs.CONTENT_TYPE: "application/json", hdrs.CONTENT_LENGTH: str(manifest.size)}
+        response = web.StreamResponse(headers=headers)
+        return await _sent(request, response, lambda: _send_file(request, response, manifest, 0, manifest.size))
 
 
 async def delete_upload(request: web.Request) -> web.Response:
-    """All of it or, where somebody reads it at one of the stores, nothing."""
-    upload_id = _upload_id(request)
+    """All of it or, where one of the stores cannot, nothing. Who reads it may read on."""
+    upload_id, stores = _upload_id(request), request.app[STORES]
     async with AsyncExitStack() as stack:
-        shares = await _locked(request, upload_id, stack, exclusive=True)
-        if not shares:
+        shares = [await stack.enter_async_context(store.removal(upload_id)) for store in stores]
+        if not any(shares):
             raise NotFound(f"there is no upload {upload_id}")
         for share in shares:
-            await share.remove()
+            if share is not None:
+                await share.remove()
     return web.Response(status=204)
 
 
 async def get_file(request: web.Request) -> web.StreamResponse:
     """`{id}` and `{index}` decide; the last segment is for people."""
     upload_id, index = _upload_id(request), request.match_info["index"]
-    async with _reading(request, upload_id) as (parts, shares):
-        for part in parts:
-            if str(part["index"]) != index:
-                continue
+    if _INDEX.fullmatch(index):
+        async with _opened(request, upload_id) as (manifest, shares):
+            part = await part_of(manifest, int(index))
             for share in shares:
-                stored = await share.open(part["index"])
-                if stored is not None:
-                    await _release([other for other in shares if other is not share])
-                    return await _answer_file(request, upload_id, part, share, stored)
+                stored = None if part is None else await share.open(int(index))
+                if part is not None and stored is not None:
+                    return await _answer_file(request, upload_id, part, share.sink, stored)
     raise NotFound(f"upload {upload_id} has no file {index}")
 
 
 async def _answer_file(
-    request: web.Request, upload_id: str, part: Mapping[str, Any], share: LockedUpload, stored: StoredFile
+    request: web.Request, upload_id: str, part: StoredPart, sink: str, stored: StoredFile
 ) -> web.StreamResponse:
-    described = _as_stored(part, share.sink)
+    described = _as_stored(part, sink)
     digest, modified = described["sha256"], int(stored.modified)
     etag = f'"{digest}"' if digest else f'"{upload_id}-{part["index"]}"'
     validators: dict[str, str] = {hdrs.ETAG: etag, hdrs.LAST_MODIFIED: formatdate(modified, usegmt=True)}
@@ -133,31 +126,29 @@ async def _answer_file(
     if status == 206:
         headers[hdrs.CONTENT_RANGE] = f"bytes {start}-{stop - 1}/{stored.size}"
     response = web.StreamResponse(status=status, headers=headers)
-    return await _sent(request, response, [share], lambda: _send_file(request, response, share, stored, start, stop))
+    return await _sent(request, response, lambda: _send_file(request, response, stored, start, stop))
 
 
 async def get_archive(request: web.Request) -> web.StreamResponse:
     """All files of an upload as one zip, not compressed, so that its length is known before it is made."""
     upload_id = _upload_id(request)
-    async with _reading(request, upload_id) as (parts, shares):
-        places: dict[int, LockedUpload] = {}
+    async with _opened(request, upload_id) as (manifest, shares):
+        places: dict[int, StoredUpload] = {}
         for share in reversed(shares):  # of two that have a file the first one gives it, as in get_file
             for index in await share.indexes():
                 places[index] = share
-        files = [(part, places[part["index"]]) for part in parts if part["index"] in places]
-        named = [
-            (path, _as_stored(part, share.sink)["filename"])
-            for part, share in files
-            if (path := share.path(part["index"])) is not None
-        ]
-        if len(named) < len(files):
-            raise NotFound(f"upload {upload_id} lies elsewhere, and has no archive")
-        # of those that it reads from the first to be released, and it waits for its jobs
-        reader = next((share for share in reversed(shares) if share in places.values()), None)
+        named: list[tuple[Path, str]] = []
+        async for part in parts_of(manifest):
+            if (place := places.get(part["index"])) is not None:
+                path = place.path(part["index"])
+                if path is None:
+                    raise NotFound(f"upload {upload_id} lies elsewhere, and has no archive")
+                named.append((path, safe_name(_as_stored(part, place.sink)["filename"])))
+        reader = next((share for share in shares if share in places.values()), None)
         run = asyncio.to_thread if reader is None else reader.run
-        archive = await run(Archive, named)
+        archive = await run(_archive, named)
         if reader is not None:
-            await run(reader.close_later, archive)
+            reader.close_later(archive)
         headers: dict[str, str] = {
             hdrs.CONTENT_TYPE: "application/zip",
             hdrs.CONTENT_LENGTH: str(archive.left),
@@ -165,31 +156,28 @@ async def get_archive(request: web.Request) -> web.StreamResponse:
             **_NOSNIFF,
         }
         response = web.StreamResponse(headers=headers)
-        return await _sent(request, response, shares, lambda: _send_archive(response, archive, run, shares))
+        return await _sent(request, response, lambda: _send_archive(response, archive, run))
+
+
+def _archive(named: Sequence[tuple[Path, str]]) -> Archive:
+    try:
+        return Archive(named)
+    except FileNotFoundError:
+        raise NotFound("the upload is being removed") from None
 
 
 @asynccontextmanager
-async def _reading(
-    request: web.Request, upload_id: str
-) -> AsyncIterator[tuple[list[Mapping[str, Any]], list[LockedUpload]]]:
-    """(the parts of its manifest, what each store has of it), locked until left. Raises NotFound, Conflict."""
+async def _opened(request: web.Request, upload_id: str) -> AsyncIterator[tuple[StoredFile, list[StoredUpload]]]:
+    """(its manifest, what each store has of it). Raises NotFound."""
     async with AsyncExitStack() as stack:
-        shares = await _locked(request, upload_id, stack, exclusive=False)
+        opened = [await stack.enter_async_context(store.opened(upload_id)) for store in request.app[STORES]]
+        shares = [share for share in opened if share is not None]
         for share in shares:
             manifest = await share.manifest()
             if manifest is not None:
-                yield json.loads(manifest)["parts"], shares
+                yield manifest, shares
                 return
         raise NotFound(f"there is no upload {upload_id}")
-
-
-async def _locked(
-    request: web.Request, upload_id: str, stack: AsyncExitStack, *, exclusive: bool
-) -> list[LockedUpload]:
-    """What each of the stores has of an upload, until the stack is left. Raises Conflict."""
-    stores = request.app[STORES]
-    shares = [await stack.enter_async_context(store.locked(upload_id, exclusive=exclusive)) for store in stores]
-    return [share for share in shares if share is not None]
 
 
 def _upload_id(request: web.Request) -> str:
@@ -215,14 +203,11 @@ def _attachment(name: str) -> str:
 
 
 async def _sent(
-    request: web.Request, response: web.StreamResponse, shares: list[LockedUpload], body: Callable[[], Awaitable[None]]
+    request: web.Request, response: web.StreamResponse, body: Callable[[], Awaitable[None]]
 ) -> web.StreamResponse:
     """The response, sent to its end or broken off (rule 6). A client that goes away is no error of ours."""
     only_head = request.method == hdrs.METH_HEAD or response.content_length == 0
-    if only_head:
-        await _release(shares)
     try:
-        _limit_patience(request)
         await response.prepare(request)
         if not only_head:
             await body()
@@ -239,34 +224,15 @@ async def _sent(
     return response
 
 
-async def _release(shares: list[LockedUpload]) -> None:
-    """There is nothing left to read (rule 5)."""
-    for share in reversed(shares):
-        await share.release()
-
-
-def _limit_patience(request: web.Request) -> None:
-    """The system's own timer: it runs while nothing that was sent, or waits to be, is taken. Only Linux has it."""
-    connection = request.get_extra_info("socket")
-    if connection is not None and hasattr(socket, "TCP_USER_TIMEOUT"):
-        with contextlib.suppress(OSError):  # not TCP
-            connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, int(_STALLED_SECONDS * 1000))
-
-
 async def _send_file(
-    request: web.Request, response: web.StreamResponse, share: LockedUpload, stored: StoredFile, start: int, stop: int
+    request: web.Request, response: web.StreamResponse, stored: StoredFile, start: int, stop: int
 ) -> None:
-    position, tail_at = start, max(start, stop - _TAIL_BYTES)
-    while position < tail_at:
-        sent = await _send_slice(request, response, stored, position, min(tail_at - position, _SLICE_BYTES))
+    position = start
+    while position < stop:
+        sent = await _send_slice(request, response, stored, position, min(stop - position, _SLICE_BYTES))
         if not sent:
             raise EOFError("a stored file is shorter than it was")
         position += sent
-    tail = await stored.read(stop - position, position)
-    if len(tail) != stop - position:
-        raise EOFError("a stored file is shorter than it was")
-    await share.release()
-    await response.write(tail)
 
 
 async def _send_slice(
@@ -285,11 +251,6 @@ async def _send_slice(
     return len(data)
 
 
-async def _send_archive(
-    response: web.StreamResponse, archive: Archive, run: Callable[..., Awaitable[bytes]], shares: list[LockedUpload]
-) -> None:
+async def _send_archive(response: web.StreamResponse, archive: Archive, run: Callable[..., Awaitable[bytes]]) -> None:
     while archive.left:
-        chunk = await run(archive.read)
-        if not archive.left:
-            await _release(shares)
-        await response.write(chunk)
+        await response.write(await run(archive.read))

@@ -20,7 +20,7 @@ from gateway.http.forwarding import (
 from gateway.http.lent_connection import ConnectionLost, LentConnection
 from gateway.http.obs_text import ForwardedResponse, restore_obs_text
 from gateway.http.problems import problem, problem_document
-from gateway.http.sockets import destination_socket
+from gateway.http.sockets import acked_bytes, destination_socket
 from gateway.http.urls import PATH_SAFE, PORTS, authority, destination_url, origin_path, split_url
 
 __all__ = [
@@ -37,6 +37,7 @@ __all__ = [
     "HeaderRules",
     "LentConnection",
     "TrustedNetworks",
+    "acked_bytes",
     "authority",
     "believed",
     "check_static_header",

@@ -25,7 +25,6 @@ async def passed_through(
     answer: ClientResponse,
     *,
     stall_seconds: float,
-    idle_seconds: float,
     close: bool,
     location: str | None = None,
 ) -> web.StreamResponse:
@@ -33,7 +32,7 @@ async def passed_through(
     Location, `location` is it.
 
     One that breaks, or stalls for `stall_seconds`, after its headers went out breaks the client's connection:
-    never a clean end. So does a client that takes nothing for `idle_seconds`.
+    never a clean end.
     """
     response = ForwardedResponse(status=answer.status, reason=answer.reason)
     version = answer.version
@@ -65,11 +64,14 @@ async def passed_through(
             reset(request)
             return response
         # Not in that try: the client's own hang-up is a ClientError, too.
-        if not await _written(request, response, data, idle_seconds) or not data:
+        if not data:
+            await response.write_eof()
             return response
+        for start in range(0, len(data), _WRITE_BYTES):
+            await response.write(data[start : start + _WRITE_BYTES])
 
 
-async def delivered(request: web.Request, response: web.Response, *, idle_seconds: float) -> web.StreamResponse:
+async def delivered(request: web.Request, response: web.Response) -> web.StreamResponse:
     """A document of ours; one larger than a socket takes at once is sent before the upload's slot is given back."""
     body = response.body
     if not isinstance(body, bytes) or len(body) <= _WRITE_BYTES:
@@ -79,28 +81,10 @@ async def delivered(request: web.Request, response: web.Response, *, idle_second
     if response.keep_alive is False:
         stream.force_close()
     await stream.prepare(request)
-    if await _written(request, stream, body, idle_seconds):
-        await _written(request, stream, b"", idle_seconds)
+    for start in range(0, len(body), _WRITE_BYTES):
+        await stream.write(body[start : start + _WRITE_BYTES])
+    await stream.write_eof()
     return stream
-
-
-async def _written(request: web.Request, response: web.StreamResponse, data: bytes, idle_seconds: float) -> bool:
-    """Write data, or with none the end. False if the client took nothing for `idle_seconds`: then it is cut off.
-
-    In slices, so that the clock is about slow, not about much.
-    """
-    try:
-        for start in range(0, len(data), _WRITE_BYTES):
-            async with asyncio.timeout(idle_seconds or None):
-                await response.write(data[start : start + _WRITE_BYTES])
-        if not data:
-            async with asyncio.timeout(idle_seconds or None):
-                await response.write_eof()
-    except TimeoutError:
-        log.info("the client took nothing of its answer for %g s", idle_seconds)
-        reset(request)
-        return False
-    return True
 
 
 async def strip_aiohttp_headers(request: web.Request, response: web.StreamResponse) -> None:

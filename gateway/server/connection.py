@@ -30,6 +30,8 @@ from aiohttp.http_parser import RawRequestMessage
 from aiohttp.web_protocol import RequestHandler
 
 from gateway.errors import ClientGone
+from gateway.model import Limits
+from gateway.server.answer_clocks import AnswerClocks
 from gateway.server.record import log_untaken
 
 __all__ = ["Connection", "Server"]
@@ -116,17 +118,30 @@ class Connection(RequestHandler):
 
 
 class Server(web.Server):
-    """aiohttp's, with connections of ours."""
+    """aiohttp's, with connections of ours, and clocks on what is answered there."""
+
+    def __init__(self, handler: Any, *, limits: Limits, **settings: Any) -> None:
+        super().__init__(handler, **settings)
+        self._clocks = AnswerClocks(
+            self._connections, idle_seconds=limits.idle_seconds, min_rate_bytes=limits.min_answer_rate_bytes
+        )
+        self._clocks.start()
 
     def __call__(self) -> Connection:
         """A connection's handler. Raises TypeError for a setting that it does not know."""
         return Connection(self, loop=self._loop, **self._kwargs)
 
+    async def shutdown(self, timeout: float | None = None) -> None:  # noqa: ASYNC109 - aiohttp's own
+        """As aiohttp's: the end of all connections."""
+        await super().shutdown(timeout)
+        self._clocks.stop()
+
     @classmethod
-    def like(cls, server: web.Server) -> Server:
+    def like(cls, server: web.Server, limits: Limits) -> Server:
         """One with the settings of aiohttp's own, which makes them of an application."""
         return cls(
             server.request_handler,
+            limits=limits,
             request_factory=server.request_factory,
             handler_cancellation=server.handler_cancellation,
             loop=server._loop,

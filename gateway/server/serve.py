@@ -74,7 +74,7 @@ class DrainingRunner(web.AppRunner):
         self._drain_seconds = drain_seconds
 
     async def _make_server(self) -> web.Server:
-        return Server.like(await super()._make_server())
+        return Server.like(await super()._make_server(), self.app[SERVICES].limits)
 
     async def cleanup(self) -> None:
         """Stop listening, let requests in progress end for `drain_seconds`, break the others off, and leave."""

@@ -14,7 +14,7 @@ from gateway.http.answers import delivered, passed_through
 from gateway.http.forwarding import believed, request_id
 from gateway.intake.admission import accept_body, check_headers, raw_filename
 from gateway.intake.body import Intake
-from gateway.model import Limits, Upload
+from gateway.model import Upload
 from gateway.multipart.codec import Event
 from gateway.multipart.reader import StreamingMultipartReader, raw_body_events
 from gateway.server.record import UploadRecord, log_upload, new_ulid
@@ -77,13 +77,12 @@ class UploadHandler:
                     request,
                     outcome.answer,
                     stall_seconds=limits.stall_seconds if outcome.read_seconds is None else outcome.read_seconds,
-                    idle_seconds=limits.idle_seconds,
                     close=close,
                     location=upload_location(upload.id) if outcome.is_stored else None,
                 )
         # Only now, for what is stored stays locked until the sinks are left: who has read its manifest may
         # delete it at once.
-        return await self._answer(request, services.limits, outcome, close=close)
+        return await self._answer(request, outcome, close=close)
 
     def _described(self, request: web.Request, services: Services, *, multipart: bool) -> Upload:
         peer, length = request.remote or "", request.content_length
@@ -135,11 +134,9 @@ class UploadHandler:
             keep_raw=keep_raw,
         )
 
-    async def _answer(
-        self, request: web.Request, limits: Limits, outcome: Outcome, *, close: bool
-    ) -> web.StreamResponse:
+    async def _answer(self, request: web.Request, outcome: Outcome, *, close: bool) -> web.StreamResponse:
         respond = converted if self._route.kind == "convert" else created
         response = respond(outcome)
         if close:
             response.force_close()
-        return await delivered(request, response, idle_seconds=limits.idle_seconds)
+        return await delivered(request, response)

@@ -15,7 +15,7 @@ from typing import Any, BinaryIO, Protocol, TypeVar
 
 from gateway.sinks import Sink, Stage
 
-__all__ = ["UPLOAD_ID", "LockedUpload", "Store", "StoredFile", "manifest_keeper"]
+__all__ = ["UPLOAD_ID", "Removal", "Store", "StoredFile", "StoredUpload", "manifest_keeper"]
 
 UPLOAD_ID = re.compile("[0-7][0123456789ABCDEFGHJKMNPQRSTVWXYZ]{25}")
 """A ULID; what matches can be no path but its own."""
@@ -41,28 +41,38 @@ class Store(Sink):
     """After so many seconds an upload expires, and is gone; 0: never. The store itself sees to that."""
 
     @abstractmethod
-    async def manifest(self, upload_id: str) -> bytes | None:
-        """The manifest of an upload, as it was kept; None if this store does not have it. Locks nothing."""
+    def opened(self, upload_id: str) -> AbstractAsyncContextManager[StoredUpload | None, bool | None]:
+        """A context in which an upload can be read; it gives None where there is no such upload.
+
+        It keeps nobody from removing the upload: what was opened before can be read to its end all the same, and what
+        is asked for after that is not there.
+        """
 
     @abstractmethod
-    def locked(
-        self, upload_id: str, *, exclusive: bool = False
-    ) -> AbstractAsyncContextManager[LockedUpload | None, bool | None]:
-        """A context in which an upload stays as it is, to be read, or `exclusive`, to be removed.
+    def removal(self, upload_id: str) -> AbstractAsyncContextManager[Removal | None, bool | None]:
+        """A context in which nobody else removes an upload; it gives None where there is no such upload.
 
-        It gives None where there is no such upload, and raises Conflict where somebody else's lock forbids it.
-        Leaving it unlocks, after an error and after a cancellation as well.
+        Raises Conflict while somebody else does, or the upload itself has not ended. Leaving it without `remove` leaves
+        everything as it is.
         """
 
 
-class LockedUpload(ABC):
-    """One store's share of an upload, for as long as it is locked. Raises the errors of a sink."""
+class Removal(ABC):
+    """One store's share of an upload that is about to be removed."""
+
+    @abstractmethod
+    async def remove(self) -> None:
+        """Remove all of it, which cannot be undone. Raises the errors of a sink, and then it is there as before."""
+
+
+class StoredUpload(ABC):
+    """One store's share of an upload, to be read. Raises the errors of a sink. Leaving closes what was opened."""
 
     sink: str
     """The name of the store."""
 
     @abstractmethod
-    async def manifest(self) -> bytes | None:
+    async def manifest(self) -> StoredFile | None:
         """As it was kept; None if this store does not keep it."""
 
     @abstractmethod
@@ -71,15 +81,7 @@ class LockedUpload(ABC):
 
     @abstractmethod
     async def open(self, index: int) -> StoredFile | None:
-        """A part's file, which is closed when the upload is unlocked; None if this store does not have it."""
-
-    @abstractmethod
-    async def remove(self) -> None:
-        """Remove all of it: called under the exclusive lock, and cannot be undone."""
-
-    async def release(self) -> None:
-        """Unlock before the context is left: there is nothing left to read. May be called twice."""
-        return
+        """A part's file; None if this store does not have it."""
 
     # -- files that lie on this machine
 
@@ -88,16 +90,16 @@ class LockedUpload(ABC):
         return None
 
     async def run(self, function: Callable[..., T], *args: Any) -> T:
-        """Call what reads such files and blocks, in a thread. Unlocking waits for it."""
+        """Call what reads such files and blocks, in a thread. Nothing is closed before it has ended."""
         raise NotImplementedError
 
     def close_later(self, thing: Closable) -> None:
-        """Close what reads such files before the upload is unlocked."""
+        """Close what reads such files when the upload is left."""
         raise NotImplementedError
 
 
 class StoredFile(ABC):
-    """A part's file, open for reading."""
+    """A part's file, or a manifest, open for reading."""
 
     size: int
     """In bytes."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import gc
 import hashlib
 import io
@@ -35,9 +36,11 @@ from gateway.http.conditions import chosen
 from gateway.http.problems import problem
 from gateway.model import Part, Upload
 from gateway.sinks.disk.sink import DiskSink
-from gateway.sinks.disk.upload_directory import LockedDirectory
+from gateway.sinks.disk.upload_directory import OpenedDirectory
 from gateway.sinks.store import StoredFile
+from tests.support.clients import eventually
 from tests.support.ports import free_port
+from tests.support.stores import remove_kept
 
 pytestmark = pytest.mark.sockets
 
@@ -610,15 +613,15 @@ async def test_two_files_fit_on_one_connection(shop: Shop) -> None:
 async def test_a_file_shorter_than_promised_breaks_the_connection(
     shop: Shop, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, size: int
 ) -> None:
-    opened = LockedDirectory.open
+    opened = OpenedDirectory.open
 
-    async def longer(self: LockedDirectory, index: int) -> StoredFile | None:
+    async def longer(self: OpenedDirectory, index: int) -> StoredFile | None:
         found = await opened(self, index)
         assert found is not None
         found.size += 100_000
         return found
 
-    monkeypatch.setattr(LockedDirectory, "open", longer)
+    monkeypatch.setattr(OpenedDirectory, "open", longer)
     upload_id = await shop.store(b"x" * size)
     client = await Client.get(shop.port, f"/files/{upload_id}/0/x")
     with pytest.raises(ConnectionResetError):
@@ -629,9 +632,7 @@ async def test_a_file_shorter_than_promised_breaks_the_connection(
 
 
 @pytest.mark.parametrize("target", ["/files/{}/0/x", "/uploads/{}/archive.zip"])
-async def test_a_client_that_goes_away_is_no_error_and_leaves_no_lock(
-    shop: Shop, caplog: pytest.LogCaptureFixture, target: str
-) -> None:
+async def test_a_client_that_goes_away_is_no_error(shop: Shop, caplog: pytest.LogCaptureFixture, target: str) -> None:
     caplog.set_level(logging.INFO)
     for hang_up in (Client.hang_up, Client.close):
         upload_id = await shop.store_sparse(64 << 20)
@@ -640,17 +641,6 @@ async def test_a_client_that_goes_away_is_no_error_and_leaves_no_lock(
         await hang_up(client)
         await removed(shop, upload_id)
     assert [record for record in caplog.records if record.levelno > logging.INFO] == []
-
-
-@pytest.mark.skipif(not hasattr(socket, "TCP_USER_TIMEOUT"), reason="only Linux has such a timer")
-@pytest.mark.parametrize("target", ["/files/{}/0/x", "/uploads/{}/archive.zip"])
-async def test_a_client_that_stops_reading_is_cut_off(shop: Shop, monkeypatch: pytest.MonkeyPatch, target: str) -> None:
-    monkeypatch.setattr(stored, "_STALLED_SECONDS", 1)
-    upload_id = await shop.store_sparse(64 << 20)
-    client = await Client.get(shop.port, target.format(upload_id))
-    assert (await shop.ask(f"/uploads/{upload_id}", "DELETE")).status == 409
-    await removed(shop, upload_id)
-    await client.close()
 
 
 @pytest.mark.skipif(not Path("/proc/self/fd").exists(), reason="counts descriptors")
@@ -662,28 +652,47 @@ async def test_a_request_that_is_cancelled_lets_go_of_what_it_reads(shop: Shop, 
     (task,) = shop.requests
     task.cancel()
     await asyncio.wait([task], timeout=_SECONDS)
-    held = [os.path.realpath(f"/proc/self/fd/{number}") for number in os.listdir("/proc/self/fd")]
-    assert [path for path in held if path.startswith(str(shop.disks[0].root))] == []
-    assert await shop.disks[0].delete(upload_id)
+    await eventually(lambda: not [path for path in _open_paths() if path.startswith(str(shop.disks[0].root))])
+    assert await remove_kept(shop.disks[0], upload_id)
     await client.hang_up()
+
+
+def _open_paths() -> list[str]:
+    paths = []
+    for number in os.listdir("/proc/self/fd"):
+        with contextlib.suppress(OSError):
+            paths.append(os.readlink(f"/proc/self/fd/{number}"))
+    return paths
 
 
 # -- removal
 
 
 @pytest.mark.parametrize("target", ["/files/{}/0/x", "/uploads/{}/archive.zip"])
-async def test_what_is_being_read_cannot_be_removed_until_it_was_read(shop: Shop, target: str) -> None:
+async def test_what_is_being_read_is_removed_at_once_and_read_to_its_end(shop: Shop, target: str) -> None:
     upload_id = await shop.store_sparse(32 << 20)
     client = await Client.get(shop.port, target.format(upload_id))
     read = len(await client.read())
-    answer = await shop.ask(f"/uploads/{upload_id}", "DELETE")
-    assert (answer.status, answer.problem) == (409, "conflict")
-    assert (await shop.ask(f"/uploads/{upload_id}")).status == 200
-    await client.rest_exactly(read)
     assert (await shop.ask(f"/uploads/{upload_id}", "DELETE")).status == 204
-    await client.close()
-    assert (await shop.ask(f"/uploads/{upload_id}", "DELETE")).problem == "not-found"
     assert list(shop.disks[0].root.iterdir()) == []
+    for gone in (f"/uploads/{upload_id}", f"/files/{upload_id}/0/x", f"/uploads/{upload_id}/archive.zip"):
+        assert (await shop.ask(gone)).problem == "not-found"
+    assert (await shop.ask(f"/uploads/{upload_id}", "DELETE")).problem == "not-found"
+    await client.rest_exactly(read)
+    await client.close()
+
+
+async def test_an_archive_whose_upload_is_removed_breaks_off_where_a_file_is_missing(
+    shop: Shop, caplog: pytest.LogCaptureFixture
+) -> None:
+    upload_id = await shop.store_sparse(32 << 20, b"the second")
+    client = await Client.get(shop.port, f"/uploads/{upload_id}/archive.zip")
+    await client.read()
+    assert (await shop.ask(f"/uploads/{upload_id}", "DELETE")).status == 204
+    with pytest.raises(ConnectionResetError):
+        await client.rest()
+    await client.close()
+    assert "broke off" in caplog.text
 
 
 @pytest.mark.parametrize("target", ["/files/{}/0/x", "/uploads/{}/archive.zip"])
@@ -720,7 +729,7 @@ async def test_an_upload_on_two_disks_is_one(two: Shop) -> None:
     assert bodies == [b"on both", b"on the second", b"on the first"]
     archive = zipfile.ZipFile(io.BytesIO((await two.ask(f"/uploads/{upload_id}/archive.zip")).body))
     assert [archive.read(name) for name in archive.namelist()] == bodies
-    async with two.disks[1].locked(upload_id):
+    async with two.disks[1].removal(upload_id):  # as one that has not ended
         assert (await two.ask(f"/uploads/{upload_id}", "DELETE")).status == 409
         assert two.path(upload_id).exists(), "it was removed by half"
     assert (await two.ask(f"/uploads/{upload_id}", "DELETE")).status == 204

@@ -26,6 +26,7 @@ from gateway.sinks.disk.layout import lock_directory
 from gateway.sinks.disk.sink import DiskSink
 from gateway.sinks.disk.upload_directory import remove_expired
 from gateway.sinks.disk.volume import Volume
+from tests.support.stores import remove_kept
 
 _SECONDS = 60
 _NEVER = threading.Event()
@@ -128,92 +129,73 @@ async def test_the_age_counts_from_the_end_of_the_upload(tmp_path: Path) -> None
     assert (tmp_path / ulid(1) / "0").exists()
 
 
-async def test_what_is_being_read_outlives_its_time_until_it_was_read(tmp_path: Path) -> None:
-    path = put(tmp_path, 1, age_seconds=10)
-    other = put(tmp_path, 2, age_seconds=10)
-    with locked(path, fcntl.LOCK_SH):
-        async with disk(tmp_path, 1) as sink:
-            assert not other.exists()
-            async with sink.locked(ulid(1)) as upload:
-                assert upload is not None
-                await asyncio.sleep(1.5)
-                assert await upload.manifest() == b"{}"
-    async with disk(tmp_path, 1) as sink:
-        assert not path.exists()
-        async with sink.locked(ulid(1)) as gone:
+async def test_what_is_being_read_expires_and_is_read_to_its_end(tmp_path: Path) -> None:
+    path = put(tmp_path, 1, age_seconds=0)
+    async with disk(tmp_path, 1) as sink, sink.opened(ulid(1)) as upload:
+        assert upload is not None
+        manifest = await upload.manifest()
+        assert manifest is not None
+        await until(lambda: not path.exists())
+        assert await manifest.read(100, 0) == b"{}"
+        assert await upload.open(0) is None
+        async with sink.opened(ulid(1)) as gone:
             assert gone is None
 
 
 @pytest.mark.sockets
-async def test_a_reader_in_another_process_is_respected_until_it_dies(tmp_path: Path) -> None:
+async def test_a_lock_of_another_process_is_respected_until_that_dies(tmp_path: Path) -> None:
     path = put(tmp_path, 1, age_seconds=10)
     program = (
         "import fcntl, os, sys\n"
-        "fcntl.flock(os.open(sys.argv[1], os.O_RDONLY), fcntl.LOCK_SH)\n"
+        "fcntl.flock(os.open(sys.argv[1], os.O_RDONLY), fcntl.LOCK_EX)\n"
         "print('locked', flush=True)\n"
         "sys.stdin.read()\n"
     )
     command = [sys.executable, "-c", program, str(path)]
-    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as reader:
-        assert reader.stdout is not None
-        assert reader.stdout.readline() == b"locked\n"
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as other:
+        assert other.stdout is not None
+        assert other.stdout.readline() == b"locked\n"
         async with disk(tmp_path, 1) as sink:
             assert path.exists()
             with pytest.raises(Conflict):
-                await sink.delete(ulid(1))
-            reader.kill()
+                await remove_kept(sink, ulid(1))
+            other.kill()
             await until(lambda: not path.exists())
 
 
-async def test_a_reader_waits_for_a_removal_that_has_begun_and_finds_nothing(tmp_path: Path) -> None:
-    path = put(tmp_path, 1, age_seconds=0)
-    async with disk(tmp_path) as sink:
-        async with asyncio.TaskGroup() as group, sink.locked(ulid(1), exclusive=True) as upload:
-            assert upload is not None
-
-            async def read() -> bool:
-                async with sink.locked(ulid(1)) as share:
-                    return share is None
-
-            reading = group.create_task(read())
-            await asyncio.sleep(0.1)
-            assert not reading.done()
-            await upload.remove()
-        assert reading.result()
-    assert not path.exists()
-
-
-async def test_a_reader_does_not_wait_for_ever(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(shelf, "_PATIENCE_SECONDS", 0.05)
-    path = put(tmp_path, 1, age_seconds=0)
-    async with disk(tmp_path) as sink:
-        with locked(path, fcntl.LOCK_EX), pytest.raises(Conflict):
-            async with sink.locked(ulid(1)):
-                pass
-
-
-async def test_a_cancelled_reader_leaves_no_lock(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_removal_that_is_cancelled_leaves_no_lock(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     put(tmp_path, 1, age_seconds=0)
     taking, take = threading.Event(), lock_directory
 
-    def slow(path: Path, *, shared: bool = False) -> int | None:
+    def slow(path: Path) -> int | None:
         taking.set()
         time.sleep(0.2)
-        return take(path, shared=shared)
+        return take(path)
 
     async with disk(tmp_path) as sink:
         with monkeypatch.context() as patch:
             patch.setattr(shelf, "lock_directory", slow)
 
-            async def read() -> None:
-                async with sink.locked(ulid(1)):
+            async def remove() -> None:
+                async with sink.removal(ulid(1)):
                     pytest.fail("it was cancelled before")
 
             async with asyncio.TaskGroup() as group:
-                reading = group.create_task(read())
+                removing = group.create_task(remove())
                 await asyncio.to_thread(taking.wait, 10)
-                reading.cancel()
-        assert await sink.delete(ulid(1))
+                removing.cancel()
+        assert await remove_kept(sink, ulid(1))
+
+
+async def test_one_of_two_removals_is_refused_and_one_that_does_nothing_leaves_all_as_it_is(tmp_path: Path) -> None:
+    path = put(tmp_path, 1, age_seconds=0)
+    async with disk(tmp_path) as sink:
+        async with sink.removal(ulid(1)):
+            with pytest.raises(Conflict):
+                await remove_kept(sink, ulid(1))
+        assert path.exists()
+        assert await remove_kept(sink, ulid(1))
+        assert not await remove_kept(sink, ulid(1))
 
 
 async def test_a_published_upload_can_be_read_before_its_own_upload_is_done(tmp_path: Path) -> None:
@@ -221,11 +203,11 @@ async def test_a_published_upload_can_be_read_before_its_own_upload_is_done(tmp_
         async with sink.open(Upload(ulid(1), "/upload")) as delivery:
             await delivery.accept_all([(Part(0, b"file", b"a.bin", None), b"data")])
             await delivery.commit()
-            async with sink.locked(ulid(1)) as upload:
+            async with sink.opened(ulid(1)) as upload:
                 assert upload is not None
             with pytest.raises(Conflict):
-                await sink.delete(ulid(1))
-        assert await sink.delete(ulid(1))
+                await remove_kept(sink, ulid(1))
+        assert await remove_kept(sink, ulid(1))
 
 
 # -- when things go wrong

@@ -13,7 +13,6 @@ They speak HTTP by hand, in protocols without tasks, so that a test can count th
 from __future__ import annotations
 
 import asyncio
-import collections
 import contextlib
 import math
 import random
@@ -24,10 +23,9 @@ from collections.abc import AsyncIterable, AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from typing import Any, Literal, cast
 
-from gateway.errors import Conflict
 from gateway.model import Part, Receipt, Upload
 from gateway.sinks import Delivery, Sink, Stage
-from gateway.sinks.store import LockedUpload, Store, StoredFile
+from gateway.sinks.store import Removal, Store, StoredFile, StoredUpload
 from tests.support import ports
 
 # -- sinks
@@ -340,27 +338,18 @@ class MemoryStore(MemorySink, Store):
         super().__init__(name=name, stage=Stage.STORE)
         self.keep_seconds = keep_seconds
         self.manifests: dict[str, bytes] = {}
-        self._readers: collections.Counter[str] = collections.Counter()
 
     @asynccontextmanager
     async def open(self, upload: Upload) -> AsyncIterator[MemoryDelivery]:
         yield KeepingDelivery(self, upload, self.manifests)
 
-    async def manifest(self, upload_id: str) -> bytes | None:
-        return self.manifests.get(upload_id)
+    @asynccontextmanager
+    async def opened(self, upload_id: str) -> AsyncIterator[StoredUpload | None]:
+        yield MemoryUpload(self, upload_id) if upload_id in self.kept else None
 
     @asynccontextmanager
-    async def locked(self, upload_id: str, *, exclusive: bool = False) -> AsyncIterator[LockedUpload | None]:
-        if upload_id not in self.kept:
-            yield None
-            return
-        if exclusive and self._readers[upload_id]:
-            raise Conflict("it is being read")
-        self._readers[upload_id] += 1
-        try:
-            yield MemoryUpload(self, upload_id)
-        finally:
-            self._readers[upload_id] -= 1
+    async def removal(self, upload_id: str) -> AsyncIterator[Removal | None]:
+        yield MemoryRemoval(self, upload_id) if upload_id in self.kept else None
 
 
 class KeepingDelivery(MemoryDelivery):
@@ -387,21 +376,27 @@ class KeepingDelivery(MemoryDelivery):
         return self.receipts()
 
 
-class MemoryUpload(LockedUpload):
+class MemoryUpload(StoredUpload):
     def __init__(self, store: MemoryStore, upload_id: str) -> None:
         self.sink = store.name
-        self._store = store
-        self._id = upload_id
+        self._files = store.kept[upload_id]
+        self._manifest = store.manifests.get(upload_id)
 
-    async def manifest(self) -> bytes | None:
-        return self._store.manifests.get(self._id)
+    async def manifest(self) -> StoredFile | None:
+        return None if self._manifest is None else MemoryFile(self._manifest)
 
     async def indexes(self) -> set[int]:
-        return set(self._store.kept[self._id])
+        return set(self._files)
 
     async def open(self, index: int) -> StoredFile | None:
-        data = self._store.kept[self._id].get(index)
+        data = self._files.get(index)
         return None if data is None else MemoryFile(data)
+
+
+class MemoryRemoval(Removal):
+    def __init__(self, store: MemoryStore, upload_id: str) -> None:
+        self._store = store
+        self._id = upload_id
 
     async def remove(self) -> None:
         del self._store.kept[self._id]

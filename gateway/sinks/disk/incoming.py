@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import fcntl
 import os
 import threading
 import time
@@ -115,10 +114,6 @@ class Incoming:
         except OSError:
             self.take_back()
             raise
-        assert self._lock is not None
-        # As good as unlocked from here on. Refused: somebody removes it already (sink.py, 5), or there are no locks.
-        with contextlib.suppress(OSError):
-            fcntl.flock(self._lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
 
     def _go_on(self) -> None:
         if self._is_withdrawn:

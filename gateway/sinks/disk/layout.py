@@ -31,7 +31,7 @@ MANIFEST = "manifest.json"
 INCOMING, DELETED = ".incoming", ".deleted"
 
 
-def lock_directory(path: Path, *, shared: bool = False) -> int | None:
+def lock_directory(path: Path) -> int | None:
     """A descriptor that holds the directory's lock; None if it is gone.
 
     Raises BlockingIOError where somebody else's lock forbids it.
@@ -41,7 +41,7 @@ def lock_directory(path: Path, *, shared: bool = False) -> int | None:
     except (FileNotFoundError, NotADirectoryError):
         return None
     try:
-        fcntl.flock(descriptor, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         with contextlib.suppress(FileNotFoundError):
             if os.path.samestat(os.fstat(descriptor), os.stat(path)):
                 return descriptor

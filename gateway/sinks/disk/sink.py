@@ -14,10 +14,10 @@
 4. All of it runs in threads of its own, in jobs that are tracked: an abort deletes when the running ones have
    ended, or one of them would bring a file back. The jobs: see jobs.py; their order: delivery.py. Where a disk
    hangs, the answer waits for that no longer than `PATIENCE_SECONDS`; the drain waits for it as long as it may.
-5. From the rename on the lock is a shared one, as a reader's: what is published may be read at once, and
-   cannot be removed before its own upload is done with it. Reading and removal: see upload_directory.py.
+5. What is published may be read at once, and cannot be removed before its own upload is done with it, which holds the
+   lock until then. Reading and removal: see upload_directory.py.
 6. With `keep_seconds` a sweep at the start, and one every `sweep_seconds` after it, remove what is older.
-   An upload that is being read is left for a later one. What a failing disk would not remove: see volume.py.
+   What a failing disk would not remove: see volume.py.
 """
 
 from __future__ import annotations
@@ -33,8 +33,7 @@ from gateway.concurrency.threads import PATIENCE_SECONDS
 from gateway.errors import SinkUnavailable
 from gateway.model import Upload
 from gateway.sinks.disk.delivery import DiskDelivery
-from gateway.sinks.disk.layout import translated
-from gateway.sinks.disk.upload_directory import LockedDirectory, read_manifest, remove_expired
+from gateway.sinks.disk.upload_directory import LockedDirectory, OpenedDirectory, remove_expired
 from gateway.sinks.disk.volume import Volume
 from gateway.sinks.store import Store
 
@@ -117,26 +116,11 @@ class DiskSink(Store):
 
     # -- what was stored
 
-    def locked(self, upload_id: str, *, exclusive: bool = False) -> LockedDirectory:
-        return LockedDirectory(upload_id, self._volume, exclusive=exclusive)
+    def opened(self, upload_id: str) -> OpenedDirectory:
+        return OpenedDirectory(upload_id, self._volume)
 
-    def file(self, upload_id: str, index: int) -> Path | None:
-        """The stored bytes of a part; None if this sink does not have them."""
-        path = self.root / upload_id / str(index)
-        return path if path.is_file() else None
-
-    async def manifest(self, upload_id: str) -> bytes | None:
-        with translated(self.name):
-            loop = asyncio.get_running_loop()
-            return await loop.run_in_executor(self._volume.threads, read_manifest, self.root / upload_id)
-
-    async def delete(self, upload_id: str) -> bool:
-        """Remove an upload; False if there is none. Raises Conflict while somebody reads it."""
-        async with self.locked(upload_id, exclusive=True) as upload:
-            if upload is None:
-                return False
-            await upload.remove()
-            return True
+    def removal(self, upload_id: str) -> LockedDirectory:
+        return LockedDirectory(upload_id, self._volume)
 
     # -- sweeps
 

@@ -41,6 +41,7 @@ from tests.contract import (
     source,
     upload,
 )
+from tests.support.stores import kept_manifest, remove_kept
 
 _LARGE = bytes(range(256)) * 12_001
 
@@ -99,10 +100,12 @@ async def test_each_upload_has_a_directory_with_its_files_and_its_manifest(sink:
     await committed(sink, (file(0), b"other"))
     assert sorted(os.listdir(sink.root / one)) == ["0", "3", "manifest.json"]
     assert (sink.root / one / "3").read_bytes() == b"three"
-    assert await sink.manifest(one) == b'{"upload": "x"}'
+    assert await kept_manifest(sink, one) == b'{"upload": "x"}'
     assert len(entries(sink)) == 2
-    assert sink.file(one, 0) == sink.root / one / "0"
-    assert sink.file(one, 1) is None
+    async with sink.opened(one) as kept:
+        assert kept is not None
+        assert await kept.indexes() == {0, 3}
+        assert await kept.open(1) is None
 
 
 @pytest.mark.parametrize("filename", [b"../../../../tmp/escape", b"..\\..\\escape.txt", b"/etc/passwd", b"..", None])
@@ -140,10 +143,10 @@ async def test_a_directory_that_is_there_is_never_overwritten(sink: DiskSink) ->
 async def test_a_deleted_upload_is_gone_with_its_files(sink: DiskSink) -> None:
     await committed(sink, (file(0), b"data"), manifest=b"{}")
     upload_id = entries(sink)[0]
-    assert await sink.delete(upload_id) is True
+    assert await remove_kept(sink, upload_id) is True
     assert entries(sink) == []
-    assert await sink.manifest(upload_id) is None
-    assert await sink.delete(upload_id) is False
+    assert await kept_manifest(sink, upload_id) is None
+    assert await remove_kept(sink, upload_id) is False
 
 
 # -- durability
@@ -500,7 +503,7 @@ async def test_a_manifest_is_replaced_as_a_whole_or_not_at_all(
             delivery.keep_manifest(b"first")
             await delivery.commit()
             await delivery.replace_manifest(b"second")
-            assert await sink.manifest(one.id) == b"second"
+            assert await kept_manifest(sink, one.id) == b"second"
 
             def full(descriptor: int, data: bytes) -> None:
                 os.write(descriptor, data[:1])
@@ -509,5 +512,5 @@ async def test_a_manifest_is_replaced_as_a_whole_or_not_at_all(
             monkeypatch.setattr("gateway.sinks.disk.jobs.write_whole", full)
             with pytest.raises(SinkFull):
                 await delivery.replace_manifest(b"third")
-        assert await sink.manifest(one.id) == b"second"
+        assert await kept_manifest(sink, one.id) == b"second"
         assert sorted(os.listdir(sink.root / one.id)) == ["0", "manifest.json"]
