@@ -96,7 +96,7 @@ class Decoder:
     """Feed it the body in any pieces; it answers with events. After an error it only repeats that error.
 
     `form` demands what RFC 7578 does of each part: a Content-Disposition of form-data with a name.
-    `one_reading` refuses headers that other readers would not read alike, for who gets the raw bytes (headers, rule 6).
+    `one_reading` refuses headers that other readers would not read alike, for who gets the raw bytes (headers, rule 7).
     Limits are in bytes or counts, 0 = unlimited; each is checked before what it limits is buffered.
     """
 

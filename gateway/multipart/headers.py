@@ -20,7 +20,9 @@ rules, and where they come from:
    show or send it. So is one with a backslash at its end, or before anything but a letter or a digit:
    in quotes again it would be an escape for some readers. (Before a letter or a digit only a few drop
    it, and `C:\x\y.txt` is a name that people have. One before a dot or a quote can be kept, but not sent on.)
-6. Bytes that go on as they came (`has_one_reading`) may have nothing that any of those rules is for.
+6. A file that is named in its Content-Type only (`name=`, as mail has it) is named for some readers, and not for
+   others. A form does not need that, and it is refused; a part of another multipart type takes the name from there.
+7. Bytes that go on as they came (`has_one_reading`) may have nothing that any of those rules is for.
 """
 
 from __future__ import annotations
@@ -61,6 +63,8 @@ _PLAIN_QUOTED = rb"\"(?:[^\"\\]|\\[\"\\0-9A-Za-z\x80-\xff])*(?<!\\)\""
 _PLAIN_DISPOSITION = re.compile(
     TOKEN + rb"(?:;[ \t]*" + TOKEN.replace(b"*", b"") + rb"=(?:" + TOKEN + rb"|" + _PLAIN_QUOTED + rb"))*"
 )
+_NAMING_TYPE = re.compile(rb"(?i:(?:\A|;)[ \t]*name[ \t]*(?:[*=;]|\Z))")
+_NAME_OF_TYPE = re.compile(rb"name(?=\*|\Z)")
 _BACKSLASH_ESCAPE = re.compile(rb'\\(["\\])')
 _PERCENT_ESCAPE = re.compile(rb"%(?:22|0D|0A)")
 _ENCODED_ONLY = re.compile(rb"(?:[A-Za-z0-9._~-]|%[0-9A-Fa-f]{2})*")
@@ -88,10 +92,11 @@ _WHATWG = {b"%22": b'"', b"%0D": b"\r", b"%0A": b"\n"}
 
 USUAL_HEAD = re.compile(
     rb'Content-Disposition: form-data; name="([^"\\%\x00-\x1f\x7f]*)"(?:; filename="([^"\\%\x00-\x1f\x7f]*)")?'
-    rb"(?:\r\nContent-Type: ([!-)+-~]+(?: [!-)+-~]+)*))?"
+    rb"(?:\r\nContent-Type: (?(2)|(?![^\r]*(?i:name)))([!-)+-~]+(?: [!-)+-~]+)*))?"
 )
 """The header block that nearly every part has, letter for letter: nothing in it needs any of the rules.
-Groups: name, file name, Content-Type. What does not match is not wrong.
+Groups: name, file name, Content-Type (which does not speak of names where there is no file name). What does not match
+is not wrong.
 """
 
 
@@ -234,7 +239,15 @@ def form_fields(headers: Sequence[tuple[bytes, bytes]]) -> tuple[bytes, bytes | 
         name = _extended(given.get(b"name*"))
     if name is None:
         raise Malformed("a part has no name")
-    return checked_name(name), _filename(given), only(headers, b"content-type") or None
+    filename, content_type = _filename(given), only(headers, b"content-type") or None
+    if filename is None and _names_file(content_type):
+        raise Malformed("a part has a name in its Content-Type, and no filename in its Content-Disposition")
+    return checked_name(name), filename, content_type
+
+
+def _names_file(content_type: bytes | None) -> bool:
+    """Whether some readers would find a file name in a Content-Type (rule 6)."""
+    return content_type is not None and _NAMING_TYPE.search(content_type) is not None
 
 
 def is_file(name: bytes, filename: bytes | None, content_type: bytes | None) -> bool:
@@ -254,25 +267,41 @@ def mixed_fields(headers: Sequence[tuple[bytes, bytes]]) -> tuple[bytes | None, 
     Nobody needs two forms of a parameter there, so all that gives readers a choice is refused.
     """
     disposition, content_type = only(headers, b"content-disposition"), only(headers, b"content-type")
-    if not disposition:
-        return None, content_type
-    kind, given = parameters(disposition)
-    if not re.fullmatch(TOKEN, kind) or any(b"*" in name and name != b"filename*" for name in given):
-        raise Malformed("a part's Content-Disposition is malformed, or has parameters in sections")
-    filename = _filename(given)
-    if filename != given.get(b"filename", filename):
-        raise Malformed("a part's filename* is another one than its filename")
-    for value in given.values():
-        checked_name(value)
+    filename = _mixed_filename(disposition) if disposition else None
+    if filename is None and content_type is not None and _names_file(content_type):
+        named = parameters(content_type)[1]
+        filename = _only_filename({_NAME_OF_TYPE.sub(b"filename", key): value for key, value in named.items()})
+        if filename is None:
+            raise Malformed("a part's Content-Type is malformed, or has a parameter that looks like another")
     return filename, content_type
 
 
+def _mixed_filename(disposition: bytes) -> bytes | None:
+    kind, given = parameters(disposition)
+    if not re.fullmatch(TOKEN, kind) or kind in (b"name", b"filename"):
+        raise Malformed("a part's Content-Disposition is malformed")
+    for value in given.values():
+        checked_name(value)
+    return _only_filename(given)
+
+
+def _only_filename(given: dict[bytes, bytes]) -> bytes | None:
+    if any(b"*" in name and name != b"filename*" for name in given):
+        raise Malformed("a part has parameters in sections")
+    filename = _filename(given)
+    if filename != given.get(b"filename", filename):
+        raise Malformed("a part's filename* is another one than its filename")
+    return filename
+
+
 def has_one_reading(block: bytes, headers: Sequence[tuple[bytes, bytes]]) -> bool:
-    """Whether every reader sees in a header block what is seen here (rule 6): nothing folded, no `filename*`, quotes
-    and escapes as in RFC 9110 5.6.4.
+    """Whether every reader sees in a header block what is seen here (rule 7): nothing folded, no `filename*`, quotes
+    and escapes as in RFC 9110 5.6.4, and no file name in the Content-Type alone.
     """
     disposition = only(headers, b"content-disposition")
-    return not _FOLD.search(block) and (not disposition or _PLAIN_DISPOSITION.fullmatch(disposition) is not None)
+    if _FOLD.search(block) or (disposition and not _PLAIN_DISPOSITION.fullmatch(disposition)):
+        return False
+    return not _names_file(only(headers, b"content-type")) or b"filename" in parameters(disposition or b"")[1]
 
 
 def filename_of(disposition: bytes) -> bytes | None:

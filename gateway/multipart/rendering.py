@@ -74,6 +74,7 @@ def _disposition(value: bytes, filename: bytes | None) -> bytes:
     given = {name: content for name, content in given.items() if name != b"filename" or filename is not None}
     if filename is not None:
         given[b"filename"] = filename
+        kind = kind or b"attachment"
     return kind + b"".join([b"; " + name + b'="' + quote(content) + b'"' for name, content in given.items()])
 
 

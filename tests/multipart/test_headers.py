@@ -7,6 +7,7 @@ import pytest
 from gateway.errors import GatewayError, Malformed, TooLarge
 from gateway.model import text
 from gateway.multipart.headers import (
+    USUAL_HEAD,
     filename_of,
     form_fields,
     has_one_reading,
@@ -331,6 +332,54 @@ def test_folded_headers_may_not_go_on_as_they_are() -> None:
     assert not has_one_reading(b"X: a\r\n b", [])
 
 
+# -- rule 6: names in a Content-Type
+
+NAMING_TYPES = [
+    *(b"a/b; name=x", b'a/b; charset=y; Name = "x"', b"a/b;name", b"a/b; name*=utf-8''x", b"a/b; name*0=x", b"name=x"),
+    *(b'a/b; y="; name=x"', b'a/b; y="\\"; name=x'),
+]
+OTHER_TYPES = [b"a/b", b"a/b; filename=x", b"a/b; names=x", b"a/b; xname=x", b"a/name", b"a/b; x=name", b"a/b; x=y"]
+
+
+@pytest.mark.parametrize("kind", NAMING_TYPES)
+def test_a_part_of_a_form_that_only_its_type_names_is_refused(kind: bytes) -> None:
+    with pytest.raises(Malformed, match="name in its Content-Type"):
+        fields(b"form-data; name=n", (b"content-type", kind))
+    assert fields(b"form-data; name=n; filename=f", (b"content-type", kind)) == (b"n", b"f", kind)
+    usual = b'Content-Disposition: form-data; name="n"%b\r\nContent-Type: ' + kind
+    assert not USUAL_HEAD.fullmatch(usual % b"")
+    assert USUAL_HEAD.fullmatch(usual % b'; filename="f"') or b"*" in kind
+
+
+@pytest.mark.parametrize("kind", OTHER_TYPES)
+def test_a_type_that_names_nothing_names_nothing(kind: bytes) -> None:
+    assert fields(b"form-data; name=n", (b"content-type", kind)) == (b"n", None, kind)
+    assert mixed_fields([(b"content-type", kind)]) == (None, kind)
+    assert has_one_reading(b"", [(b"content-type", kind)])
+
+
+@pytest.mark.parametrize(
+    ("kind", "name"),
+    [(b"a/b; name=x", b"x"), (b'a/b; c=d; NAME="x y"', b"x y"), (b"a/b; name*=utf-8''%c3%a4", "ä".encode())],
+)
+@pytest.mark.parametrize("disposition", [[], [(b"content-disposition", b"")], [(b"content-disposition", b"inline")]])
+def test_a_mixed_part_may_be_named_by_its_type(
+    kind: bytes, name: bytes, disposition: list[tuple[bytes, bytes]]
+) -> None:
+    headers = [*disposition, (b"content-type", kind)]
+    assert mixed_fields(headers) == (name, kind)
+    assert not has_one_reading(b"", headers)
+
+
+@pytest.mark.parametrize("kind", [b"name=x", b"a/b; name*0=x", b"a/b; name=x; name*=utf-8''y", b'a/b; y="; name=x"'])
+def test_a_mixed_part_whose_type_may_or_may_not_name_it_is_refused(kind: bytes) -> None:
+    with pytest.raises(Malformed):
+        mixed_fields([(b"content-type", kind)])
+    named = [(b"content-disposition", b"inline; filename=f"), (b"content-type", kind)]
+    assert mixed_fields(named) == (b"f", kind)
+    assert has_one_reading(b"", named)
+
+
 # -- what parts of other types than forms demand
 
 
@@ -367,6 +416,8 @@ def test_a_mixed_part_may_have_a_file_name(parameters: bytes, name: bytes) -> No
         b'"attachment"; filename=a',
         b"; filename=a",
         b"a b; filename=a",
+        b"filename; filename=a",
+        b"name; filename=a",
     ],
 )
 def test_a_mixed_part_with_two_readings_is_refused(disposition: bytes) -> None:

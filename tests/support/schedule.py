@@ -10,6 +10,7 @@ __all__ = ["TOGETHER", "TogetherScheduling", "together"]
 
 TOGETHER: dict[str, str] = {
     "tests/multipart/test_conformance_http.py": "",
+    "tests/multipart/test_differential.py": r"repacked|per_part|passed|mixed",
     "tests/sinks/relay/sending/test_connect.py": "",
     "tests/downloads/test_stored.py": "nginx_does",
     "tests/test_clients.py": "",

@@ -50,6 +50,9 @@ class Reader(NamedTuple):
     """Whether it takes a backslash and a letter for that letter."""
     overlooks_empty: bool = False
     """Whether a name or file name of no characters is none to it."""
+    takes_utf8_only: bool = False
+    """Whether it refuses a body with a head that is no UTF-8."""
+    reads_forms_only: bool = False
 
 
 def _email(bodies: Sequence[Body], directory: Path) -> Answers:
@@ -65,17 +68,22 @@ def _email(bodies: Sequence[Body], directory: Path) -> Answers:
 
 
 def _email_names(part: Message) -> Names:
-    def parameter(name: str) -> bytes | None:
-        # the header as it was parsed: what is no ASCII would be shown as question marks
-        copy = Message()
-        for key, value in part.raw_items():
-            copy.add_header(key, str(value).encode("ascii", "surrogateescape").decode("latin-1"))
-        found = copy.get_param(name, header="content-disposition")
+    """The file name as `get_filename` finds it, which looks at the Content-Type, too, but with its spaces."""
+    # the headers as they were parsed: what is no ASCII would be shown as question marks
+    copy = Message()
+    for key, value in part.raw_items():
+        copy.add_header(key, str(value).encode("ascii", "surrogateescape").decode("latin-1"))
+
+    def parameter(name: str, header: str) -> bytes | None:
+        found = copy.get_param(name, header=header)
         if isinstance(found, tuple):
             return str(found[2]).encode("latin-1", "replace")
         return None if found is None else found.encode("latin-1")
 
-    return Names(parameter("name"), parameter("filename"))
+    filename = parameter("filename", "content-disposition")
+    if filename is None:
+        filename = parameter("name", "content-type")
+    return Names(parameter("name", "content-disposition"), filename)
 
 
 def _werkzeug(bodies: Sequence[Body], directory: Path) -> Answers:
@@ -88,9 +96,9 @@ def _werkzeug(bodies: Sequence[Body], directory: Path) -> Answers:
             decoder.receive_data(None)
             while not isinstance(event := decoder.next_event(), NeedData) and type(event).__name__ != "Epilogue":
                 if isinstance(event, File):
-                    names.append(Names(event.name.encode(), event.filename.encode()))
+                    names.append(Names((event.name or "").encode(), event.filename.encode()))
                 elif isinstance(event, Field):
-                    names.append(Names(event.name.encode(), None))
+                    names.append(Names((event.name or "").encode(), None))
         except Exception:
             answers.append(None)
         else:
@@ -150,6 +158,6 @@ def _built_go(directory: Path) -> Path:
 READERS = [
     Reader("email", _email),
     Reader("go", _go),
-    Reader("busboy", _busboy, overlooks_empty=True),
-    Reader("werkzeug", _werkzeug, drops_backslashes=True),
+    Reader("busboy", _busboy, overlooks_empty=True, reads_forms_only=True),
+    Reader("werkzeug", _werkzeug, drops_backslashes=True, takes_utf8_only=True),
 ]
