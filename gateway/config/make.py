@@ -100,7 +100,7 @@ def _relay(name: str, settings: RelaySettings, limits: Limits) -> RelaySink:
 
 
 _CONNECTING = ("max_connections", "keepalive_seconds", "tls")
-_RULES = ("forward_cookies", "forward_authorization", "headers")
+_RULES = ("forward_cookies", "forward_authorization", "forward_headers", "forward_query", "headers")
 
 
 def _connecting(name: str, settings: RelaySettings) -> Connecting:
@@ -119,9 +119,12 @@ def _connecting(name: str, settings: RelaySettings) -> Connecting:
 
 
 def _rules(settings: RelaySettings) -> HeaderRules:
+    names = settings.forward_headers
     return HeaderRules(
         forward_cookies=settings.forward_cookies,
         forward_authorization=settings.forward_authorization,
+        forward_headers=None if names is None else [name.lower() for name in names],
+        forward_query=settings.forward_query,
         headers=list(settings.headers.items()),
     )
 

@@ -22,7 +22,7 @@ from pydantic import (
 from gateway.config.sinks import DottedPath, RelaySettings, SinkSettings, Table, matching
 from gateway.digests import ALGORITHMS
 from gateway.downloads.guard import AddressGuard, UrlRules
-from gateway.http.forwarding import TrustedNetworks
+from gateway.http.origin import Family, TrustedNetworks
 from gateway.model import Count, Limits, Seconds
 from gateway.upload.routes import BestEffort, Match, Route, Rule
 
@@ -80,6 +80,8 @@ class ServerSettings(Table):
     """Half of what is received in one call, and of what waits to be parsed; smaller ones cost a wake-up each."""
     trusted_networks: Annotated[tuple[str, ...], AfterValidator(_networks)] = ()
     """None: anybody can write into a header where they come from."""
+    trusted_header: Family = "x-forwarded"
+    """What nearly every proxy writes."""
 
 
 class FlowSettings(BaseModel):

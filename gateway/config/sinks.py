@@ -19,7 +19,8 @@ from pydantic import (
     model_validator,
 )
 
-from gateway.http.forwarding import TOKEN, check_static_header
+from gateway.http.forwarding import cgi_name, check_forwarded_header, check_static_header
+from gateway.http.origin import TOKEN
 from gateway.http.urls import destination_url, origin_path
 from gateway.model import Count, Seconds
 from gateway.sinks.relay.shape import Shape
@@ -128,9 +129,23 @@ class TlsSettings(Table):
 def _header_names(headers: dict[str, str]) -> dict[str, str]:
     for name, value in headers.items():
         check_static_header(name, value)
-    if len({name.lower() for name in headers}) < len(headers):
-        raise ValueError("a name is given twice")
+    if len({cgi_name(name) for name in headers}) < len(headers):
+        raise ValueError("a name is given twice, or two are one to a CGI")
     return headers
+
+
+def _forwarded_names(names: tuple[str, ...]) -> tuple[str, ...]:
+    for name in names:
+        check_forwarded_header(name)
+    return names
+
+
+def _all_none_or_texts(value: Any) -> Any:
+    if isinstance(value, bool) or (
+        isinstance(value, list | tuple) and all(isinstance(one, str) and one for one in value)
+    ):
+        return value if isinstance(value, bool) else tuple(value)
+    raise ValueError("neither true nor false, nor a list of names")
 
 
 def _of_upload(fields: dict[str, str]) -> dict[str, str]:
@@ -191,6 +206,10 @@ class RelaySettings(Table):
     forward_cookies: Allowed = False
     """They are credentials for the gateway's origin; so is what follows."""
     forward_authorization: Allowed = False
+    forward_headers: Annotated[tuple[str, ...], AfterValidator(_forwarded_names)] | None = None
+    """All: what an API understands only its operator knows."""
+    forward_query: Annotated[bool | tuple[str, ...], BeforeValidator(_all_none_or_texts)] = True
+    """All, for the same reason; but for what its url says itself."""
     headers: Annotated[dict[str, str], AfterValidator(_header_names), Field(repr=False)] = {}
 
     @field_validator("tls")

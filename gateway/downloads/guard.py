@@ -6,7 +6,7 @@ databases, metadata services and other people's admin pages. Two fences, and eve
 1. `UrlRules`: the URL is on the operator's list. What is compared is what is dialled: the URL is taken
    apart once, strictly, and put together again from the parts that were compared. Anything that two
    parsers could read differently (backslashes, user info, encoded slashes and dots, short or octal or hex
-   addresses, white space) is refused, not repaired.
+   addresses, white space) is refused, not repaired. Encoded slashes pass where every path of a host does.
 2. `AddressGuard`: the address that is about to be dialled is a public one, whatever name led to it. A
    list of our own: `ipaddress.is_global` differs between versions of Python, and lets NAT64 through.
    An address that holds another one (mapped, NAT64, 6to4, Teredo) is refused for its range: who would
@@ -110,6 +110,8 @@ class _Target:
     port: int
     path: str
     query: str | None
+    hides_slash: bool
+    """Whether a slash is encoded in the path: who decodes it before he looks reads another path."""
 
     @property
     def url(self) -> URL:
@@ -128,10 +130,16 @@ class _Rule:
     tail: bool
     """Whether `path` is only how it begins."""
 
+    @property
+    def covers_all_paths(self) -> bool:
+        """Then no reading of a path leads out of it."""
+        return self.tail and self.path == "/"
+
     def covers(self, target: _Target) -> bool:
         return (
             (self.scheme, self.port) == (target.scheme, target.port)
             and self.host in (None, target.host)
+            and (self.covers_all_paths or not target.hides_slash)
             and (target.path.startswith(self.path) if self.tail else target.path == self.path)
         )
 
@@ -153,6 +161,8 @@ class UrlRules:
         """The URL as it was compared, and is to be dialled. Raises Forbidden."""
         target = _parse(str(url))
         if not any(rule.covers(target) for rule in self._rules):
+            if target.hides_slash:
+                raise Forbidden("the URL's path has an encoded slash, which takes a pattern that allows the whole host")
             raise Forbidden("this URL is not one that may be downloaded")
         return target.url
 
@@ -178,13 +188,17 @@ def _rule(pattern: str) -> _Rule:
         target = _parse(f"{scheme}://{authority}{path}")
     except Forbidden as error:
         raise ValueError(f"{pattern} is not a pattern of URLs: {error.detail}") from error
+    if target.hides_slash:
+        raise ValueError(f"{pattern} is not a pattern of URLs: it has an encoded slash")
     return _Rule(target.scheme, None if any_host else target.host, target.port, target.path, tail)
 
 
 def target_of(raw_target: str) -> str:
     """The URL in what follows `/download/` in a request target. Raises Forbidden.
 
-    Either it stands there as it is, query included; or it was percent-encoded, and is decoded exactly once.
+    Either it stands there as it is, query included; or it was percent-encoded, and is decoded exactly once. A proxy on
+    the way may have merged the slashes in front of its host (`https:/host/…`): no host begins with one, so there is
+    nothing else that was typed.
     """
     url = raw_target
     if not _BEGINNING.match(url):
@@ -192,13 +206,17 @@ def target_of(raw_target: str) -> str:
             url = unquote_to_bytes(url.encode()).decode()
         except UnicodeError as error:
             raise Forbidden("the URL is not UTF-8") from error
+    url = _BEGINNING.sub(r"\1://", url, count=1)
     _parse(url)
     return url
 
 
 def redirect_target(current: URL, location: str) -> str:
-    """The URL that `location`, in the answer of `current`, leads to (RFC 3986 5.2). Raises Forbidden."""
-    location = location.partition("#")[0]  # a fragment is allowed there, and is not sent (RFC 9110 10.2.2)
+    """The URL that `location`, in the answer of `current`, leads to (RFC 3986 5.2), percent-encoded where it is not.
+
+    Raises ValueError for one that is no URL to all who read it, and Forbidden.
+    """
+    location = _encoded(location.strip(" \t").partition("#")[0])  # a fragment is not sent (RFC 9110 10.2.2)
     origin, path = f"{current.scheme}://{current.raw_authority}", current.raw_path
     if _SCHEME.match(location):
         url = location
@@ -218,18 +236,34 @@ def redirect_target(current: URL, location: str) -> str:
     return url
 
 
+def _encoded(location: str) -> str:
+    """A Location with what servers leave as it is percent-encoded: spaces, and bytes that are no ASCII.
+
+    Raises ValueError for controls, which some readers skip, and for backslashes, which some take for slashes.
+    """
+    if re.search(r"[\x00-\x1f\x7f\\]", location):
+        raise ValueError("its Location has a control character or a backslash in it")
+    match = _REFERENCE.fullmatch(location)
+    assert match is not None  # every part may be missing, and the last takes everything
+    raw = _NO_ESCAPE.sub("%25", match[2]).encode("utf-8", "surrogateescape")
+    return match[1] + quote(raw, safe=PATH_SAFE + "?")
+
+
 # -- what is compared
 
 # re.ASCII: to IGNORECASE alone, U+017F is an s
-_BEGINNING = re.compile(r"https?://", re.ASCII | re.IGNORECASE)
+_BEGINNING = re.compile(r"(https?):/+", re.ASCII | re.IGNORECASE)
 _PATTERN = re.compile(r"(https?)://([^/?]*)(.*)", re.ASCII | re.IGNORECASE | re.DOTALL)
 _SCHEME = re.compile(r"[a-z][a-z0-9+.-]*:", re.ASCII | re.IGNORECASE)
+_REFERENCE = re.compile(r"((?:[a-z][a-z0-9+.-]*:)?(?://[^/?]*)?)(.*)", re.ASCII | re.IGNORECASE | re.DOTALL)
+_NO_ESCAPE = re.compile(r"%(?![0-9A-Fa-f]{2})")
+_HIDDEN_SLASH = re.compile(r"%(?:25)*2f", re.IGNORECASE)
 _ESCAPE = re.compile(r"%[0-9a-f]{2}")
 
 _TRAPS = re.compile(
     r"%(?![0-9a-f]{2})"  # no encoding at all: %u002e, %zz
-    r"|%2e%2e|%2f|%5c"  # what other parsers take for dots and separators
-    r"|%25(?:25)*(?:2e|2f|5c)"  # the same for those who decode more than once
+    r"|%2e%2e|%5c"  # what other parsers take for dots and separators
+    r"|%25(?:25)*(?:2e|5c)"  # the same for those who decode more than once
     r"|%[01][0-9a-f]|%7f"  # controls
     r"|%c[01]%[89ab]|%e0%[89]|%f0%8",  # overlong UTF-8, which is no UTF-8: %c0%ae is a dot to some
     re.ASCII | re.IGNORECASE,
@@ -242,7 +276,8 @@ def _parse(url: str) -> _Target:
     except ValueError as error:
         raise Forbidden(str(error)) from error
     host, port = split.host.removesuffix("."), split.port or PORTS[split.scheme]
-    return _Target(split.scheme, host, port, _path(split.path), split.query)
+    hides_slash = _HIDDEN_SLASH.search(split.path) is not None
+    return _Target(split.scheme, host, port, _path(split.path), split.query, hides_slash)
 
 
 def _path(path: str) -> str:
@@ -251,8 +286,7 @@ def _path(path: str) -> str:
     kept: list[str] = []
     *_, last = segments = (path or "/").split("/")[1:]
     for segment in segments:
-        bare = segment.lower().replace("%2e", ".").partition(";")[0]  # `..;x` is `..` to servlets
-        if bare in (".", "..") and bare != segment:
+        if _hides_dots(segment):
             raise Forbidden("the URL's path has a dot segment in disguise")
         if segment == "..":
             del kept[-1:]
@@ -262,3 +296,9 @@ def _path(path: str) -> str:
         kept.append("")
     joined = "/" + quote("/".join(kept), safe=PATH_SAFE)
     return _ESCAPE.sub(lambda escape: escape[0].upper(), joined)
+
+
+def _hides_dots(segment: str) -> bool:
+    """Whether only some read a dot segment in it: `%2e.`, `..;x` (to servlets), `..%2fx`."""
+    pieces = [piece.lower().replace("%2e", ".").partition(";")[0] for piece in _HIDDEN_SLASH.split(segment)]
+    return segment not in (".", "..") and not {".", ".."}.isdisjoint(pieces)

@@ -39,6 +39,7 @@ from gateway.http.answering import HEAD_LIMITS, AnswerConnector
 from gateway.http.answers import reset
 from gateway.http.forwarding import end_to_end
 from gateway.http.obs_text import ForwardedResponse
+from gateway.http.target import origin_form
 
 __all__ = ["Downloader"]
 
@@ -91,6 +92,12 @@ class _Download:
         self.redirects = 0
         self.sent_bytes = 0
         self.response: web.StreamResponse | None = None
+
+    @property
+    def server(self) -> str:
+        """How the client is told of the server that is being asked: by the host that it knows."""
+        host = "" if self.url is None else self.url.host
+        return f"a server that {host} redirects to" if self.redirects else str(host)
 
     @property
     def begun(self) -> bool:
@@ -202,7 +209,7 @@ class Downloader:
     async def _respond(self, request: web.Request, download: _Download, close: bool) -> web.StreamResponse:
         if not self._rules:
             raise Forbidden("nothing may be downloaded here")
-        url = download.url = self._rules.check(target_of(request.raw_path.partition(_PREFIX)[2]))
+        url = download.url = self._rules.check(target_of(origin_form(request.raw_path).removeprefix(_PREFIX)))
         headers = [
             (name, value)
             for name, value in end_to_end(request.headers.items())
@@ -210,7 +217,7 @@ class Downloader:
         ]
         answer = await self._answer(request.method, url, headers, download)
         try:
-            response = download.response = self._head(request, answer)
+            response = download.response = self._head(request, answer, download)
             if close:
                 response.force_close()
             await response.prepare(request)
@@ -228,7 +235,7 @@ class Downloader:
     ) -> aiohttp.ClientResponse:
         """What stands at the end of the redirects."""
         while True:
-            answer = await self._ask(method, url, headers)
+            answer = await self._ask(method, url, headers, download)
             location = answer.headers.get(hdrs.LOCATION)
             if answer.status not in _REDIRECTS or location is None:
                 return answer
@@ -236,23 +243,29 @@ class Downloader:
             if download.redirects == self._max_redirects:
                 detail = f"there are more than {self._max_redirects} redirects"
                 raise SinkRefused(detail, sink=_SINK, limit=self._max_redirects)
+            try:
+                url = self._rules.check(redirect_target(url, location))
+            except ValueError as error:
+                raise SinkRefused(f"{download.server} redirects to nowhere: {error}", sink=_SINK) from error
             download.redirects += 1
-            url = self._rules.check(redirect_target(url, location))
 
-    async def _ask(self, method: str, url: URL, headers: list[tuple[str, str]]) -> aiohttp.ClientResponse:
+    async def _ask(
+        self, method: str, url: URL, headers: list[tuple[str, str]], download: _Download
+    ) -> aiohttp.ClientResponse:
         assert self._session is not None
         dial = _Dial()
         _DIAL.set(dial)
         try:
             return await self._session.request(method, url, headers=CIMultiDict(headers), allow_redirects=False)
         except TimeoutError as error:
-            raise SinkTimeout(f"{url.host} took too long to answer", sink=_SINK) from error
+            raise SinkTimeout(f"{download.server} took too long to answer", sink=_SINK) from error
         except aiohttp.ClientConnectorError as error:
+            log.info("%s cannot be reached: %s", url.host, error.os_error)  # which is nothing for the client
             if dial.refused and not dial.dialled:
-                raise Forbidden(f"{url.host} has no address that may be downloaded from") from error
-            raise SinkUnavailable(f"{url.host} cannot be reached", sink=_SINK) from error
+                raise Forbidden(f"{download.server} has no address that may be downloaded from") from error
+            raise SinkUnavailable(f"{download.server} cannot be reached", sink=_SINK) from error
         except (aiohttp.ClientError, HttpProcessingError) as error:
-            raise SinkRefused(f"{url.host} gave no valid answer", sink=_SINK) from error
+            raise SinkRefused(f"{download.server} gave no valid answer", sink=_SINK) from error
 
     def _socket(self, address_info: aiohttp.AddrInfoType) -> socket.socket:
         """A socket for one address, on its way to be dialled; OSError makes the client go on to the next."""
@@ -269,10 +282,10 @@ class Downloader:
 
     # -- here
 
-    def _head(self, request: web.Request, answer: aiohttp.ClientResponse) -> web.StreamResponse:
+    def _head(self, request: web.Request, answer: aiohttp.ClientResponse, download: _Download) -> web.StreamResponse:
         """The answer's status and headers. Its reason is left there: it means nothing, and may be anything."""
         if not 200 <= answer.status < 600:
-            raise SinkRefused(f"{answer.url.host} answered {answer.status}", sink=_SINK, sink_status=answer.status)
+            raise SinkRefused(f"{download.server} answered {answer.status}", sink=_SINK, sink_status=answer.status)
         response = ForwardedResponse(status=answer.status)
         for name, value in end_to_end(answer.headers.items()):
             if name.lower() in _RESPONSE_HEADERS:
@@ -280,16 +293,16 @@ class Downloader:
         response.headers["X-Content-Type-Options"] = "nosniff"
         response.headers["Content-Security-Policy"] = "sandbox"
         if answer.status not in _BODILESS:
-            response.content_length = self._declared_bytes(answer)
+            response.content_length = self._declared_bytes(answer, download)
         return response
 
-    def _declared_bytes(self, answer: aiohttp.ClientResponse) -> int | None:
+    def _declared_bytes(self, answer: aiohttp.ClientResponse, download: _Download) -> int | None:
         """Content-Length, unless a transfer coding overrides it (RFC 9112 6.3)."""
         declared = answer.headers.get(hdrs.CONTENT_LENGTH)
         if declared is None or hdrs.TRANSFER_ENCODING in answer.headers:
             return None
         if not (declared.isascii() and declared.isdigit() and len(declared) < 20):
-            raise SinkRefused(f"{answer.url.host} gave no valid answer", sink=_SINK)
+            raise SinkRefused(f"{download.server} gave no valid answer", sink=_SINK)
         if self._max_bytes and int(declared) > self._max_bytes:
             raise self._too_large()
         return int(declared)
@@ -300,10 +313,10 @@ class Downloader:
             try:
                 data = await answer.content.readany()
             except TimeoutError as error:
-                detail = f"no byte came from {answer.url.host} for {self._idle_seconds:g} seconds"
+                detail = f"no byte came from {download.server} for {self._idle_seconds:g} seconds"
                 raise SinkTimeout(detail, sink=_SINK, limit=self._idle_seconds) from error
             except (aiohttp.ClientError, HttpProcessingError, OSError) as error:
-                raise SinkRefused(f"{answer.url.host} broke off its answer", sink=_SINK) from error
+                raise SinkRefused(f"{download.server} broke off its answer", sink=_SINK) from error
             if not data:
                 return
             if self._max_bytes and download.sent_bytes + len(data) > self._max_bytes:

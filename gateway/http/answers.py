@@ -60,7 +60,7 @@ async def passed_through(
             if not data and closed is not None and closed.done() and not closed.cancelled():
                 closed.result()  # a body that ends with its connection ends cleanly for aiohttp even by a RST
         except (ClientError, OSError, RuntimeError) as error:  # the last is aiohttp's "Connection closed."
-            log.info("the answer of %s broke off: %r", answer.url.host, error)
+            log.info("the answer of %s broke off: %s", answer.url.host, type(error).__name__)
             reset(request)
             return response
         # Not in that try: the client's own hang-up is a ClientError, too.

@@ -2,13 +2,15 @@
 
 1. Framing is never copied, only made anew (Host, Content-*, Transfer-Encoding): whoever makes the message
    does that. Hop-by-hop headers, and those that Connection names, end here in both directions (RFC 9110 7.6.1).
-2. *Who came from where* (Forwarded, RFC 7239; X-Forwarded-*) is only worth what its sender is. `believed` keeps it
-   where the connecting peer lies in a trusted network, and drops it elsewhere; then this hop is added.
-   Destinations get both forms, and they tell the same: where a trusted proxy sent one of them, the other is made of it.
-3. Cookie and Authorization are credentials for the gateway's origin: a destination gets those that its rules allow.
-4. What a destination is to get in any case (`headers`) goes before what the client sent under the same name.
-5. `Incremental: ?1` (draft-ietf-httpbis-incremental) asks proxies on the way not to hold the body back.
-6. Via, X-Request-ID and Proxy-Status (RFC 9209) say that this gateway was there, and what it met.
+2. Who a request comes from is told by headers that are believed, or made here: origin.py.
+3. To a CGI, and to what is called like one (PHP, WSGI, Rack), `X-Api-Key`, `X_Api_Key` and `x.api.key` are one
+   variable, and `Proxy` is the proxy of its environment (httpoxy). Only names of letters, digits and `-` go on, and
+   `Proxy` never.
+4. Cookie and Authorization are credentials for the gateway's origin: a destination gets those that its rules allow.
+   Of the other headers it gets all, or those that its rules name.
+5. What a destination is to get in any case (`headers`) goes in the place of all that a CGI reads as the same.
+6. `Incremental: ?1` (draft-ietf-httpbis-incremental) asks proxies on the way not to hold the body back.
+7. Via, X-Request-ID and Proxy-Status (RFC 9209) say that this gateway was there, and what it met.
 """
 
 from __future__ import annotations
@@ -16,18 +18,18 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from ipaddress import IPv6Address, ip_address, ip_network
 
 from gateway.errors import GatewayError, SinkRefused, SinkTimeout
+from gateway.http.origin import TOKEN, Family, is_believed, names_origin, origin_headers
 from gateway.model import Upload
 
 __all__ = [
     "REQUEST_ID",
-    "TOKEN",
     "HeaderRules",
-    "TrustedNetworks",
     "answer_headers",
     "believed",
+    "cgi_name",
+    "check_forwarded_header",
     "check_static_header",
     "end_to_end",
     "outbound_headers",
@@ -58,13 +60,12 @@ _OF_THIS_HOP = frozenset(["host", "expect", "accept-encoding"])
 _OF_THE_BODY = frozenset(["digest", "repr-digest"])
 """About the bytes of the body, with all of Content-*: no longer true where it is framed anew."""
 _MADE_HERE = frozenset(["forwarded", "x-forwarded-for", "x-forwarded-proto", "x-forwarded-host", "via", "x-request-id"])
+_NOT_FORWARDED = _OF_THIS_HOP | _MADE_HERE | {"content-length", "content-type"}
+"""Of the client's end-to-end headers those that are made anew, or not at all, in lower case."""
 _NOT_STATIC = _HOP_BY_HOP | {"host", "expect", "content-length", "digest", "repr-digest"}
 
-TOKEN = re.compile(r"[!#$%&'*+\-.^_`|~0-9A-Za-z]+")
-_VISIBLE = re.compile(r"[\x21-\x7e]+")
+_CGI_SAFE = re.compile(r"[a-z0-9-]+")
 _REQUEST_ID = re.compile(r"[\x21-\x7e]{1,128}")
-_PAIR = re.compile(r'([!#$%&\'*+\-.^_`|~0-9A-Za-z]+)=("(?:[^"\\]|\\.)*"|[!#$%&\'*+\-.^_`|~0-9A-Za-z]+)')
-_WITH_PORT = re.compile(r"\[?([0-9A-Fa-f.:]+?)\]?:([0-9]{1,5})")
 _STATIC_VALUE = re.compile(r"[\x20-\x7e]*")
 
 _CLOCKS = {
@@ -84,53 +85,51 @@ class HeaderRules:
     """All, none, or those of these names."""
     forward_authorization: bool | Sequence[str] = False
     """Always, never, or where its scheme is one of these."""
+    forward_headers: Sequence[str] | None = None
+    """Of the client's other headers those of these names, in lower case; None: all."""
+    forward_query: bool | Sequence[str] = True
+    """Of the client's query all, nothing, or the parameters of these names: query.py."""
     headers: Sequence[tuple[str, str]] = field(default=(), repr=False)
     """To be sent in any case. The values are secrets."""
-
-
-class TrustedNetworks:
-    """`peer in networks`: may this address tell us who it speaks for? Raises ValueError for what is no network."""
-
-    def __init__(self, networks: Iterable[str] = ()) -> None:
-        self._networks = []
-        for text in networks:
-            try:
-                self._networks.append(ip_network(text))
-            except ValueError as error:
-                raise ValueError(f"{text} is not a range of addresses such as 10.1.0.0/16: {error}") from error
-
-    def __contains__(self, peer: str) -> bool:
-        if not self._networks:
-            return False
-        try:
-            address = ip_address(peer)
-        except ValueError:
-            return False
-        if isinstance(address, IPv6Address) and address.ipv4_mapped is not None:
-            address = address.ipv4_mapped
-        return any(address in network for network in self._networks)
 
 
 # -- what came in
 
 
 def end_to_end(headers: Iterable[tuple[str, str]]) -> list[tuple[str, str]]:
-    """Headers without the hop-by-hop ones, those that Connection names among them."""
+    """Headers without the hop-by-hop ones, those that Connection names among them.
+
+    What a proxy says of its client is not among them, whatever Connection says: it is there to be passed on, and its
+    client may have written Connection.
+    """
     headers = list(headers)
     named = {
         token.strip().lower() for name, value in headers if name.lower() == "connection" for token in value.split(",")
     }
-    drop = _HOP_BY_HOP | named
+    drop = _HOP_BY_HOP | {name for name in named if not names_origin(name)}
     return [(name, value) for name, value in headers if name.lower() not in drop]
 
 
-def believed(headers: Iterable[tuple[str, str]], *, trusted: bool) -> list[tuple[str, str]]:
-    """The client's end-to-end headers; what it says about where it comes from only if it is trusted."""
-    return [(name, value) for name, value in end_to_end(headers) if trusted or not _claims_origin(name.lower())]
+def believed(
+    headers: Iterable[tuple[str, str]], *, trusted: bool, family: Family = "x-forwarded"
+) -> list[tuple[str, str]]:
+    """The client's end-to-end headers whose names have one reading (rule 3).
+
+    Of what they say about where the request comes from, what a trusted proxy of that family writes; else nothing.
+    """
+    kept = []
+    for name, value in end_to_end(headers):
+        lower = name.lower()
+        if lower == "proxy" or not _CGI_SAFE.fullmatch(lower):
+            continue
+        if not names_origin(lower) or (trusted and is_believed(lower, family)):
+            kept.append((name, value))
+    return kept
 
 
-def _claims_origin(name: str) -> bool:
-    return name in ("forwarded", "x-real-ip") or name.startswith("x-forwarded-")
+def cgi_name(name: str) -> str:
+    """What a header's name is to a CGI, or to what is laxer than RFC 3875 4.1.18: two that are equal are one there."""
+    return re.sub(r"[^A-Z0-9]", "_", name.upper())
 
 
 def request_id(headers: Iterable[tuple[str, str]], made: str) -> str:
@@ -147,27 +146,36 @@ def outbound_headers(upload: Upload, rules: HeaderRules, *, unchanged: bool = Fa
 
     `unchanged`: the body goes on byte for byte, so that what the client says of it stays true.
     """
-    always = {name.lower() for name, _ in rules.headers}
+    always = {cgi_name(name) for name, _ in rules.headers}
     kept = []
     for name, value in upload.headers:
-        lower = name.lower()
-        if lower in _OF_THIS_HOP or lower in _MADE_HERE or lower in ("content-length", "content-type"):
-            continue
-        if not unchanged and (lower in _OF_THE_BODY or lower.startswith("content-")):
-            continue
-        allowed: str | None = value
-        if lower == "cookie":
-            allowed = _cookies(value, rules.forward_cookies)
-        elif lower == "authorization":
-            allowed = _authorization(value, rules.forward_authorization)
+        allowed = _allowed(name.lower(), value, rules, unchanged=unchanged)
         if allowed is not None:
             kept.append((name, allowed))
-    made = [*_origin(upload), ("Via", _via(upload.headers, upload.protocol))]
+    made = [*origin_headers(upload), ("Via", _via(upload.headers, upload.protocol))]
     if upload.request_id:
         made.append((REQUEST_ID, upload.request_id))
     if not any(name.lower() == "incremental" for name, _ in kept):
         made.append(("Incremental", "?1"))
-    return [(name, value) for name, value in [*kept, *made] if name.lower() not in always] + list(rules.headers)
+    if always:
+        kept = [(name, value) for name, value in kept if cgi_name(name) not in always]
+        made = [(name, value) for name, value in made if cgi_name(name) not in always]
+    return [*kept, *made, *rules.headers]
+
+
+def _allowed(name: str, value: str, rules: HeaderRules, *, unchanged: bool) -> str | None:
+    """What goes on of a client's header, its name in lower case; None: nothing."""
+    if name in _NOT_FORWARDED:
+        return None
+    if name in _OF_THE_BODY or name.startswith("content-"):
+        return value if unchanged else None
+    if name == "cookie":
+        return _cookies(value, rules.forward_cookies)
+    if name == "authorization":
+        return _authorization(value, rules.forward_authorization)
+    if rules.forward_headers is None or name in rules.forward_headers:
+        return value
+    return None
 
 
 def _cookies(value: str, allowed: bool | Sequence[str]) -> str | None:
@@ -182,69 +190,6 @@ def _authorization(value: str, allowed: bool | Sequence[str]) -> str | None:
         scheme = value.strip().partition(" ")[0].lower()
         allowed = scheme in {one.lower() for one in allowed}
     return value if allowed else None
-
-
-def _origin(upload: Upload) -> list[tuple[str, str]]:
-    """Forwarded and X-Forwarded-*: what was believed, and this hop (rule 2)."""
-    chain, addresses = _joined(upload.headers, "forwarded"), _joined(upload.headers, "x-forwarded-for")
-    scheme, host = _joined(upload.headers, "x-forwarded-proto"), _joined(upload.headers, "x-forwarded-host")
-    if chain and not addresses:
-        pairs = [(name.lower(), _unquoted(value)) for name, value in _PAIR.findall(chain)]
-        addresses = ", ".join(_bare(value) for name, value in pairs if name == "for")
-        scheme = scheme or next((value for name, value in pairs if name == "proto"), "")
-        host = host or next((value for name, value in pairs if name == "host"), "")
-    elif addresses and not chain:
-        nodes = [node.strip() for node in addresses.split(",") if node.strip()]
-        said = [_element(node, scheme, host) if number == 0 else _element(node) for number, node in enumerate(nodes)]
-        chain = ", ".join(said)
-    peer = upload.peer.partition("%")[0]  # without the zone of a link-local address
-    made = [
-        ("Forwarded", _appended(chain, _element(peer, upload.scheme, upload.host))),
-        ("X-Forwarded-For", _appended(addresses, peer)),
-        ("X-Forwarded-Proto", scheme or upload.scheme),
-        ("X-Forwarded-Host", host or upload.host),
-    ]
-    return [(name, value) for name, value in made if value]
-
-
-def _element(node: str, scheme: str = "", host: str = "") -> str:
-    """One forwarded-element (RFC 7239 4): `for="[2001:db8::1]";host="a:8080";proto=https`."""
-    pairs = [f"for={_quoted(_node(node))}"]
-    if _VISIBLE.fullmatch(host):
-        pairs.append(f"host={_quoted(host)}")
-    if TOKEN.fullmatch(scheme):
-        pairs.append(f"proto={scheme}")
-    return ";".join(pairs)
-
-
-def _node(text: str) -> str:
-    """An address as RFC 7239 6 writes it; `unknown` for what is none, and no name that is obfuscated on purpose."""
-    address, port = text.strip("[]"), ""
-    if match := _WITH_PORT.fullmatch(text):
-        address, port = match[1], f":{match[2]}"
-    for candidate, suffix in ((text.strip("[]"), ""), (address, port)):
-        try:
-            ip = ip_address(candidate)
-        except ValueError:
-            continue
-        return f"[{ip}]{suffix}" if isinstance(ip, IPv6Address) else f"{ip}{suffix}"
-    return text if re.fullmatch(r"_[A-Za-z0-9._-]+", text) else "unknown"
-
-
-def _bare(node: str) -> str:
-    """The address in a node, as X-Forwarded-For has it: no brackets, no port."""
-    match = re.fullmatch(r"\[([0-9A-Fa-f.:]+)\](?::.*)?|([0-9.]+):.*", node)
-    return node if match is None else match[1] or match[2]
-
-
-def _quoted(value: str) -> str:
-    if TOKEN.fullmatch(value):
-        return value
-    return '"' + value.replace("\\", "\\\\").replace('"', '\\"') + '"'
-
-
-def _unquoted(value: str) -> str:
-    return re.sub(r"\\(.)", r"\1", value[1:-1]) if value.startswith('"') else value
 
 
 # -- back to a client
@@ -294,6 +239,18 @@ def _string(text: str) -> str:
 
 
 # -- configuration
+
+
+def check_forwarded_header(name: str) -> None:
+    """Raises ValueError for a name that `forward_headers` cannot let through."""
+    lower = name.lower()
+    if lower in ("cookie", "authorization"):
+        key = "forward_cookies" if lower == "cookie" else "forward_authorization"
+        raise ValueError(f"{name} is a credential, and has a key of its own: {key}")
+    if lower == "proxy" or not _CGI_SAFE.fullmatch(lower):
+        raise ValueError(f"{name} never goes on: a name has letters, digits and -, and is not Proxy")
+    if lower in _HOP_BY_HOP or lower in _NOT_FORWARDED or lower.startswith("content-"):
+        raise ValueError(f"{name} is of the connection or of the body, or made by the gateway")
 
 
 def check_static_header(name: str, value: str) -> None:

@@ -14,7 +14,16 @@ from urllib.parse import quote
 
 import idna
 
-__all__ = ["PATH_SAFE", "PORTS", "SplitUrl", "authority", "destination_url", "origin_path", "split_url"]
+__all__ = [
+    "PATH_SAFE",
+    "PORTS",
+    "SplitUrl",
+    "authority",
+    "destination_url",
+    "origin_path",
+    "split_url",
+    "without_secrets",
+]
 
 PORTS = {"http": 80, "https": 443}
 PATH_SAFE = "%/:@!$&'()*+,;=~[]"
@@ -26,6 +35,8 @@ _URL = re.compile(r"(https?)://([^/?]*)([^?]*)(?:\?(.*))?", re.ASCII | re.IGNORE
 _AUTHORITY = re.compile(r"(\[[^\[\]]*\]|[^:\[\]]*)(?::([0-9]*))?", re.ASCII)
 _LABEL = re.compile(r"[a-z0-9_](?:[a-z0-9_-]{0,61}[a-z0-9_])?")
 _NUMBER = re.compile(r"[0-9]+|0x[0-9a-f]*")
+_USER_INFO = re.compile(r"://[^\s/?#\"\\]*@")
+_QUERY = re.compile(r"(://[^\s?#\"\\]*)\?[^\s\"\\]*")
 _NO_ESCAPE = re.compile(r"%(?![0-9A-Fa-f]{2})")
 
 
@@ -88,6 +99,11 @@ def origin_path(text: str) -> str:
 def authority(host: str, port: int) -> str:
     """`host:port` as it stands in a URL: an IPv6 address in brackets (RFC 3986 3.2.2)."""
     return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+
+def without_secrets(text: str) -> str:
+    """A text without the user info and the queries of the URLs in it: those may be credentials, or signatures."""
+    return _QUERY.sub(r"\1", _USER_INFO.sub("://", text)) if "://" in text else text
 
 
 def _check_characters(text: str) -> None:

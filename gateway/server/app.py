@@ -13,7 +13,7 @@ from gateway.config.make import make_sinks_and_flows
 from gateway.config.settings import Settings
 from gateway.downloads.remote import Downloader
 from gateway.http.answers import strip_aiohttp_headers
-from gateway.http.forwarding import TrustedNetworks
+from gateway.http.origin import TrustedNetworks
 from gateway.intake.admission import Gate, UploadSlots
 from gateway.server.handlers import add_request_id, add_routes, problems
 from gateway.server.metrics import Metrics
@@ -52,6 +52,7 @@ def build_app(
         downloader=downloader,
         metrics=metrics or Metrics(),
         trusted=TrustedNetworks(settings.server.trusted_networks),
+        trusted_header=settings.server.trusted_header,
     )
 
     async def running(app: web.Application) -> AsyncIterator[None]:

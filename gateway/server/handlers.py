@@ -21,10 +21,11 @@ from gateway.errors import (
 )
 from gateway.http.forwarding import REQUEST_ID, proxy_status, request_id
 from gateway.http.problems import problem
+from gateway.http.target import requested_host
 from gateway.intake.admission import check_headers
 from gateway.server.record import log_untaken, new_ulid
 from gateway.server.selftest import answer_buffering
-from gateway.server.services import BODY_READ, SENT_REQUEST_ID, SERVICES, UPLOAD_ID
+from gateway.server.services import BODY_READ, HOST, SENT_REQUEST_ID, SERVICES, UPLOAD_ID
 from gateway.server.uploads import UploadHandler
 from gateway.sinks import Stage
 
@@ -145,6 +146,7 @@ async def problems(request: web.Request, handler: Handler) -> web.StreamResponse
     assert task is not None
     services.requests.add(task)
     try:
+        request[HOST] = requested_host(request.raw_path, request.headers.getall(hdrs.HOST, ()))
         response = await handler(request)
         if services.gate.draining and not response.prepared:
             response.force_close()

@@ -28,7 +28,7 @@ from aiohttp import web
 from aiohttp.http_exceptions import HttpProcessingError
 
 from gateway.config.settings import Settings
-from gateway.http.urls import authority
+from gateway.http.urls import authority, without_secrets
 from gateway.server.app import build_app, check_took_effect
 from gateway.server.connection import Server
 from gateway.server.services import SERVICES
@@ -190,7 +190,10 @@ def _time(seconds: int) -> str:
 
 
 class JsonLines(logging.Formatter):
-    """One JSON object per line; what a record was given as `extra` are further members."""
+    """One JSON object per line; what a record was given as `extra` are further members.
+
+    No URL has its user info or its query there, be it in the words of an exception or of a library.
+    """
 
     _USUAL = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskName"}
 
@@ -205,7 +208,7 @@ class JsonLines(logging.Formatter):
         line |= {key: value for key, value in vars(record).items() if key not in self._USUAL and value is not None}
         if record.exc_info:
             line["traceback"] = self.formatException(record.exc_info)
-        return json.dumps(line, default=str)
+        return without_secrets(json.dumps(line, default=str))
 
 
 def quiet_client_faults(record: logging.LogRecord) -> bool:

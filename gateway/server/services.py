@@ -11,7 +11,7 @@ from aiohttp import web
 
 from gateway.downloads.remote import Downloader
 from gateway.flows import Flow
-from gateway.http.forwarding import TrustedNetworks
+from gateway.http.origin import Family, TrustedNetworks
 from gateway.intake.admission import Gate
 from gateway.model import Limits
 from gateway.server.metrics import Metrics
@@ -19,7 +19,7 @@ from gateway.sinks import Sink
 from gateway.sinks.store import Store
 from gateway.upload.routes import Route
 
-__all__ = ["BODY_READ", "SENT_REQUEST_ID", "SERVICES", "UPLOAD_ID", "Services"]
+__all__ = ["BODY_READ", "HOST", "SENT_REQUEST_ID", "SERVICES", "UPLOAD_ID", "Services"]
 
 
 @dataclass
@@ -37,6 +37,8 @@ class Services:
     metrics: Metrics
     trusted: TrustedNetworks = field(default_factory=TrustedNetworks)
     """Who may say where a request came from."""
+    trusted_header: Family = "x-forwarded"
+    """In which headers they do."""
     requests: set[asyncio.Task[object]] = field(default_factory=set)
     """What is in progress, for the drain."""
 
@@ -47,6 +49,8 @@ class Services:
 
 
 SERVICES: web.AppKey[Services] = web.AppKey("services", Services)
+HOST = web.RequestKey("host", str)
+"""The host that was asked for, of the target or of Host; empty where neither names one."""
 UPLOAD_ID = web.RequestKey("upload_id", str)
 SENT_REQUEST_ID = web.RequestKey("request_id", str)
 """The client's own, or what is made for it."""

@@ -19,7 +19,7 @@ from gateway.multipart.codec import Event
 from gateway.multipart.reader import StreamingMultipartReader, raw_body_events
 from gateway.server.record import UploadRecord, log_upload, new_ulid
 from gateway.server.results import converted, created
-from gateway.server.services import BODY_READ, SENT_REQUEST_ID, SERVICES, UPLOAD_ID, Services
+from gateway.server.services import BODY_READ, HOST, SENT_REQUEST_ID, SERVICES, UPLOAD_ID, Services
 from gateway.upload.dispatch import Dispatcher, Outcome
 from gateway.upload.routes import Route
 
@@ -94,14 +94,14 @@ class UploadHandler:
             self._route.kind,
             request.method,
             query=request.raw_path.partition("?")[2],
-            headers=believed(request.headers.items(), trusted=peer in services.trusted),
+            headers=believed(request.headers.items(), trusted=peer in services.trusted, family=services.trusted_header),
             content_type=request.headers.get(hdrs.CONTENT_TYPE, ""),
             content_length=length,
             multipart=multipart,
             request_id=request[SENT_REQUEST_ID],
             peer=peer,
             scheme=request.scheme,
-            host=request.headers.get(hdrs.HOST, ""),
+            host=request[HOST],
             protocol=f"{request.version.major}.{request.version.minor}",
             parts_alone=self._route.keep_each,
         )

@@ -12,7 +12,6 @@ import pytest
 from gateway.errors import GatewayError, Incomplete, SinkRefused, SinkTimeout, SinkUnavailable
 from gateway.http.forwarding import (
     HeaderRules,
-    TrustedNetworks,
     answer_headers,
     believed,
     check_static_header,

@@ -118,18 +118,26 @@ def connection_fault(name: str, error: Exception, *, sent_bytes: int = 0, may_ha
 
     `sent_bytes` of the body were sent; `may_have_acted`: all of them, so that whoever sends them again may do so twice.
 
-    `reason` is RFC 9209's word for it. aiohttp's own TLS errors are ssl.SSLErrors, too, but empty ones.
+    `reason` is RFC 9209's word for it. What a certificate, a resolver or the system says of where the sink is goes into
+    the log: the client is told the sink's name. aiohttp's own TLS errors are ssl.SSLErrors, too, but empty ones.
     """
     causes = [cause for cause in _causes(error) if not isinstance(cause, aiohttp.ClientError)]
+    if words := next((str(cause) for cause in causes if str(cause)), ""):
+        log.info("sink %s: %s", name, words)
     for cause in causes:
         if isinstance(cause, ssl.SSLCertVerificationError):
             return SinkUnavailable(
-                f"the certificate of sink {name} is not trusted: {cause.verify_message or 'it is not for this host'}",
+                f"the certificate of sink {name} is not trusted",
                 sink=name,
                 reason="tls_certificate_error",
             )
         if isinstance(cause, ssl.SSLError):
-            return _tls_fault(name, cause)
+            alert = "alert" in (cause.reason or "").lower()
+            return SinkUnavailable(
+                f"TLS with sink {name} failed",
+                sink=name,
+                reason="tls_alert_received" if alert else "tls_protocol_error",
+            )
     if isinstance(error, aiohttp.ClientConnectorError):
         reason = "destination_unavailable"
         if isinstance(error, aiohttp.ClientConnectorDNSError):
@@ -143,17 +151,6 @@ def connection_fault(name: str, error: Exception, *, sent_bytes: int = 0, may_ha
         return SinkRefused(detail, sink=name, sent_bytes=sent_bytes, reason="connection_terminated")
     detail = f"sink {name} gave no valid answer{acted}"
     return SinkRefused(detail, sink=name, sent_bytes=sent_bytes, reason="http_protocol_error")
-
-
-def _tls_fault(name: str, error: ssl.SSLError) -> SinkFault:
-    """TLS failed: an alert is the destination's word, `certificate required` and the like."""
-    said = (error.reason or "it does not speak TLS").replace("_", " ").lower()
-    alert = "alert" in said
-    return SinkUnavailable(
-        f"TLS with sink {name} failed: {said}",
-        sink=name,
-        reason="tls_alert_received" if alert else "tls_protocol_error",
-    )
 
 
 def _causes(error: BaseException | None) -> Iterator[BaseException]:

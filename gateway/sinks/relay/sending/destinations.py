@@ -21,6 +21,7 @@ from collections.abc import Callable, Collection, Sequence
 import aiohttp
 from yarl import URL
 
+from gateway.http.urls import without_secrets
 from gateway.sinks.relay.sending.exchange import Exchange
 from gateway.sinks.relay.sending.request import Taught
 
@@ -34,8 +35,8 @@ class Destination:
 
     def __init__(self, url: str) -> None:
         self.url = url
-        self.shown = url.partition("?")[0]
-        """For the log: a query may hold a signature."""
+        self.shown = without_secrets(url)
+        """For the log."""
         self.busy = 0
         """Uploads under way."""
         self.failures = 0

@@ -7,12 +7,11 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager, AsyncExitStack, nullcontext
 from dataclasses import dataclass, replace
 
-from yarl import URL
-
 from gateway.concurrency.pipe import Progress
 from gateway.concurrency.threads import PATIENCE_SECONDS, CleanUps, DaemonThreads
 from gateway.errors import SinkUnavailable
 from gateway.http.forwarding import HeaderRules, outbound_headers
+from gateway.http.query import with_query
 from gateway.model import Upload
 from gateway.sinks.relay.sending.connect import Connecting
 from gateway.sinks.relay.sending.destinations import Destination, Destinations, check_health
@@ -100,12 +99,13 @@ class Sender:
         """A body of so many bytes (None: not known). `unchanged`: as the client framed it, which then goes for what the
         client says of it. `region` has all of one that is spooled but its end.
         """
-        headers = tuple(outbound_headers(upload, self._sending.rules, unchanged=unchanged))
+        rules = self._sending.rules
+        headers = tuple(outbound_headers(upload, rules, unchanged=unchanged))
 
         def exchange(destination: Destination, size: int | None, on_new_connection: bool) -> Exchange:
             head = RequestHead(
                 method=upload.method if upload.kind in ("relay", "opaque") else "POST",
-                url=_with_query(destination.url, upload.query),
+                url=with_query(destination.url, upload.query, rules.forward_query),
                 headers=headers,
                 content_type=content_type,
                 length=size,
@@ -133,10 +133,3 @@ class Sender:
             replayable=Replayable(self._sending.replay_bytes, spool, is_spooled=is_spooled),
             excused=excused,
         )
-
-
-def _with_query(url: str, query: str) -> str:
-    if not query:
-        return url
-    joint = "&" if URL(url, encoded=True).raw_query_string else "?"
-    return f"{url}{joint}{query}"

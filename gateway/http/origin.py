@@ -1,0 +1,236 @@
+"""Who a request comes from, and what was asked for: what is believed of that, and what destinations are told. Pure.
+
+1. What a header says of that is only worth what its sender is: it is taken from a peer in a trusted network, and from
+   nobody else. So is all by which proxies tell applications who somebody is, or what he really asked for.
+2. A proxy writes one family, Forwarded (RFC 7239) or X-Forwarded-*, and what it does not write its client may have.
+   The family that the trusted ones write is configured; the other is ignored, and made anew of it.
+3. What cannot be read in one way only says nothing: a Forwarded that does not follow its grammar, or a scheme or a host
+   that is given twice. Whoever appends to the one, or chooses among the others, would tell what a client made up.
+4. Then this hop is added. Destinations get both families, and they tell the same.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from ipaddress import IPv6Address, ip_address, ip_network
+from typing import Literal
+
+from gateway.http.target import is_host
+from gateway.model import Upload
+
+__all__ = ["TOKEN", "Family", "TrustedNetworks", "is_believed", "names_origin", "origin_headers"]
+
+Family = Literal["x-forwarded", "forwarded"]
+"""What the trusted proxies write: X-Forwarded-For, -Proto, -Host and their like, or Forwarded."""
+
+_TCHARS = r"[!#$%&'*+\-.^_`|~0-9A-Za-z]+"
+TOKEN = re.compile(_TCHARS)
+_PAIR = re.compile(rf'({_TCHARS})=("(?:[\t\x20\x21\x23-\x5b\x5d-\x7e]|\\[\t\x20-\x7e])*"|{_TCHARS})')
+_BETWEEN_PAIRS = re.compile(r"[ \t]*(?:(;)|,)[ \t]*")
+_WITH_PORT = re.compile(r"\[?([0-9A-Fa-f.:]+?)\]?:([0-9]{1,5})")
+_VISIBLE = re.compile(r"[\x21-\x7e]+")
+
+_CLAIMS = frozenset(
+    [
+        # where from
+        "forwarded",
+        "forwarded-for",
+        "x-forwarded",
+        "x-real-ip",
+        "x-client-ip",
+        "x-cluster-client-ip",
+        "x-originating-ip",
+        "x-proxyuser-ip",
+        "x-appengine-user-ip",
+        "x-azure-clientip",
+        "x-azure-socketip",
+        "client-ip",
+        "true-client-ip",
+        "fastly-client-ip",
+        "fly-client-ip",
+        "cf-connecting-ip",
+        "cf-connecting-ipv6",
+        "cf-connecting-o2o",
+        "cf-pseudo-ipv4",
+        "cf-ipcountry",
+        "cf-visitor",
+        "proxy-client-ip",
+        "wl-proxy-client-ip",
+        # what was asked for, and how
+        "x-original-url",
+        "x-original-uri",
+        "x-original-host",
+        "x-original-method",
+        "x-original-forwarded-for",
+        "x-rewrite-url",
+        "x-host",
+        "x-http-host-override",
+        "x-http-method",
+        "x-http-method-override",
+        "x-method-override",
+        "x-scheme",
+        "x-url-scheme",
+        "front-end-https",
+        # by whom
+        "x-client-cert",
+        "x-client-dn",
+        "x-client-verify",
+        "client-cert",  # RFC 9440
+        "client-cert-chain",
+    ]
+)
+_CLAIMING = (
+    "x-forwarded-",
+    "x-ssl-",
+    "ssl-client-",
+    "x-tls-client-",
+    "remote-",
+    "x-remote-",
+    "x-auth-request-",
+    "x-authenticated-",
+    "x-webauth-",
+    "x-authentik-",
+    "x-goog-authenticated-user-",
+    "x-goog-iap-",
+    "x-amzn-oidc-",
+    "x-ms-client-principal",
+    "x-arr-",
+    "x-envoy-",
+    "cf-access-",
+)
+"""How further ones begin."""
+
+
+class TrustedNetworks:
+    """`peer in networks`: may this address tell us who it speaks for? Raises ValueError for what is no network."""
+
+    def __init__(self, networks: Iterable[str] = ()) -> None:
+        self._networks = []
+        for text in networks:
+            try:
+                self._networks.append(ip_network(text))
+            except ValueError as error:
+                raise ValueError(f"{text} is not a range of addresses such as 10.1.0.0/16: {error}") from error
+
+    def __contains__(self, peer: str) -> bool:
+        if not self._networks:
+            return False
+        try:
+            address = ip_address(peer)
+        except ValueError:
+            return False
+        if isinstance(address, IPv6Address) and address.ipv4_mapped is not None:
+            address = address.ipv4_mapped
+        return any(address in network for network in self._networks)
+
+
+def names_origin(name: str) -> bool:
+    """Whether a header, in lower case, is of those by which proxies tell applications whom they speak for (rule 1)."""
+    return name in _CLAIMS or name.startswith(_CLAIMING)
+
+
+def is_believed(name: str, family: Family) -> bool:
+    """Whether a trusted proxy writes this header, in lower case, itself: not if it is of the other family (rule 2)."""
+    return name != "forwarded" if family == "x-forwarded" else not name.startswith("x-forwarded")
+
+
+def origin_headers(upload: Upload) -> list[tuple[str, str]]:
+    """Forwarded and X-Forwarded-For, -Proto, -Host: what was believed, and this hop (rule 4)."""
+    chain, addresses = _joined(upload, "forwarded"), _joined(upload, "x-forwarded-for")
+    scheme, host = _only(upload, "x-forwarded-proto"), _only(upload, "x-forwarded-host")
+    scheme, host = scheme if TOKEN.fullmatch(scheme) else "", host if is_host(host) else ""
+    if chain:
+        elements = _elements(chain)
+        if not elements:
+            chain = ""
+        elif not addresses:
+            addresses = ", ".join(_bare(pairs["for"]) for pairs in elements if "for" in pairs)
+            scheme = scheme or elements[0].get("proto", "")
+            said = elements[0].get("host", "")
+            host = host or (said if is_host(said) else "")
+    elif addresses:
+        nodes = [node.strip() for node in addresses.split(",") if node.strip()]
+        said_of = [_element(node, scheme, host) if number == 0 else _element(node) for number, node in enumerate(nodes)]
+        chain = ", ".join(said_of)
+    peer = upload.peer.partition("%")[0]  # without the zone of a link-local address
+    made = [
+        ("Forwarded", _appended(chain, _element(peer, upload.scheme, upload.host))),
+        ("X-Forwarded-For", _appended(addresses, peer)),
+        ("X-Forwarded-Proto", scheme or upload.scheme),
+        ("X-Forwarded-Host", host or upload.host),
+    ]
+    return [(name, value) for name, value in made if value and value.isprintable()]
+
+
+def _elements(chain: str) -> list[dict[str, str]]:
+    """The pairs of each forwarded-element (RFC 7239 4), names in lower case; none where it cannot be read (rule 3)."""
+    found: list[dict[str, str]] = [{}]
+    position = 0
+    while match := _PAIR.match(chain, position):
+        name, value = match[1].lower(), match[2]
+        if name in found[-1]:
+            return []
+        found[-1][name] = re.sub(r"\\(.)", r"\1", value[1:-1]) if value.startswith('"') else value
+        position = match.end()
+        if position == len(chain):
+            return found
+        between = _BETWEEN_PAIRS.match(chain, position)
+        if between is None:
+            return []
+        if between[1] is None:
+            found.append({})
+        position = between.end()
+    return []
+
+
+def _element(node: str, scheme: str = "", host: str = "") -> str:
+    """One forwarded-element (RFC 7239 4): `for="[2001:db8::1]";host="a:8080";proto=https`."""
+    pairs = [f"for={_quoted(_node(node))}"]
+    if _VISIBLE.fullmatch(host):
+        pairs.append(f"host={_quoted(host)}")
+    if TOKEN.fullmatch(scheme):
+        pairs.append(f"proto={scheme}")
+    return ";".join(pairs)
+
+
+def _node(text: str) -> str:
+    """An address as RFC 7239 6 writes it; `unknown` for what is none, and no name that is obfuscated on purpose."""
+    address, port = text.strip("[]"), ""
+    if match := _WITH_PORT.fullmatch(text):
+        address, port = match[1], f":{match[2]}"
+    for candidate, suffix in ((text.strip("[]"), ""), (address, port)):
+        try:
+            ip = ip_address(candidate)
+        except ValueError:
+            continue
+        return f"[{ip}]{suffix}" if isinstance(ip, IPv6Address) else f"{ip}{suffix}"
+    return text if re.fullmatch(r"_[A-Za-z0-9._-]+", text) else "unknown"
+
+
+def _bare(node: str) -> str:
+    """The address in a node, as X-Forwarded-For has it: no brackets, no port; `unknown` for what is none."""
+    match = re.fullmatch(r"\[([0-9A-Fa-f.:]+)\](?::.*)?|([0-9.]+):.*", node)
+    bare = node if match is None else match[1] or match[2]
+    return bare if _node(bare) != "unknown" else "unknown"
+
+
+def _quoted(value: str) -> str:
+    if TOKEN.fullmatch(value):
+        return value
+    return '"' + value.replace("\\", "\\\\").replace('"', '\\"') + '"'
+
+
+def _joined(upload: Upload, wanted: str) -> str:
+    """The values of a list-valued header as one (RFC 9110 5.3)."""
+    return ", ".join(value.strip() for name, value in upload.headers if name.lower() == wanted and value.strip())
+
+
+def _only(upload: Upload, wanted: str) -> str:
+    """The value of a header that has one; of several that differ none (rule 3)."""
+    values = {value.strip().lower() for value in _joined(upload, wanted).split(",")}
+    return values.pop() if len(values) == 1 else ""
+
+
+def _appended(existing: str, more: str) -> str:
+    return f"{existing}, {more}" if existing and more else existing or more
