@@ -667,7 +667,6 @@ async def test_a_redirect_keeps_the_method_and_the_range(start: Start) -> None:
         "http://169.254.169.254/latest/meta-data/",
         "http://user@127.0.0.1:{port}/files/x",
         "http:/127.0.0.1:{port}/files/x",
-        "\\\\127.0.0.1:{other}\\files\\x",
         "file:///etc/passwd",
         "gopher://127.0.0.1:{other}/x",
         "javascript:alert(1)",
@@ -702,6 +701,60 @@ async def test_a_redirect_to_what_is_forbidden_is_refused(start: Start, location
     assert got.status == 403
     assert len(asked) == 1
     assert other.accepted == 0
+
+
+@pytest.mark.parametrize(
+    ("location", "asked"),
+    [
+        (b"/my file.pdf?a=b c", b"/my%20file.pdf?a=b%20c"),
+        ("/\u0444\u00a0.pdf".encode(), b"/%D1%84%C2%A0.pdf"),
+        (b"/caf\xe9.pdf", b"/caf%E9.pdf"),
+        (b"/a%2Fb.pdf", b"/a%2Fb.pdf"),
+        (b"/50% off.pdf", b"/50%25%20off.pdf"),
+        (b"/a\tb.pdf", None),
+        (b"\\a.pdf", None),
+    ],
+)
+async def test_a_redirect_that_is_written_loosely_is_encoded_and_one_of_two_readings_is_a_bad_answer(
+    start: Start, location: bytes, asked: bytes | None
+) -> None:
+    listener = Listener(b"HTTP/1.1 302 Found\r\nLocation: " + location + b"\r\nContent-Length: 0\r\n\r\n")
+    async with listener.listening() as port:
+        gateway = await start(allow=[f"http://127.0.0.1:{port}/*"], allow_private=LOOPBACK, max_redirects=1)
+        got = await _get(gateway, f"http://127.0.0.1:{port}/a")
+    targets = [request.split(b" ")[1] for request in listener.requests]
+    assert got.status == 502  # where it is followed, because it leads to itself
+    assert targets == ([b"/a"] if asked is None else [b"/a", asked])
+
+
+@pytest.mark.parametrize("merged", ["http:/{}", "http:///{}", "HTTP:/{}"])
+async def test_slashes_that_a_proxy_merged_or_added_mean_what_was_typed(
+    start: Start, upstream: StartUpstream, merged: str
+) -> None:
+    there = await upstream(_redirecting())
+    gateway = await start(allow=[f"{there.url}/files/*"], allow_private=LOOPBACK)
+    for path, status in (("files/a", 200), ("other/a", 403), ("files/../other", 403)):
+        url = merged.format(f"127.0.0.1:{there.port}/{path}")
+        assert (await _get(gateway, url)).status == status
+        assert (await _get(gateway, quote(url, safe=""))).status == status
+
+
+async def test_a_client_is_told_of_the_host_that_it_asked_for_and_not_of_those_behind_it(
+    start: Start, caplog: pytest.LogCaptureFixture
+) -> None:
+    listener = Listener(b"HTTP/1.1 302 Found\r\nLocation: http://inside.test/x?sig=hidden\r\nContent-Length: 0\r\n\r\n")
+    async with listener.listening() as port:
+        gateway = await start(
+            allow=[f"http://127.0.0.1:{port}/*", "http://inside.test/*"], allow_private=LOOPBACK, resolver=Names()
+        )
+        got = await _get(gateway, f"http://127.0.0.1:{port}/a")
+    assert got.status == 503
+    assert b"a server that 127.0.0.1 redirects to cannot be reached" in got.body
+    assert b"inside" not in got.body
+    assert b"no such name" not in got.body
+    assert "inside.test cannot be reached" in caplog.text
+    assert "no such name" in caplog.text
+    assert "hidden" not in caplog.text
 
 
 @pytest.mark.parametrize(("redirects", "status"), [(5, 200), (6, 502)])

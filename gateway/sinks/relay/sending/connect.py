@@ -132,12 +132,7 @@ def connection_fault(name: str, error: Exception, *, sent_bytes: int = 0, may_ha
                 reason="tls_certificate_error",
             )
         if isinstance(cause, ssl.SSLError):
-            alert = "alert" in (cause.reason or "").lower()
-            return SinkUnavailable(
-                f"TLS with sink {name} failed",
-                sink=name,
-                reason="tls_alert_received" if alert else "tls_protocol_error",
-            )
+            return _tls_fault(name, cause)
     if isinstance(error, aiohttp.ClientConnectorError):
         reason = "destination_unavailable"
         if isinstance(error, aiohttp.ClientConnectorDNSError):
@@ -151,6 +146,17 @@ def connection_fault(name: str, error: Exception, *, sent_bytes: int = 0, may_ha
         return SinkRefused(detail, sink=name, sent_bytes=sent_bytes, reason="connection_terminated")
     detail = f"sink {name} gave no valid answer{acted}"
     return SinkRefused(detail, sink=name, sent_bytes=sent_bytes, reason="http_protocol_error")
+
+
+def _tls_fault(name: str, error: ssl.SSLError) -> SinkFault:
+    """TLS failed: an alert is the destination's word, `certificate required` and the like."""
+    said = (error.reason or "it does not speak TLS").replace("_", " ").lower()
+    alert = "alert" in said
+    return SinkUnavailable(
+        f"TLS with sink {name} failed: {said}",
+        sink=name,
+        reason="tls_alert_received" if alert else "tls_protocol_error",
+    )
 
 
 def _causes(error: BaseException | None) -> Iterator[BaseException]:
