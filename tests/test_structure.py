@@ -60,6 +60,9 @@ PURE = {
     "http.conditions",
     "http.forwarding",
     "http.answer_heads",
+    "http.origin",
+    "http.query",
+    "http.target",
     "http.urls",
     "downloads.guard",
 }

@@ -7,10 +7,10 @@ from gateway.http.answers import delivered, passed_through, reset, strip_aiohttp
 from gateway.http.conditions import chosen
 from gateway.http.forwarding import (
     REQUEST_ID,
-    TOKEN,
     HeaderRules,
-    TrustedNetworks,
     believed,
+    cgi_name,
+    check_forwarded_header,
     check_static_header,
     end_to_end,
     outbound_headers,
@@ -19,9 +19,20 @@ from gateway.http.forwarding import (
 )
 from gateway.http.lent_connection import ConnectionLost, LentConnection
 from gateway.http.obs_text import ForwardedResponse, restore_obs_text
+from gateway.http.origin import TOKEN, Family, TrustedNetworks
 from gateway.http.problems import problem, problem_document
+from gateway.http.query import with_query
 from gateway.http.sockets import acked_bytes, destination_socket
-from gateway.http.urls import PATH_SAFE, PORTS, authority, destination_url, origin_path, split_url
+from gateway.http.target import origin_form, requested_host
+from gateway.http.urls import (
+    PATH_SAFE,
+    PORTS,
+    authority,
+    destination_url,
+    origin_path,
+    split_url,
+    without_secrets,
+)
 
 __all__ = [
     "HEAD_LIMITS",
@@ -33,6 +44,7 @@ __all__ = [
     "AnswerConnector",
     "AnswerHandler",
     "ConnectionLost",
+    "Family",
     "ForwardedResponse",
     "HeaderRules",
     "LentConnection",
@@ -40,12 +52,15 @@ __all__ = [
     "acked_bytes",
     "authority",
     "believed",
+    "cgi_name",
+    "check_forwarded_header",
     "check_static_header",
     "chosen",
     "delivered",
     "destination_socket",
     "destination_url",
     "end_to_end",
+    "origin_form",
     "origin_path",
     "outbound_headers",
     "passed_through",
@@ -53,8 +68,11 @@ __all__ = [
     "problem_document",
     "proxy_status",
     "request_id",
+    "requested_host",
     "reset",
     "restore_obs_text",
     "split_url",
     "strip_aiohttp_headers",
+    "with_query",
+    "without_secrets",
 ]

@@ -34,70 +34,23 @@ _VISIBLE = re.compile(r"[\x21-\x7e]+")
 _CLAIMS = frozenset(
     [
         # where from
-        "forwarded",
-        "forwarded-for",
-        "x-forwarded",
-        "x-real-ip",
-        "x-client-ip",
-        "x-cluster-client-ip",
-        "x-originating-ip",
-        "x-proxyuser-ip",
-        "x-appengine-user-ip",
-        "x-azure-clientip",
-        "x-azure-socketip",
-        "client-ip",
-        "true-client-ip",
-        "fastly-client-ip",
-        "fly-client-ip",
-        "cf-connecting-ip",
-        "cf-connecting-ipv6",
-        "cf-connecting-o2o",
-        "cf-pseudo-ipv4",
-        "cf-ipcountry",
-        "cf-visitor",
-        "proxy-client-ip",
-        "wl-proxy-client-ip",
+        *("forwarded", "forwarded-for", "x-real-ip", "x-client-ip", "x-cluster-client-ip", "x-originating-ip"),
+        *("x-proxyuser-ip", "x-appengine-user-ip", "x-azure-clientip", "x-azure-socketip", "client-ip"),
+        *("true-client-ip", "fastly-client-ip", "fly-client-ip", "do-connecting-ip", "x-nf-client-connection-ip"),
+        *("cf-pseudo-ipv4", "cf-ipcountry", "cf-visitor", "proxy-client-ip", "wl-proxy-client-ip"),
         # what was asked for, and how
-        "x-original-url",
-        "x-original-uri",
-        "x-original-host",
-        "x-original-method",
-        "x-original-forwarded-for",
-        "x-rewrite-url",
-        "x-host",
-        "x-http-host-override",
-        "x-http-method",
-        "x-http-method-override",
-        "x-method-override",
-        "x-scheme",
-        "x-url-scheme",
-        "front-end-https",
-        # by whom
-        "x-client-cert",
-        "x-client-dn",
-        "x-client-verify",
-        "client-cert",  # RFC 9440
-        "client-cert-chain",
+        *("x-host", "x-http-host-override", "x-http-method", "x-http-method-override", "x-method-override"),
+        *("x-scheme", "x-url-scheme", "front-end-https"),
+        # by whom; the second line is RFC 9440
+        *("x-client-cert", "x-client-dn", "x-client-verify"),
+        *("client-cert", "client-cert-chain"),
     ]
 )
 _CLAIMING = (
-    "x-forwarded-",
-    "x-ssl-",
-    "ssl-client-",
-    "x-tls-client-",
-    "remote-",
-    "x-remote-",
-    "x-auth-request-",
-    "x-authenticated-",
-    "x-webauth-",
-    "x-authentik-",
-    "x-goog-authenticated-user-",
-    "x-goog-iap-",
-    "x-amzn-oidc-",
-    "x-ms-client-principal",
-    "x-arr-",
-    "x-envoy-",
-    "cf-access-",
+    *("x-forwarded", "x-vercel-forwarded", "cf-connecting-", "x-original-", "x-rewrite-", "x-arr-", "x-envoy-"),
+    *("x-ssl", "ssl-client-", "x-tls-client-", "x-amzn-mtls-", "remote-", "x-remote-", "x-webauth-"),
+    *("x-auth-request-", "x-authenticated-", "x-authentik-", "x-goog-authenticated-user-", "x-goog-iap-"),
+    *("x-amzn-oidc-", "x-ms-client-principal", "cf-access-"),
 )
 """How further ones begin."""
 
@@ -137,30 +90,32 @@ def is_believed(name: str, family: Family) -> bool:
 
 def origin_headers(upload: Upload) -> list[tuple[str, str]]:
     """Forwarded and X-Forwarded-For, -Proto, -Host: what was believed, and this hop (rule 4)."""
-    chain, addresses = _joined(upload, "forwarded"), _joined(upload, "x-forwarded-for")
-    scheme, host = _only(upload, "x-forwarded-proto"), _only(upload, "x-forwarded-host")
-    scheme, host = scheme if TOKEN.fullmatch(scheme) else "", host if is_host(host) else ""
-    if chain:
-        elements = _elements(chain)
-        if not elements:
-            chain = ""
-        elif not addresses:
-            addresses = ", ".join(_bare(pairs["for"]) for pairs in elements if "for" in pairs)
-            scheme = scheme or elements[0].get("proto", "")
-            said = elements[0].get("host", "")
-            host = host or (said if is_host(said) else "")
-    elif addresses:
-        nodes = [node.strip() for node in addresses.split(",") if node.strip()]
-        said_of = [_element(node, scheme, host) if number == 0 else _element(node) for number, node in enumerate(nodes)]
-        chain = ", ".join(said_of)
+    chain, addresses, scheme, host = _told(upload)
     peer = upload.peer.partition("%")[0]  # without the zone of a link-local address
     made = [
-        ("Forwarded", _appended(chain, _element(peer, upload.scheme, upload.host))),
+        ("Forwarded", _appended(chain, _element(peer or "unknown", upload.scheme, upload.host))),
         ("X-Forwarded-For", _appended(addresses, peer)),
         ("X-Forwarded-Proto", scheme or upload.scheme),
         ("X-Forwarded-Host", host or upload.host),
     ]
     return [(name, value) for name, value in made if value and value.isprintable()]
+
+
+def _told(upload: Upload) -> tuple[str, str, str, str]:
+    """What the hops before us told, in both families: Forwarded, X-Forwarded-For, -Proto, -Host. Empty: nothing."""
+    chain = _joined(upload, "forwarded")
+    if elements := _elements(chain):
+        addresses = ", ".join(_bare(pairs["for"]) for pairs in elements if "for" in pairs)
+        scheme, host = elements[0].get("proto", ""), elements[0].get("host", "")
+    else:
+        addresses = _joined(upload, "x-forwarded-for")
+        scheme, host = _only(upload, "x-forwarded-proto"), _only(upload, "x-forwarded-host")
+    scheme, host = scheme if TOKEN.fullmatch(scheme) else "", host if is_host(host) else ""
+    if not elements:
+        nodes = [node.strip() for node in addresses.split(",") if node.strip()]
+        first = _element(*nodes[:1] or [""], scheme, host)
+        chain = ", ".join(filter(None, [first, *(_element(node) for node in nodes[1:])]))
+    return chain, addresses, scheme, host
 
 
 def _elements(chain: str) -> list[dict[str, str]]:
@@ -186,7 +141,7 @@ def _elements(chain: str) -> list[dict[str, str]]:
 
 def _element(node: str, scheme: str = "", host: str = "") -> str:
     """One forwarded-element (RFC 7239 4): `for="[2001:db8::1]";host="a:8080";proto=https`."""
-    pairs = [f"for={_quoted(_node(node))}"]
+    pairs = [f"for={_quoted(_node(node))}"] if node else []
     if _VISIBLE.fullmatch(host):
         pairs.append(f"host={_quoted(host)}")
     if TOKEN.fullmatch(scheme):

@@ -24,14 +24,14 @@ def with_query(url: str, query: str, allowed: bool | Collection[str] = True) -> 
     """
     if not query or not allowed:
         return url
-    configured = _configured(url)
+    own, configured = url.partition("?")[2], _configured(url)
     pieces = [piece for piece in query.split("&") if not configured or _keys(piece).isdisjoint(configured)]
     if not isinstance(allowed, bool):
         names = {name.encode() for name in allowed}
         pieces = [piece for piece in pieces if piece and _names(piece) <= names]
     if not pieces or pieces == [""]:
         return url
-    joint = "&" if configured or url.partition("?")[2] else "" if url.endswith("?") else "?"
+    joint = "&" if own else "" if url.endswith("?") else "?"
     return f"{url}{joint}{'&'.join(pieces)}"
 
 
