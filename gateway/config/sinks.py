@@ -97,13 +97,17 @@ def _ways(length: Any) -> str | tuple[str, ...]:
     return length if isinstance(length, str) else tuple(ways)
 
 
-def _all_none_or_some(value: Any) -> Any:
+def _all_none_or_some(value: Any, pattern: re.Pattern[str] = TOKEN) -> Any:
     """One message for a union, which would give one for each of its arms."""
     if isinstance(value, bool):
         return value
-    if isinstance(value, list | tuple) and all(isinstance(one, str) and TOKEN.fullmatch(one) for one in value):
+    if isinstance(value, list | tuple) and all(isinstance(one, str) and pattern.fullmatch(one) for one in value):
         return tuple(value)
     raise ValueError("neither true nor false, nor a list of names")
+
+
+def _all_none_or_parameters(value: Any) -> Any:
+    return _all_none_or_some(value, re.compile(".+", re.DOTALL))
 
 
 Allowed = Annotated[bool | tuple[str, ...], BeforeValidator(_all_none_or_some)]
@@ -138,14 +142,6 @@ def _forwarded_names(names: tuple[str, ...]) -> tuple[str, ...]:
     for name in names:
         check_forwarded_header(name)
     return names
-
-
-def _all_none_or_texts(value: Any) -> Any:
-    if isinstance(value, bool) or (
-        isinstance(value, list | tuple) and all(isinstance(one, str) and one for one in value)
-    ):
-        return value if isinstance(value, bool) else tuple(value)
-    raise ValueError("neither true nor false, nor a list of names")
 
 
 def _of_upload(fields: dict[str, str]) -> dict[str, str]:
@@ -208,7 +204,7 @@ class RelaySettings(Table):
     forward_authorization: Allowed = False
     forward_headers: Annotated[tuple[str, ...], AfterValidator(_forwarded_names)] | None = None
     """All: what an API understands only its operator knows."""
-    forward_query: Annotated[bool | tuple[str, ...], BeforeValidator(_all_none_or_texts)] = True
+    forward_query: Annotated[bool | tuple[str, ...], BeforeValidator(_all_none_or_parameters)] = True
     """All, for the same reason; but for what its url says itself."""
     headers: Annotated[dict[str, str], AfterValidator(_header_names), Field(repr=False)] = {}
 

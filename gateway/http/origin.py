@@ -113,7 +113,7 @@ def _told(upload: Upload) -> tuple[str, str, str, str]:
     scheme, host = scheme if TOKEN.fullmatch(scheme) else "", host if is_host(host) else ""
     if not elements:
         nodes = [node.strip() for node in addresses.split(",") if node.strip()]
-        first = _element(*nodes[:1] or [""], scheme, host)
+        first = _element(nodes[0] if nodes else "", scheme, host)
         chain = ", ".join(filter(None, [first, *(_element(node) for node in nodes[1:])]))
     return chain, addresses, scheme, host
 

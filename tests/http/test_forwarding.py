@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -14,6 +15,7 @@ from gateway.http.forwarding import (
     HeaderRules,
     answer_headers,
     believed,
+    check_forwarded_header,
     check_static_header,
     end_to_end,
     outbound_headers,
@@ -108,6 +110,26 @@ class TestCredentials:
         assert "proxy-authorization" not in sent(upload(*believed([("Proxy-Authorization", "x")], trusted=True)), every)
 
 
+class TestAllowedHeaders:
+    def test_without_a_list_all_go_on(self) -> None:
+        assert sent(upload(("X-A", "1"), ("x-b", "2"))).keys() >= {"x-a", "x-b"}
+
+    @pytest.mark.parametrize(("allowed", "kept"), [([], set()), (["x-a"], {"x-a"}), (["x-b", "x-c"], {"x-b"})])
+    def test_with_one_those_on_it_and_what_has_rules_of_its_own(self, allowed: list[str], kept: set[str]) -> None:
+        what = upload(("X-A", "1"), ("x-b", "2"), ("Authorization", "Bearer x"), ("Content-Language", "de"))
+        rules = HeaderRules(forward_headers=allowed, forward_authorization=True, headers=[("X-Own", "3")])
+        made = {"forwarded", "x-forwarded-for", "x-forwarded-proto", "x-forwarded-host", "via", "incremental"}
+        assert sent(what, rules).keys() == kept | made | {"authorization", "x-own"}
+        assert ("Content-Language", "de") in outbound_headers(what, rules, unchanged=True)
+
+    @pytest.mark.parametrize(
+        "name", ["Cookie", "authorization", "Proxy", "X_A", "a b", "", "TE", "Host", "Content-Type", "Forwarded", "Via"]
+    )
+    def test_a_name_that_none_can_let_through_is_refused(self, name: str) -> None:
+        with pytest.raises(ValueError, match=r"credential|never goes on|made by the gateway"):
+            check_forwarded_header(name)
+
+
 class TestStaticHeaders:
     def test_they_replace_the_clients_and_ours(self) -> None:
         rules = HeaderRules(headers=[("X-Api-Key", "secret"), ("Authorization", "Basic y"), ("forwarded", "for=_us")])
@@ -118,6 +140,13 @@ class TestStaticHeaders:
             "Basic y",
             "for=_us",
         )
+
+    @pytest.mark.parametrize("name", ["x-api-key", "X_Api_Key", "x.api.key", "X-API_KEY"])
+    def test_they_replace_all_that_is_one_with_them_to_a_cgi(self, name: str) -> None:
+        rules = HeaderRules(headers=[("X-Api-Key", "secret")])
+        assert [pair for pair in outbound_headers(upload((name, "guess")), rules) if "key" in pair[0].lower()] == [
+            ("X-Api-Key", "secret")
+        ]
 
     def test_their_values_are_not_shown(self) -> None:
         assert "secret" not in repr(HeaderRules(headers=[("X-Api-Key", "secret")]))
@@ -204,6 +233,67 @@ async def test_a_trusted_proxy_is_believed(start_gateway: StartGateway) -> None:
     assert headers["forwarded"] == f'for="[2001:db8::9]";proto=https, {ours}'
     assert headers["x-forwarded-for"] == "2001:db8::9, 127.0.0.1"
     assert (headers["x-forwarded-proto"], headers["x-forwarded-port"]) == ("https", "443")
+
+
+FORGERIES = [
+    *("Forwarded: for=6.6.6.6;host=evil.example;proto=https", "X-Forwarded: evil", "X-Forwarded-User: evil"),
+    *("X-Forwarded-Prefix: /evil", "X-Real-IP: 6.6.6.6", "True-Client-IP: 6.6.6.6", "X-Client-IP: 6.6.6.6"),
+    *("CF-Connecting-IP: 6.6.6.6", "X-Original-URL: /evil", "X-Rewrite-URL: /evil", "X-HTTP-Method-Override: DELETE"),
+    *("Remote-User: evil", "X-SSL-Client-Verify: evil", "X-SSL-Client-S-DN: evil", "Proxy: http://evil.example"),
+    *("X_Forwarded_For: 6.6.6.6", "X_Api_Key: evil", "Remote_User: evil", "X-Forwarded_Host: evil", "x.api.key: evil"),
+    *("X-Api-Key: evil", "x-api-key: evil", "X-API-KEY: evil", "Connection: Forwarded"),
+]
+
+
+@pytest.mark.parametrize("family", ["x-forwarded", "forwarded"])
+@pytest.mark.parametrize("target", ["/proxy", "/store", "/raw", "/each"])
+async def test_a_destination_learns_nothing_of_what_a_client_forges(
+    start_gateway: StartGateway, target: str, family: str
+) -> None:
+    routes = [
+        *STORE,
+        {"path": "/raw", "kind": "opaque", "parts": [{"sinks": ["api"]}]},
+        {"path": "/each", "kind": "upload", "keep": "each", "parts": [{"sinks": ["each"]}]},
+    ]
+    async with HonestUpstream(200, b"{}") as upstream:
+        gateway = await start_gateway(
+            api=upstream.url,
+            routes=routes,
+            sinks={
+                "api": {"headers": {"X-Api-Key": "ours"}},
+                "each": {"type": "relay", "url": upstream.url, "per": "part", "headers": {"X-Api-Key": "ours"}},
+            },
+            server={"trusted_header": family},
+        )
+        async with Client(gateway.port) as client:
+            start = head(target, "POST", content_length=len(BODY)).removesuffix(b"\r\n")
+            await client.send(start + "".join(f"{line}\r\n" for line in FORGERIES).encode() + b"\r\n" + BODY)
+            assert (await client.answer()).status in (200, 201)
+    headers = got(upstream)
+    assert upstream.exchanges[0].head.lower().count(b"\r\nx-api-key:") == 1
+    assert headers["x-api-key"] == "ours"
+    assert not re.search(rb"evil|6\.6\.6\.6|DELETE|[_.a-z]*_[a-z_]*:|x\.api", upstream.exchanges[0].head)
+    assert headers["forwarded"] == "for=127.0.0.1;host=gateway;proto=http"
+
+
+@pytest.mark.parametrize(
+    ("family", "said"),
+    [
+        ("x-forwarded", ("192.0.2.9, 127.0.0.1", "https", "w.org", "for=192.0.2.9;host=w.org;proto=https, ")),
+        ("forwarded", ("198.51.100.7, 127.0.0.1", "http", "v.org", "for=198.51.100.7;host=v.org;proto=http, ")),
+    ],
+)
+async def test_of_what_a_trusted_proxy_let_through_its_own_family_is_believed(
+    start_gateway: StartGateway, family: str, said: tuple[str, ...]
+) -> None:
+    async with HonestUpstream(200, b"{}") as upstream:
+        trusting = {"trusted_networks": ["127.0.0.0/8"], "trusted_header": family}
+        gateway = await start_gateway(api=upstream.url, server=trusting)
+        older = {"x_forwarded_for": "192.0.2.9", "x_forwarded_proto": "https", "x_forwarded_host": "w.org"}
+        await through(gateway, forwarded="for=198.51.100.7;host=v.org;proto=http", **older)
+    headers = got(upstream)
+    told = [headers[f"x-forwarded-{what}"] for what in ("for", "proto", "host")]
+    assert (*told, headers["forwarded"]) == (*said[:3], f"{said[3]}for=127.0.0.1;host=gateway;proto=http")
 
 
 @pytest.mark.parametrize("target", ["/proxy", "/store"])
