@@ -6,6 +6,7 @@ import importlib
 import inspect
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 from gateway.config.load import ConfigError
@@ -16,7 +17,7 @@ from gateway.http.forwarding import HeaderRules
 from gateway.model import Limits
 from gateway.sinks import Sink
 from gateway.sinks.discard import DiscardSink
-from gateway.sinks.disk.sink import DiskSink
+from gateway.sinks.disk import DiskSink, unusable
 from gateway.sinks.relay.sending.connect import Connecting, TlsFileError, tls_context
 from gateway.sinks.relay.sink import RelaySink
 from gateway.sinks.store import Store
@@ -72,6 +73,8 @@ def _collected(found: list[str]) -> Iterator[None]:
 def _sink(name: str, settings: SinkSettings, limits: Limits) -> Sink:
     match settings:
         case DiskSettings():
+            if why := unusable(Path(settings.root)):
+                raise ConfigError([f"sinks.{name}.root: {why}"])
             return DiskSink(name=name, **settings.model_dump(exclude={"type"}))
         case RelaySettings():
             return _relay(name, settings, limits)

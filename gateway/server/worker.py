@@ -20,6 +20,7 @@ from typing import Any
 
 from aiohttp import web
 
+from gateway.config.load import ConfigError
 from gateway.config.settings import Settings
 from gateway.server.app import build_app
 from gateway.server.metrics import Metrics, share_metrics
@@ -63,7 +64,7 @@ def work(descriptor: int) -> int:
         configure_logging(orders.log_level, worker=orders.number)
         try:
             run(_work(orders, channel), event_loop=orders.settings.server.event_loop)
-        except OSError as error:
+        except (OSError, ConfigError) as error:  # the parent has made them all, but that was before
             print(f"gateway: worker {orders.number}: {error}", file=sys.stderr)
             return 1
     return 0

@@ -186,7 +186,7 @@ class TestStart:
             assert (await ask(process.port, "/healthz")).status == 200
 
     def test_workers_that_cannot_start_are_given_up(self, tmp_path: Path, temporary: Path) -> None:
-        (tmp_path / "uploads").write_text("no directory")
+        (tmp_path / "uploads").symlink_to(tmp_path / "nowhere")  # as good as absent, and cannot be made
         said = self._serve(tmp_path, f"server.port = 0\n{TWO}")
         assert any(re.fullmatch(r"gateway: worker \d: .*File exists.*", line) for line in said)
         assert re.fullmatch(r"gateway: worker \d did not start: exit code 1", said[-1])

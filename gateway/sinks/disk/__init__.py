@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from gateway.sinks.disk.layout import unusable
 from gateway.sinks.disk.sink import DiskSink
 
-__all__ = ["DiskSink"]
+__all__ = ["DiskSink", "unusable"]

@@ -59,7 +59,11 @@ class Incoming:
         deadline = time.monotonic() + _PATIENCE_SECONDS
         while True:
             self._go_on()
-            self.path.mkdir(exist_ok=True)  # exists: a sweep that was faster (sink.py, 1) is not done with it
+            try:
+                self.path.mkdir(exist_ok=True)  # exists: a sweep that was faster (sink.py, 1) is not done with it
+            except FileNotFoundError:  # the root has vanished
+                self._root.mkdir(parents=True, exist_ok=True)
+                self.path.mkdir(exist_ok=True)
             self._is_made = True
             try:
                 lock = lock_directory(self.path)
@@ -99,7 +103,8 @@ class Incoming:
 
     def settle(self) -> None:
         """All files are in it, and durable: make the directory so."""
-        os.utime(self.path)  # its age counts from here: a long upload's would else count from its last file
+        with contextlib.suppress(OSError):  # its age counts from here: a long upload's would else from its last file
+            os.utime(self.path)
         sync_directory(self.path, self._fsync)
 
     def publish(self) -> None:

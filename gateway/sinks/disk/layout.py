@@ -10,6 +10,7 @@ A lock is on a directory, not on its path: whoever has got it looks whether the 
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import os
 from collections.abc import Iterable, Iterator
@@ -25,10 +26,13 @@ __all__ = [
     "lock_directory",
     "sync_directory",
     "translated",
+    "unusable",
 ]
 
 MANIFEST = "manifest.json"
 INCOMING, DELETED = ".incoming", ".deleted"
+_CANNOT_SYNC = (errno.EINVAL, errno.ENOTSUP, errno.ENOSYS, errno.EBADF)
+"""What file systems say whose directories cannot be fsynced: some on a network, or of other systems."""
 
 
 def lock_directory(path: Path) -> int | None:
@@ -52,15 +56,38 @@ def lock_directory(path: Path) -> int | None:
     return None
 
 
-def sync_directory(path: Path, fsync: bool) -> None:
-    """Make the directory's entries durable, if `fsync`. Raises OSError."""
+def sync_directory(path: Path, fsync: bool) -> OSError | None:
+    """Make the directory's entries durable, if `fsync`. Raises OSError, but returns that the file system cannot."""
     if not fsync:
-        return
+        return None
     descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         os.fsync(descriptor)
+    except OSError as error:
+        if error.errno not in _CANNOT_SYNC:
+            raise
+        return error
     finally:
         os.close(descriptor)
+    return None
+
+
+def unusable(root: Path) -> str | None:
+    """Why no upload can ever lie there, as far as that shows without writing; None: it can. Blocks."""
+    there = next(path for path in (root, *root.absolute().parents) if os.path.exists(path))
+    if not there.is_dir():
+        return f"{there} is no directory"
+    if not os.access(there, os.R_OK | os.W_OK | os.X_OK):
+        return f"{there} cannot be written: its owner, its mode, or a read-only file system forbids it"
+    try:
+        lock = lock_directory(there)
+    except BlockingIOError:
+        return None
+    except OSError as error:
+        return f"the file system of {there} cannot lock (flock): {error.strerror}"
+    if lock is not None:
+        os.close(lock)
+    return None
 
 
 def close_all(descriptors: Iterable[int]) -> None:

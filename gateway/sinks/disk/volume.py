@@ -7,18 +7,26 @@ What a crash left behind is found at the start in the same way.
 
 from __future__ import annotations
 
+import errno
 import logging
 import os
+import secrets
 import shutil
 from collections.abc import Callable
 from pathlib import Path
 
 from gateway.concurrency.threads import CleanUps, DaemonThreads, TrackedExecutor
+from gateway.model import Part
+from gateway.sinks.disk.incoming import Incoming
+from gateway.sinks.disk.jobs import Jobs
 from gateway.sinks.disk.layout import DELETED, INCOMING, lock_directory, sync_directory
 
 __all__ = ["Volume"]
 
 log = logging.getLogger("gateway.disk")
+
+_MAY_PASS = (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ESTALE)
+"""With these the gateway starts: what is stored can be read and expires, and each upload is told."""
 
 
 class Volume:
@@ -62,14 +70,37 @@ class Volume:
         self._remove_tree(doomed)
 
     def start(self) -> None:
-        """Make the root if need be, and remove what nobody locks there and no upload has published. Blocks.
+        """Make the root if need be, try to write there, and remove what nobody locks there and no upload has published.
 
-        Raises OSError if there is no root, or it cannot be read.
+        Blocks. Raises OSError if there is no root, it cannot be read, or cannot be written, unless that may pass.
         """
-        self.root.mkdir(parents=True, exist_ok=True)
+        try:
+            self.root.mkdir(parents=True, exist_ok=True)
+            refused = self.probe()
+        except OSError as error:
+            if error.errno not in _MAY_PASS:
+                raise OSError(f"sinks.{self.name}.root: {self.root} cannot be used: {error.strerror}") from error
+            log.warning("disk %s: %s cannot be written now: %s", self.name, self.root, error.strerror)
+        else:
+            if refused is not None:
+                text = "disk %s: %s cannot be fsynced (%s), so that an upload may not survive a power cut"
+                log.warning(text, self.name, self.root, refused.strerror)
         for name in os.listdir(self.root):
             if name.startswith(".") and name.endswith((INCOMING, DELETED)):
                 self._remove_unlocked(self.root / name)
+
+    def probe(self) -> OSError | None:
+        """Write as an upload does, and remove it. Blocks. Raises OSError, but returns that there is no fsync."""
+        directory = Incoming(f"probe-{secrets.token_hex(8)}", root=self.root, fsync=self.fsync)
+        jobs = Jobs(directory, fsync=self.fsync)
+        try:
+            jobs.in_directory(jobs.write_all, [(Part(0, b"", None, None, is_file=True), b"probe")])
+            directory.settle()
+            return sync_directory(self.root, self.fsync)
+        finally:
+            left = jobs.finish(keep=False)
+            if left is not None:
+                self.leave(directory.path, left)
 
     # -- what could not be removed
 

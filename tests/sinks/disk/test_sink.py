@@ -9,6 +9,7 @@ import io
 import json
 import os
 import resource
+import shutil
 import stat
 import subprocess
 import sys
@@ -180,8 +181,8 @@ async def test_files_manifest_directory_and_root_are_synced_before_the_commit_re
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     one = upload()
-    with recorded_syncs(monkeypatch) as synced:
-        async with DiskSink(name="disk", root=str(tmp_path)) as sink:
+    async with DiskSink(name="disk", root=str(tmp_path)) as sink:
+        with recorded_syncs(monkeypatch) as synced:
             await _two_ways(sink, one)
     incoming = f"{tmp_path}/.{one.id}.incoming"
     assert sorted(synced[:3]) == [f"{incoming}/0", f"{incoming}/1", f"{incoming}/2"]
@@ -422,16 +423,16 @@ async def test_a_commit_that_is_cancelled_while_it_renames_is_taken_back(
     assert entries(sink) == []
 
 
-async def test_a_root_that_vanished_is_an_unavailable_sink(sink: DiskSink) -> None:
+async def test_a_root_that_vanished_is_made_anew_and_a_file_in_its_place_stays(sink: DiskSink) -> None:
     sink.root.rmdir()
+    await committed(sink, (file(0), b"data"))
+    assert len(entries(sink)) == 1
+    shutil.rmtree(sink.root)
+    sink.root.write_bytes(b"a file in its place")
     with pytest.raises(SinkUnavailable) as raised:
         async with delivering(sink, upload()) as delivery:
             await delivery.accept(file(0), source(b"data"))
     assert raised.value.members == {"sink": "disk"}
-    sink.root.write_bytes(b"a file in its place")
-    with pytest.raises(SinkUnavailable):
-        async with delivering(sink, upload()) as delivery:
-            await delivery.accept(file(0), source(b"data"))
     assert sink.root.read_bytes() == b"a file in its place"
 
 

@@ -1,0 +1,145 @@
+"""What the file system under a root cannot do, or forbids: refused at the start, or one warning, and uploads work."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from tests.support.clients import ask, file, form
+from tests.support.faults import Call, Faults
+from tests.support.processes import Process, gateway_process
+
+pytestmark = [
+    pytest.mark.sockets,
+    pytest.mark.skipif(shutil.which("cc") is None, reason="the library has to be compiled"),
+]
+
+BODY = form(file(b"x"))
+UNWRITABLE = "cannot be written: its owner, its mode, or a read-only file system forbids it"
+
+
+async def _status(process: Process) -> int:
+    return (await ask(process.port, "/upload", "POST", BODY)).status
+
+
+def _warnings(process: Process) -> list[str]:
+    lines = [json.loads(line) for line in process.log.read_text().splitlines()]
+    return [line["message"] for line in lines if line["level"] != "INFO"]
+
+
+# -- what may be missing
+
+
+async def test_directories_that_cannot_be_fsynced_are_one_warning_and_uploads_work(tmp_path: Path) -> None:
+    faults = Faults(tmp_path, tmp_path / "uploads")
+    directories = Call.FSYNC_DIRECTORY | Call.FSYNC_ROOT
+    faults.arm(error=errno.EINVAL, kinds=directories)
+    with gateway_process(tmp_path, **faults.env) as process:
+        assert await _status(process) == 201
+        for number in (errno.ENOTSUP, errno.ENOSYS, errno.EBADF):
+            faults.arm(error=number, kinds=directories)
+            assert await _status(process) == 201
+            assert faults.disarm() == 2
+        (warning,) = _warnings(process)
+    assert warning == (
+        f"disk disk: {tmp_path}/uploads cannot be fsynced (Invalid argument), "
+        "so that an upload may not survive a power cut"
+    )
+
+
+async def test_a_time_that_cannot_be_set_does_not_matter(tmp_path: Path) -> None:
+    faults = Faults(tmp_path, tmp_path / "uploads")
+    faults.arm(error=errno.EPERM, kinds=Call.TOUCH)
+    with gateway_process(tmp_path, **faults.env) as process:
+        assert await _status(process) == 201
+        assert faults.disarm() == 2
+        assert _warnings(process) == []
+
+
+async def test_a_disk_that_fails_at_the_start_is_one_warning_and_serves_when_it_works(tmp_path: Path) -> None:
+    faults = Faults(tmp_path, tmp_path / "uploads")
+    faults.arm(error=errno.EIO, kinds=Call.FSYNC)
+    with gateway_process(tmp_path, **faults.env) as process:
+        assert _warnings(process) == [f"disk disk: {tmp_path}/uploads cannot be written now: Input/output error"]
+        assert await _status(process) == 503
+        assert os.listdir(tmp_path / "uploads") == []
+        faults.disarm()
+        assert await _status(process) == 201
+
+
+# -- what is refused
+
+
+def _said(directory: Path, command: str, prefix: Sequence[str] = (), env: Mapping[str, str] | None = None) -> list[str]:
+    """What a command says that finds no root to use."""
+    done = subprocess.run(
+        [*prefix, sys.executable, "-m", "gateway", command],
+        env={
+            **os.environ,
+            "GATEWAY_SINKS__DISK__ROOT": str(directory / "uploads"),
+            "GATEWAY_SERVER__PORT": "0",
+            "GATEWAY_SERVER__WORKERS": "2",
+            **(env or {}),
+        },
+        capture_output=True,
+        timeout=60,
+        text=True,
+        check=False,
+    )
+    assert (done.returncode, done.stdout) == (2, "")
+    return done.stderr.splitlines()
+
+
+@pytest.mark.parametrize(("command", "number"), [("check", errno.ENOLCK), ("serve", errno.EBADF)])
+def test_a_root_that_cannot_be_locked_is_refused(tmp_path: Path, command: str, number: int) -> None:
+    faults = Faults(tmp_path, tmp_path / "uploads")
+    faults.arm(error=number, kinds=Call.FLOCK)
+    root = tmp_path / "uploads"
+    root.mkdir()
+    assert _said(tmp_path, command, env=faults.env) == [
+        f"sinks.disk.root: the file system of {root} cannot lock (flock): {os.strerror(number)}"
+    ]
+
+
+@pytest.mark.parametrize(("command", "is_there"), [("check", False), ("serve", True)])
+def test_a_root_that_cannot_be_written_is_refused(tmp_path: Path, command: str, is_there: bool) -> None:
+    parent = tmp_path / "parent"
+    there = parent / "uploads" if is_there else parent
+    there.mkdir(parents=True)
+    there.chmod(0o555)
+    # root may write wherever it likes, but for this capability
+    prefix = ("setpriv", "--bounding-set=-dac_override,-dac_read_search") if os.geteuid() == 0 else ()
+    assert _said(parent, command, prefix=prefix) == [f"sinks.disk.root: {there} {UNWRITABLE}"]
+
+
+def test_a_file_in_the_place_of_a_root_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "uploads").write_bytes(b"")
+    assert _said(tmp_path, "check") == [f"sinks.disk.root: {tmp_path}/uploads is no directory"]
+
+
+def test_a_read_only_file_system_is_refused(tmp_path: Path) -> None:
+    with _mounted(tmp_path / "uploads", "ro"):
+        assert _said(tmp_path, "serve") == [f"sinks.disk.root: {tmp_path}/uploads {UNWRITABLE}"]
+
+
+@contextmanager
+def _mounted(path: Path, options: str) -> Iterator[None]:
+    path.mkdir()
+    command = ["mount", "-t", "tmpfs", "-o", options, "none", str(path)]
+    try:
+        mounted = subprocess.run(command, capture_output=True, check=False).returncode == 0
+    except OSError:
+        mounted = False
+    if not mounted:
+        pytest.skip("a file system can be mounted by root only")
+    yield
+    subprocess.run(["umount", "-l", str(path)], check=True)
