@@ -17,7 +17,7 @@ from gateway.config.doubts import doubts
 from gateway.config.environment import unknown_variables
 from gateway.config.load import ConfigError, load
 from gateway.config.make import make_sinks_and_flows
-from gateway.config.memory import memory_bound_bytes, unlimited_keys
+from gateway.config.memory import READ_BYTES, memory_bound_bytes, unlimited_keys
 from gateway.config.settings import OWN_PATHS, Settings
 from gateway.config.sinks import RelaySettings
 from gateway.http.urls import authority
@@ -159,12 +159,13 @@ def _print_bound(settings: Settings) -> None:
     for what, size in bounds.items():
         print(f"{size / 2**20:10.2f} MiB  {what}")
     print(f"{total / 2**20:10.2f} MiB  per upload at most, and about 1 KiB for each part")
-    uploads, parts = settings.server.max_uploads, settings.limits.max_parts
+    uploads, reads, parts = settings.server.max_uploads, settings.server.max_reads, settings.limits.max_parts
     if unbounded := unlimited_keys(settings):
         print(f"without bound, since unlimited: {', '.join(unbounded)}")
     else:
         beside = "the process itself" if settings.server.workers == 1 else f"the {settings.server.workers} workers"
-        print(f"{uploads * (total + parts * 1024) / 2**20:10.2f} MiB  for {uploads} uploads, beside {beside}")
+        bound = uploads * (total + parts * 1024) + reads * READ_BYTES
+        print(f"{bound / 2**20:10.2f} MiB  for {uploads} uploads and {reads} reads, beside {beside}")
 
 
 def _told(route: Route, rule: Rule) -> str:

@@ -16,7 +16,12 @@ from gateway.sinks.disk import delivery
 from gateway.sinks.relay import sink as relay
 from gateway.upload import lanes
 
-__all__ = ["memory_bound_bytes", "unlimited_keys"]
+__all__ = ["READ_BYTES", "memory_bound_bytes", "unlimited_keys"]
+
+READ_BYTES = 1 << 20
+"""What one read may hold at most, whatever is read: a piece of a file or of an archive that waits for the client, or of
+a remote file twice as much as aiohttp holds of an answer, and what came in one call.
+"""
 
 
 def memory_bound_bytes(settings: Settings) -> tuple[int, dict[str, int]]:
@@ -63,6 +68,7 @@ def unlimited_keys(settings: Settings) -> list[str]:
     limits = settings.limits
     sizes = {
         "server.max_uploads": settings.server.max_uploads,
+        "server.max_reads": settings.server.max_reads,
         "limits.max_parts": limits.max_parts,
         "limits.window_bytes": limits.window_bytes,
         "limits.parallel_parts": limits.parallel_parts,

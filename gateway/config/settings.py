@@ -74,6 +74,8 @@ class ServerSettings(Table):
     """What every Python has. uvloop answers more small requests per second, and is no faster with large ones."""
     max_uploads: Count = 64
     """With the per-upload bound it makes the memory bound that `gateway check` prints."""
+    max_reads: Count = 256
+    """More than uploads, since one holds less: see the bound that `gateway check` prints."""
     drain_seconds: Seconds = 60
     """What orchestrators commonly wait for, or can be told to."""
     read_buffer_bytes: Annotated[int, Field(ge=4096, le=16 << 20)] = 256 << 10

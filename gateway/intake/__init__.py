@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from gateway.intake.admission import Gate, UploadSlots, accept_body, check_headers, raw_filename
+from gateway.intake.admission import Gate, SharedSlots, Slots, accept_body, check_headers, raw_filename
 from gateway.intake.body import Intake, received_bytes
 
-__all__ = ["Gate", "Intake", "UploadSlots", "accept_body", "check_headers", "raw_filename", "received_bytes"]
+__all__ = ["Gate", "Intake", "SharedSlots", "Slots", "accept_body", "check_headers", "raw_filename", "received_bytes"]

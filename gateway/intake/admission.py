@@ -14,7 +14,7 @@ from gateway.model import Limits
 from gateway.multipart.content_type import MIXED_TYPES, boundary_of, other_parameters
 from gateway.multipart.headers import checked_name, filename_of, media_type
 
-__all__ = ["Gate", "UploadSlots", "accept_body", "check_headers", "raw_filename"]
+__all__ = ["Gate", "SharedSlots", "Slots", "accept_body", "check_headers", "raw_filename"]
 
 _FORM, _WEB_FORM = b"multipart/form-data", b"application/x-www-form-urlencoded"
 _WEB_FORM_DETAIL = (
@@ -23,7 +23,7 @@ _WEB_FORM_DETAIL = (
 )
 
 
-class UploadSlots(Protocol):
+class SharedSlots(Protocol):
     """A count of slots that others take from, too."""
 
     def take(self) -> bool:
@@ -33,31 +33,22 @@ class UploadSlots(Protocol):
         """Let others take it."""
 
 
-class Gate:
-    """The upload slots.
+class Slots:
+    """So many of something at a time: `limit` for this process, or for all that share `slots`; 0 is unlimited."""
 
-    `max_uploads` are for this process, or for all that share `slots`; 0 is unlimited.
-    """
-
-    def __init__(self, max_uploads: int, slots: UploadSlots | None = None) -> None:
-        self._max_uploads = max_uploads
-        self._slots = slots
+    def __init__(self, what: str, limit: int, slots: SharedSlots | None = None) -> None:
+        self._what = what
+        self._limit = limit
+        self._slots = slots if limit else None
         self.in_flight = 0
-        self.draining = False
 
     def slot(self) -> AbstractContextManager[None]:
-        """A slot, taken now and given back on leaving it. Raises Busy, Draining."""
-        if self.draining:
-            raise Draining
-        if not self._take():
-            raise Busy(f"{self._max_uploads} uploads are in progress", limit=self._max_uploads)
+        """A slot, taken now and given back on leaving it. Raises Busy."""
+        taken = not self._limit or self.in_flight < self._limit if self._slots is None else self._slots.take()
+        if not taken:
+            raise Busy(f"{self._limit} {self._what} are in progress", limit=self._limit)
         self.in_flight += 1
         return self._held()
-
-    def _take(self) -> bool:
-        if not self._max_uploads:
-            return True
-        return self.in_flight < self._max_uploads if self._slots is None else self._slots.take()
 
     @contextmanager
     def _held(self) -> Iterator[None]:
@@ -65,8 +56,28 @@ class Gate:
             yield
         finally:
             self.in_flight -= 1
-            if self._max_uploads and self._slots is not None:
+            if self._slots is not None:
                 self._slots.give_back()
+
+
+class Gate:
+    """What may come in: uploads until the gateway drains, and reads of what is kept or lies elsewhere."""
+
+    def __init__(self, uploads: Slots, reads: Slots) -> None:
+        self.uploads = uploads
+        self.reads = reads
+        self.draining = False
+
+    @property
+    def in_flight(self) -> int:
+        """Uploads in progress."""
+        return self.uploads.in_flight
+
+    def slot(self) -> AbstractContextManager[None]:
+        """For an upload. Raises Busy, Draining."""
+        if self.draining:
+            raise Draining
+        return self.uploads.slot()
 
 
 def check_headers(request: web.Request, limits: Limits, *, kind: str) -> bool:

@@ -10,14 +10,15 @@ from typing import Any
 from aiohttp import web
 
 from gateway.config.make import make_sinks_and_flows
-from gateway.config.settings import Settings
+from gateway.config.settings import ServerSettings, Settings
 from gateway.downloads.remote import Downloader
 from gateway.http.answers import strip_aiohttp_headers
 from gateway.http.origin import TrustedNetworks
-from gateway.intake.admission import Gate, UploadSlots
+from gateway.intake.admission import Gate, Slots
 from gateway.server.handlers import add_request_id, add_routes, problems
 from gateway.server.metrics import Metrics
 from gateway.server.services import SERVICES, Services
+from gateway.server.slots import SharedCounts
 
 __all__ = ["build_app", "check_took_effect"]
 
@@ -30,11 +31,11 @@ _READ_WHOLE_BYTES = 65536
 
 
 def build_app(
-    settings: Settings, *, metrics: Metrics | None = None, slots: UploadSlots | None = None
+    settings: Settings, *, metrics: Metrics | None = None, shared: SharedCounts | None = None
 ) -> web.Application:
     """The application. Raises ConfigError for sinks and flows that cannot be made, all at once.
 
-    `metrics` and `slots` are those that several processes share.
+    `metrics` and `shared` are those that several processes have together.
     """
     sinks, flows = make_sinks_and_flows(settings)
     app = web.Application(
@@ -44,7 +45,7 @@ def build_app(
     hashing = ThreadPoolExecutor(2, thread_name_prefix="hash")
     app[SERVICES] = Services(
         limits=settings.limits,
-        gate=Gate(settings.server.max_uploads, slots),
+        gate=_gate(settings.server, shared),
         sinks=sinks,
         routes=settings.as_routes(),
         flows=flows,
@@ -68,6 +69,13 @@ def build_app(
     app.on_response_prepare.append(add_request_id)
     add_routes(app)
     return app
+
+
+def _gate(server: ServerSettings, shared: SharedCounts | None) -> Gate:
+    return Gate(
+        Slots("uploads", server.max_uploads, None if shared is None else shared.uploads(server.max_uploads)),
+        Slots("reads", server.max_reads, None if shared is None else shared.reads(server.max_reads)),
+    )
 
 
 def _handler_args(settings: Settings) -> dict[str, Any]:

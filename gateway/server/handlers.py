@@ -12,6 +12,7 @@ from gateway.downloads.locations import ARCHIVE_PATH, FILE_PATH, UPLOAD_PATH, up
 from gateway.downloads.stored import STORES, delete_upload, get_archive, get_file, get_upload
 from gateway.errors import (
     ClientGone,
+    Draining,
     GatewayError,
     InternalError,
     Malformed,
@@ -38,11 +39,13 @@ log = logging.getLogger("gateway.uploads")
 
 
 async def get_download(request: web.Request) -> web.StreamResponse:
-    """A remote URL, streamed. It takes a slot as an upload does: it may hold as much."""
+    """A remote URL, streamed."""
     services = request.app[SERVICES]
     outcome = InternalError.slug()
     try:
-        with services.gate.slot():
+        if services.gate.draining:
+            raise Draining
+        with services.gate.reads.slot():
             response = await services.downloader.respond(request, close=services.gate.draining)
         outcome = "ok"
         return response
@@ -51,6 +54,16 @@ async def get_download(request: web.Request) -> web.StreamResponse:
         raise
     finally:
         services.metrics.download_ended(outcome)
+
+
+def _reading(handler: Handler) -> Handler:
+    """What is kept here, read in one of the slots of reads."""
+
+    async def read(request: web.Request) -> web.StreamResponse:
+        with request.app[SERVICES].gate.reads.slot():
+            return await handler(request)
+
+    return read
 
 
 # -- the gateway itself
@@ -95,9 +108,9 @@ def add_routes(app: web.Application) -> None:
         _add(app, route.path, identified=True, **dict.fromkeys(route.methods, uploads.upload))
         if route.kind not in ("relay", "opaque"):
             _add(app, route.path + "/{filename:[^/]*}", identified=True, PUT=uploads.upload)
-    _add(app, UPLOAD_PATH, GET=get_upload, DELETE=delete_upload)
-    _add(app, ARCHIVE_PATH, GET=get_archive)
-    _add(app, FILE_PATH, GET=get_file)
+    _add(app, UPLOAD_PATH, GET=_reading(get_upload), DELETE=delete_upload)
+    _add(app, ARCHIVE_PATH, GET=_reading(get_archive))
+    _add(app, FILE_PATH, GET=_reading(get_file))
     _add(app, "/download/{url:(?s:.*)}", GET=get_download)  # (?s: so that %0a is refused there and not lost here
     _add(app, "/selftest/buffering", POST=selftest_buffering, PUT=selftest_buffering)
     _add(app, "/healthz", GET=healthz)

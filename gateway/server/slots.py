@@ -1,6 +1,6 @@
 """What several processes count together: in a file that all of them map, a place for each of them.
 
-A process writes to no place but its own. It takes an upload slot under an flock, so that no two take the
+A process writes to no place but its own. It takes a slot under an flock, so that no two take the
 last one; the lock is held for some microseconds, and the kernel opens that of a process that dies. Its
 counts stay, until whoever sees it die clears them.
 """
@@ -13,53 +13,69 @@ import os
 import struct
 from pathlib import Path
 
-__all__ = ["SharedUploadSlots", "clear_slots", "make_slots"]
+__all__ = ["SharedCounts", "clear_slots", "make_slots"]
 
 _MANY = 0xFFFFFFFF
 """Connections of who accepts none, and is not to be waited for."""
-_NOBODY = struct.pack("II", 0, _MANY)
-"""Uploads, connections."""
+_UPLOADS, _READS, _CONNECTIONS = range(3)
+_NOBODY = struct.pack("III", 0, 0, _MANY)
 
 
-class SharedUploadSlots:
-    """`max_uploads` slots, of all processes together; this process has place `number`."""
+class SharedCounts:
+    """What all processes count together; this process has place `number`."""
 
-    def __init__(self, path: Path, *, max_uploads: int, number: int) -> None:
-        self._max_uploads = max_uploads
-        self._lock = os.open(path, os.O_RDWR | os.O_CLOEXEC)
-        self._memory = mmap.mmap(self._lock, 0)
-        self._counts = memoryview(self._memory).cast("I")
-        self._uploads, self._connections = 2 * number, 2 * number + 1
+    def __init__(self, path: Path, *, number: int) -> None:
+        self.lock = os.open(path, os.O_RDWR | os.O_CLOEXEC)
+        self._memory = mmap.mmap(self.lock, 0)
+        self.counts = memoryview(self._memory).cast("I")
+        self._number = number
 
-    def take(self) -> bool:
-        """False where none is left."""
-        fcntl.flock(self._lock, fcntl.LOCK_EX)
-        try:
-            if sum(self._counts[::2]) >= self._max_uploads:
-                return False
-            self._counts[self._uploads] += 1
-            return True
-        finally:
-            fcntl.flock(self._lock, fcntl.LOCK_UN)
+    def uploads(self, limit: int) -> _CountedSlots:
+        """So many slots, of all processes together."""
+        return _CountedSlots(self, limit, self._number, _UPLOADS)
 
-    def give_back(self) -> None:
-        """Let any process take it."""
-        self._counts[self._uploads] -= 1
+    def reads(self, limit: int) -> _CountedSlots:
+        """Likewise."""
+        return _CountedSlots(self, limit, self._number, _READS)
 
     def others_have_fewer(self, connections: int) -> bool:
         """Whether another process has fewer than this one, which has so many."""
-        self._counts[self._connections] = connections
-        return min(self._counts[1::2]) < connections
+        self.counts[3 * self._number + _CONNECTIONS] = connections
+        return min(self.counts[_CONNECTIONS::3]) < connections
 
     def accept_no_more(self) -> None:
         """Have no other process leave a connection to this one."""
-        self._counts[self._connections] = _MANY
+        self.counts[3 * self._number + _CONNECTIONS] = _MANY
 
     def close(self) -> None:
         """Leave the file; what was counted in it stays there."""
-        self._counts.release()
+        self.counts.release()
         self._memory.close()
-        os.close(self._lock)
+        os.close(self.lock)
+
+
+class _CountedSlots:
+    """SharedSlots of one kind."""
+
+    def __init__(self, shared: SharedCounts, limit: int, number: int, kind: int) -> None:
+        self._shared = shared
+        self._limit = limit
+        self._kind = kind
+        self._ours = 3 * number + kind
+
+    def take(self) -> bool:
+        lock, counts = self._shared.lock, self._shared.counts
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        try:
+            if sum(counts[self._kind :: 3]) >= self._limit:
+                return False
+            counts[self._ours] += 1
+            return True
+        finally:
+            fcntl.flock(lock, fcntl.LOCK_UN)
+
+    def give_back(self) -> None:
+        self._shared.counts[self._ours] -= 1
 
 
 def make_slots(path: Path, *, processes: int) -> None:

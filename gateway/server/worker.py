@@ -25,7 +25,7 @@ from gateway.config.settings import Settings
 from gateway.server.app import build_app
 from gateway.server.metrics import Metrics, share_metrics
 from gateway.server.serve import SIGNALS, catch_signals, configure_logging, run, running
-from gateway.server.slots import SharedUploadSlots
+from gateway.server.slots import SharedCounts
 
 __all__ = ["LISTENING", "Orders", "work"]
 
@@ -48,7 +48,7 @@ class Orders:
 
     @property
     def slots(self) -> Path:
-        """The file in which upload slots are counted."""
+        """The file in which slots are counted."""
         return self.directory / "slots"
 
 
@@ -84,22 +84,22 @@ async def _work(orders: Orders, channel: socket.socket) -> None:
     signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
     with _shared(orders.directory, orphaned):
         share_metrics(orders.directory, orders.number)
-        slots = SharedUploadSlots(orders.slots, max_uploads=settings.server.max_uploads, number=orders.number)
-        with closing(slots):
-            app = build_app(settings, metrics=Metrics(orders.directory), slots=slots)
+        shared = SharedCounts(orders.slots, number=orders.number)
+        with closing(shared):
+            app = build_app(settings, metrics=Metrics(orders.directory), shared=shared)
             async with running(app, settings) as runner:
                 if ending.is_set():
                     return
                 for descriptor in orders.listeners:
-                    listener = _SharedListener(descriptor, runner, slots)
+                    listener = _SharedListener(descriptor, runner, shared)
                     listener.set_inheritable(False)
                     await web.SockSite(runner, listener, backlog=1).start()
                     listener.listen()  # uvloop asks the kernel itself, for a backlog of 1
-                slots.others_have_fewer(0)
+                shared.others_have_fewer(0)
                 with suppress(ConnectionError):
                     channel.send(LISTENING)
                 await ending.wait()
-                slots.accept_no_more()
+                shared.accept_no_more()
 
 
 class _SharedListener(socket.socket):
@@ -109,10 +109,10 @@ class _SharedListener(socket.socket):
     fills. A worker that leaves one is called again at once, by a listener that is still readable.
     """
 
-    def __init__(self, descriptor: int, runner: web.AppRunner, slots: SharedUploadSlots) -> None:
+    def __init__(self, descriptor: int, runner: web.AppRunner, shared: SharedCounts) -> None:
         super().__init__(fileno=descriptor)
         self._runner = runner
-        self._slots = slots
+        self._shared = shared
         self._left_since = self._left_last = -math.inf
 
     def listen(self, backlog: int = _BACKLOG) -> None:
@@ -121,7 +121,7 @@ class _SharedListener(socket.socket):
 
     def accept(self) -> tuple[socket.socket, Any]:
         assert self._runner.server is not None
-        if self._slots.others_have_fewer(len(self._runner.server.connections)):
+        if self._shared.others_have_fewer(len(self._runner.server.connections)):
             now = time.monotonic()
             if now - self._left_last > _LEFT_SECONDS:  # the one before was taken: this is another one
                 self._left_since = now

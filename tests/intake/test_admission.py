@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from gateway.errors import Busy, Draining
-from gateway.intake.admission import Gate
+from gateway.intake.admission import Gate, Slots
 from tests.conftest import RunningGateway, StartGateway
 from tests.support.clients import FORM_TYPE, Answer, Client, ask, eventually, file, form, head
 
@@ -435,7 +435,7 @@ def _slots(gate: Gate, count: int) -> list[Callable[[], object]]:
 
 
 def test_a_gate_counts_its_slots_and_gets_them_back_from_failures_too() -> None:
-    gate = Gate(2)
+    gate = Gate(Slots("uploads", 2), Slots("reads", 1))
     first, second = _slots(gate, 2)
     with pytest.raises(Busy):
         gate.slot()
@@ -448,9 +448,22 @@ def test_a_gate_counts_its_slots_and_gets_them_back_from_failures_too() -> None:
 
 
 def test_a_gate_of_0_slots_is_unlimited_and_a_draining_one_is_shut() -> None:
-    gate = Gate(0)
+    gate = Gate(Slots("uploads", 0), Slots("reads", 0))
     for leave in _slots(gate, 1000):
         leave()
     gate.draining = True
     with pytest.raises(Draining):
         gate.slot()
+    with gate.reads.slot():
+        assert gate.in_flight == 0
+
+
+def test_reads_and_uploads_take_no_slots_from_each_other() -> None:
+    gate = Gate(Slots("uploads", 1), Slots("reads", 1))
+    with gate.slot(), gate.reads.slot():
+        with pytest.raises(Busy, match="1 uploads are in progress"):
+            gate.slot()
+        with pytest.raises(Busy, match="1 reads are in progress"):
+            gate.reads.slot()
+    with gate.slot(), gate.reads.slot():
+        pass

@@ -140,3 +140,30 @@ async def test_without_limits_nobody_is_cut_off(start_gateway: StartGateway) -> 
     async with UnreadingConnection(gateway.port, request.encode()) as client:
         await asyncio.sleep(2 * IDLE_SECONDS)
         assert await client.read_all(MIB) > SIZE
+
+
+# -- slots
+
+
+@pytest.mark.parametrize("target", ["/files/{id}/0/x", "{location}/archive.zip", "{location}", "/download/{remote}"])
+async def test_reads_have_slots_and_one_too_many_is_told_when_to_come_again(
+    start_gateway: StartGateway, target: str
+) -> None:
+    far = await start_gateway()
+    download = {"allow": [f"{far.url}/*"], "allow_private": ["127.0.0.0/8"]}
+    gateway = await start_gateway(server={"max_reads": 2, "max_uploads": 1}, download=download)
+    location = await _stored(gateway, bytes(SIZE))
+    upload_id = location.rpartition("/")[2]
+    request = f"GET /files/{upload_id}/0/x HTTP/1.1\r\nHost: a\r\n\r\n".encode()
+    remote = f"{far.url}/files{(await _stored(far, b'abc')).removeprefix('/uploads')}/0/x"
+    path = target.format(id=upload_id, location=location, remote=remote)
+    async with UnreadingConnection(gateway.port, request), UnreadingConnection(gateway.port, request):
+        await eventually(lambda: gateway.services.gate.reads.in_flight == 2)
+        for method in ("GET", "HEAD"):
+            refused = await ask(gateway.port, path, method)
+            assert (refused.status, refused.headers["retry-after"] != "") == (503, True)
+        assert (await ask(gateway.port, "/upload", "POST", form(file(b"abc")))).status == 201
+        assert (await ask(gateway.port, "/healthz")).status == 200
+        assert (await ask(gateway.port, "/metrics")).status == 200
+    await eventually(lambda: gateway.services.gate.reads.in_flight == 0)
+    assert (await ask(gateway.port, path)).status == 200

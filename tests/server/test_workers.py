@@ -21,7 +21,7 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from gateway.config.load import ConfigError, load
-from gateway.server.slots import SharedUploadSlots, clear_slots, make_slots
+from gateway.server.slots import SharedCounts, clear_slots, make_slots
 from tests.support.clients import Client, ask, eventually, file, form, head
 from tests.support.ports import free_port
 from tests.support.processes import Process, gateway_process, receiver_process
@@ -413,11 +413,16 @@ class TestTogether:
 
 
 class TestSlots:
-    def test_no_more_are_taken_than_there_are_and_those_of_the_dead_come_back(self, tmp_path: Path) -> None:
+    @pytest.mark.parametrize("kind", ["uploads", "reads"])
+    def test_no_more_are_taken_than_there_are_and_those_of_the_dead_come_back(self, tmp_path: Path, kind: str) -> None:
         path = tmp_path / "slots"
         make_slots(path, processes=2)
-        one, other = (SharedUploadSlots(path, max_uploads=3, number=number) for number in (0, 1))
-        with contextlib.closing(one), contextlib.closing(other):
+        with contextlib.ExitStack() as stack:
+            counts = [stack.enter_context(contextlib.closing(SharedCounts(path, number=number))) for number in (0, 1)]
+            one, other = (getattr(count, kind)(3) for count in counts)
+            for count in counts:  # the other kind's, and connections, are none of them
+                assert (count.reads if kind == "uploads" else count.uploads)(2).take()
+                count.others_have_fewer(7)
             assert [one.take(), other.take(), one.take(), other.take(), one.take()] == [True, True, True, False, False]
             other.give_back()
             assert [one.take(), other.take()] == [True, False]
@@ -427,7 +432,7 @@ class TestSlots:
     def test_who_has_most_connections_is_known_and_the_dead_are_not_waited_for(self, tmp_path: Path) -> None:
         path = tmp_path / "slots"
         make_slots(path, processes=2)
-        one, other = (SharedUploadSlots(path, max_uploads=3, number=number) for number in (0, 1))
+        one, other = (SharedCounts(path, number=number) for number in (0, 1))
         with contextlib.closing(one), contextlib.closing(other):
             assert not one.others_have_fewer(5)  # there is nobody else yet
             assert not other.others_have_fewer(5)
