@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import inspect
+import os
 from collections.abc import Iterator, Mapping
 
 from gateway.config.settings import RouteSettings, Settings
+from gateway.config.sinks import DiskSettings
 from gateway.flows import Flow
 
 __all__ = ["doubts"]
@@ -18,11 +20,24 @@ def doubts(settings: Settings, flows: Mapping[str, Flow]) -> list[str]:
     given = settings.sinks.keys() - Settings().sinks.keys()
     lines += [f"sinks.{name}: no route names it" for name in sorted(given - used)]
     lines += [
+        f"sinks.{name}.{key}: the umask of this process takes {taken:04o} of it"
+        for name, sink in settings.sinks.items()
+        if isinstance(sink, DiskSettings)
+        for key in ("mode", "directory_mode")
+        if (taken := int(getattr(sink, key), 8) & _umask())
+    ]
+    lines += [
         f"flows.{name}: no async generator function: what it returns has to be an async iterator of bytes"
         for name, flow in flows.items()
         if not inspect.isasyncgenfunction(flow.function)
     ]
     return lines
+
+
+def _umask() -> int:
+    mask = os.umask(0o077)  # it can be asked for only so
+    os.umask(mask)
+    return mask
 
 
 def _of_route(where: str, route: RouteSettings) -> Iterator[str]:

@@ -79,6 +79,19 @@ class Table(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, hide_input_in_errors=True)
 
 
+def _mode(example: str) -> BeforeValidator:
+    """Octal, as a text or as TOML writes it (0o640); the gateway itself, the owner, needs what `example` gives it."""
+    least = int(example, 8) & 0o700
+
+    def check(value: Any) -> str:
+        text = f"{value:o}" if isinstance(value, int) else value
+        if not isinstance(text, str) or not re.fullmatch("0?[0-7]{3}", text) or int(text, 8) & least != least:
+            raise ValueError(f'should be octal, such as "{example}", with at least that for the owner')
+        return f"{int(text, 8):04o}"
+
+    return BeforeValidator(check)
+
+
 class DiskSettings(Table):
     """A directory of this machine's."""
 
@@ -87,6 +100,9 @@ class DiskSettings(Table):
     fsync: bool = True
     keep_seconds: Seconds = 0
     """0: for ever. What is kept for a while only has to be asked for."""
+    mode: Annotated[str, _mode("0640")] = "0640"
+    directory_mode: Annotated[str, _mode("0750")] = "0750"
+    """Those of its group may read, for backups and the like, and nobody else: uploads are not the world's."""
 
 
 def _ways(length: Any) -> str | tuple[str, ...]:

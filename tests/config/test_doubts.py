@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -48,6 +49,18 @@ def test_check_prints_each_route_with_its_rules_and_what_is_served_beside_them(
     assert "/nothing (upload): no file" in lines
     assert "also served: /uploads, /files, /download, /selftest, /healthz, /readyz, /metrics" in lines
     assert not any(line.startswith(("/upload ", "/proxy ", "/convert ")) for line in lines)
+
+
+def test_check_warns_of_modes_that_the_umask_narrows(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    before = os.umask(0o027)
+    try:
+        lines = _checked(tmp_path, '[sinks.disk]\nmode = "0660"\ndirectory_mode = 0o755\n', capsys)
+    finally:
+        os.umask(before)
+    assert [line for line in lines if line.startswith("warning: ")] == [
+        "warning: sinks.disk.mode: the umask of this process takes 0020 of it",
+        "warning: sinks.disk.directory_mode: the umask of this process takes 0005 of it",
+    ]
 
 
 def test_check_warns_of_what_was_hardly_meant(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

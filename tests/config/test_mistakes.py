@@ -53,6 +53,14 @@ IN_A_FILE = [
     ("limits = 1", "limits: should be a table (my.toml)"),
     ('[sinks]\ndisk = "var"', "sinks.disk: should be a table (my.toml)"),
     (
+        "[sinks.disk]\nmode = 640",
+        'sinks.disk.mode: should be octal, such as "0640", with at least that for the owner (my.toml)',
+    ),
+    (
+        '[sinks.disk]\ndirectory_mode = "0640"',
+        'sinks.disk.directory_mode: should be octal, such as "0750", with at least that for the owner (my.toml)',
+    ),
+    (
         '[sinks.new]\nroot = "var"',
         "sinks.new.type: not one of disk, relay, discard, nor of the form package.module:Class (my.toml)",
     ),

@@ -16,8 +16,6 @@ from gateway.concurrency.pipe import Progress, gathered
 from gateway.errors import SinkFault
 from gateway.model import Limits, Part, Receipt
 from gateway.sinks import Delivery
-from gateway.sinks.disk.incoming import Incoming
-from gateway.sinks.disk.jobs import Jobs
 from gateway.sinks.disk.layout import translated
 from gateway.sinks.disk.volume import Volume
 
@@ -47,8 +45,8 @@ class DiskDelivery(Delivery):
     def __init__(self, upload_id: str, volume: Volume) -> None:
         self._upload_id = upload_id
         self._volume = volume
-        self._directory = Incoming(upload_id, root=volume.root, fsync=volume.fsync)
-        self._jobs = Jobs(self._directory, fsync=volume.fsync)
+        self._jobs = volume.jobs(upload_id)
+        self._directory = self._jobs.directory
         self._executor = volume.tracked()
         self._sink = volume.name
         self._receipts: dict[int, Receipt] = {}

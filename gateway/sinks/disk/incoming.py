@@ -29,14 +29,15 @@ _PATIENCE_SECONDS = 1.0
 
 
 class Incoming:
-    """Its methods block. Those that do raise OSError."""
+    """`mode` is that of directories, less the umask. Its methods block. Those that do raise OSError."""
 
-    def __init__(self, upload_id: str, *, root: Path, fsync: bool) -> None:
+    def __init__(self, upload_id: str, *, root: Path, fsync: bool, mode: int) -> None:
         self.path = root / f".{upload_id}{INCOMING}"
         self.final = root / upload_id
         self.is_published = False
         self._root = root
         self._fsync = fsync
+        self._mode = mode
         self._changing = threading.Lock()
         self._lock: int | None = None
         self._is_made = False
@@ -60,10 +61,12 @@ class Incoming:
         while True:
             self._go_on()
             try:
-                self.path.mkdir(exist_ok=True)  # exists: a sweep that was faster (sink.py, 1) is not done with it
+                self.path.mkdir(
+                    self._mode, exist_ok=True
+                )  # exists: a sweep that was faster (sink.py, 1) is not done with it
             except FileNotFoundError:  # the root has vanished
-                self._root.mkdir(parents=True, exist_ok=True)
-                self.path.mkdir(exist_ok=True)
+                self._root.mkdir(self._mode, parents=True, exist_ok=True)
+                self.path.mkdir(self._mode, exist_ok=True)
             self._is_made = True
             try:
                 lock = lock_directory(self.path)

@@ -31,11 +31,11 @@ T = TypeVar("T")
 class Jobs:
     """The files of one upload, written, published and removed. Every method but `finish` raises OSError.
 
-    `fsync`: whether what is written is made durable. Several jobs may run at once, on different files; `publish`,
-    `rewrite` and `finish` run alone.
+    `fsync`: whether what is written is made durable. `mode`: that of files, less the umask. Several jobs may run at
+    once, on different files; `publish`, `rewrite` and `finish` run alone.
     """
 
-    def __init__(self, directory: Incoming, *, fsync: bool) -> None:
+    def __init__(self, directory: Incoming, *, fsync: bool, mode: int) -> None:
         self.directory = directory
         self.algorithms: dict[int, Sequence[str]] = {}
         """By which each part is to be hashed that is to be hashed here, by index."""
@@ -43,6 +43,7 @@ class Jobs:
         """Of those that were: their bytes, and algorithm -> hex."""
         self.moved: Callable[[], None] = _tell_nobody
         self._fsync = fsync
+        self._mode = mode
         self._is_ended = False
         self._open_files: set[IO[bytes]] = set()
 
@@ -60,11 +61,14 @@ class Jobs:
         self.directory.make()
         return function(*args)
 
+    def _open(self, path: str | Path, flags: int) -> int:
+        return os.open(path, flags, self._mode)
+
     # -- long files
 
     def create(self, index: int) -> HashedFile:
         """A new file for a part, to be written in threads and given to `close_part`."""
-        file = HashedFile(self.directory.file(str(index)), self.algorithms.get(index, ()))
+        file = HashedFile(self.directory.file(str(index)), self._open, self.algorithms.get(index, ()))
         self._open_files.add(file)
         return file
 
@@ -128,7 +132,7 @@ class Jobs:
 
     def _write(self, part: Part, data: bytes, written: list[int]) -> None:
         self._go_on()
-        descriptor = os.open(self.directory.file(str(part.index)), _CREATE, 0o666)
+        descriptor = self._open(self.directory.file(str(part.index)), _CREATE)
         written.append(descriptor)
         write_whole(descriptor, data)
         if part.index in self.algorithms:
@@ -149,7 +153,8 @@ class Jobs:
     def publish(self, manifest: bytes | None) -> None:
         """Write the manifest, if this sink keeps it, make all of it durable, and rename it to its final name."""
         if manifest is not None:
-            file = open(self.directory.file(MANIFEST), "xb")  # noqa: SIM115 - closed by close, or by finish
+            path = self.directory.file(MANIFEST)
+            file = open(path, "xb", opener=self._open)  # noqa: SIM115 - closed by close, or by finish
             self._open_files.add(file)
             file.write(manifest)
             self.close(file)
@@ -163,7 +168,7 @@ class Jobs:
         final = self.directory.final
         path = final / f"{MANIFEST}.new"
         try:
-            descriptor = os.open(path, _CREATE, 0o666)
+            descriptor = self._open(path, _CREATE)
             try:
                 write_whole(descriptor, manifest)
                 if self._fsync:
@@ -200,8 +205,8 @@ def _tell_nobody() -> None:
 class HashedFile(io.BufferedWriter):
     """A new file, and the digests of what is written to it."""
 
-    def __init__(self, path: str | Path, algorithms: Sequence[str]) -> None:
-        super().__init__(io.FileIO(path, "x"))
+    def __init__(self, path: str, opener: Callable[[str, int], int], algorithms: Sequence[str]) -> None:
+        super().__init__(io.FileIO(path, "x", opener=opener))
         self.hasher = Hasher(algorithms) if algorithms else None
 
     def writelines(self, lines: Iterable[Any], /) -> None:

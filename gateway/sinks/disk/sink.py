@@ -46,18 +46,29 @@ _RETRY_SECONDS = 2
 
 
 class DiskSink(Store):
-    """`root` is a directory, made if need be; `threads` write and read for all together.
+    """`root` is a directory, made if need be; `threads` write and read for all together. The modes are octal.
 
     `keep_seconds` after it was published an upload is removed; 0 keeps it for ever.
     """
 
     can_drop = True
 
-    def __init__(self, *, name: str, root: str, fsync: bool = True, keep_seconds: float = 0, threads: int = 4) -> None:
+    def __init__(
+        self,
+        *,
+        name: str,
+        root: str,
+        fsync: bool = True,
+        keep_seconds: float = 0,
+        mode: str = "0640",
+        directory_mode: str = "0750",
+        threads: int = 4,
+    ) -> None:
         self.name = name
         self.root = Path(root)
         self.fsync = fsync
         self.keep_seconds = keep_seconds
+        self._modes = int(mode, 8), int(directory_mode, 8)
         self._threads = threads
         self._started: Volume | None = None
         self._stopped = threading.Event()
@@ -71,7 +82,16 @@ class DiskSink(Store):
                 loop.call_soon_threadsafe(self._sweep_later)
 
         self._stopped.clear()
-        volume = self._started = Volume(self.name, self.root, fsync=self.fsync, threads=self._threads, on_left=on_left)
+        mode, directory_mode = self._modes
+        volume = self._started = Volume(
+            self.name,
+            self.root,
+            fsync=self.fsync,
+            threads=self._threads,
+            mode=mode,
+            directory_mode=directory_mode,
+            on_left=on_left,
+        )
         try:
             await loop.run_in_executor(volume.threads, self._start)
         except BaseException:

@@ -30,13 +30,22 @@ _MAY_PASS = (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EMFILE, errno.ENFILE, 
 
 
 class Volume:
-    """What all uploads on one root share. `fsync`: whether what is written there is made durable.
+    """What all uploads on one root share. `fsync`: whether what is written there is made durable. `mode` is that of
+    files, `directory_mode` that of directories, the root among them if it is made; the umask is taken off.
 
     `on_left` is called in a thread when something was left, and nothing was before.
     """
 
     def __init__(
-        self, name: str, root: Path, *, fsync: bool, threads: int, on_left: Callable[[], None] = lambda: None
+        self,
+        name: str,
+        root: Path,
+        *,
+        fsync: bool,
+        threads: int,
+        mode: int = 0o640,
+        directory_mode: int = 0o750,
+        on_left: Callable[[], None] = lambda: None,
     ) -> None:
         self.name = name
         """That of the sink, for errors and the log."""
@@ -44,12 +53,19 @@ class Volume:
         self.fsync = fsync
         self.threads = DaemonThreads(threads, name=f"disk-{name}")
         self.cleanups = CleanUps()
+        self._mode = mode
+        self._directory_mode = directory_mode
         self._on_left = on_left
         self._left: set[Path] = set()
 
     def tracked(self) -> TrackedExecutor:
         """The threads, for the jobs of one owner."""
         return TrackedExecutor(self.threads)
+
+    def jobs(self, upload_id: str) -> Jobs:
+        """The jobs of one upload, in a directory that the first of them makes."""
+        directory = Incoming(upload_id, root=self.root, fsync=self.fsync, mode=self._directory_mode)
+        return Jobs(directory, fsync=self.fsync, mode=self._mode)
 
     def remove(self, path: Path, *, durably: bool = True) -> None:
         """Remove an upload, whose exclusive lock the caller holds. It vanishes by one rename, `durably` or not. Blocks.
@@ -75,7 +91,7 @@ class Volume:
         Blocks. Raises OSError if there is no root, it cannot be read, or cannot be written, unless that may pass.
         """
         try:
-            self.root.mkdir(parents=True, exist_ok=True)
+            self.root.mkdir(self._directory_mode, parents=True, exist_ok=True)
             refused = self.probe()
         except OSError as error:
             if error.errno not in _MAY_PASS:
@@ -91,16 +107,15 @@ class Volume:
 
     def probe(self) -> OSError | None:
         """Write as an upload does, and remove it. Blocks. Raises OSError, but returns that there is no fsync."""
-        directory = Incoming(f"probe-{secrets.token_hex(8)}", root=self.root, fsync=self.fsync)
-        jobs = Jobs(directory, fsync=self.fsync)
+        jobs = self.jobs(f"probe-{secrets.token_hex(8)}")
         try:
             jobs.in_directory(jobs.write_all, [(Part(0, b"", None, None, is_file=True), b"probe")])
-            directory.settle()
+            jobs.directory.settle()
             return sync_directory(self.root, self.fsync)
         finally:
             left = jobs.finish(keep=False)
             if left is not None:
-                self.leave(directory.path, left)
+                self.leave(jobs.directory.path, left)
 
     # -- what could not be removed
 

@@ -6,6 +6,7 @@ import errno
 import json
 import os
 import shutil
+import stat
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping, Sequence
@@ -14,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.clients import ask, file, form
+from tests.support.clients import ask, file, form, random_bytes
 from tests.support.faults import Call, Faults
 from tests.support.processes import Process, gateway_process
 
@@ -74,6 +75,31 @@ async def test_a_disk_that_fails_at_the_start_is_one_warning_and_serves_when_it_
         assert os.listdir(tmp_path / "uploads") == []
         faults.disarm()
         assert await _status(process) == 201
+
+
+# -- modes
+
+
+@pytest.mark.parametrize(
+    ("env", "modes"),
+    [
+        ({}, (0o640, 0o750)),
+        ({"GATEWAY_SINKS__DISK__MODE": "0664", "GATEWAY_SINKS__DISK__DIRECTORY_MODE": "770"}, (0o644, 0o750)),
+        ({"GATEWAY_SINKS__DISK__MODE": "600", "GATEWAY_SINKS__DISK__DIRECTORY_MODE": "0700"}, (0o600, 0o700)),
+    ],
+    ids=["by default", "the umask is taken off", "as configured"],
+)
+async def test_files_and_directories_have_modes(tmp_path: Path, env: dict[str, str], modes: tuple[int, int]) -> None:
+    assert os.umask(0o022) == 0o022, "the usual one, which the process inherits"
+    with gateway_process(tmp_path, **env) as process:
+        large = form(file(b"small"), file(random_bytes(600_000)))
+        assert (await ask(process.port, "/upload", "POST", large)).status == 201
+    root = tmp_path / "uploads"
+    (directory,) = root.iterdir()
+    assert {path.name: stat.S_IMODE(path.stat().st_mode) for path in (root, directory, *directory.iterdir())} == {
+        **dict.fromkeys(("uploads", directory.name), modes[1]),
+        **dict.fromkeys(("0", "1", "manifest.json"), modes[0]),
+    }
 
 
 # -- what is refused
