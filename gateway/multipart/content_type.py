@@ -2,6 +2,7 @@
 
 It has one reading only: a parameter that is given twice, or in one of the forms of RFC 2231 (`boundary*=`, `type*0=`),
 is refused, for some readers prefer those to the plain one; so is a backslash that is no escape of a quoted-string.
+Where it goes on as it came, it also has to be written as RFC 9110 5.6.6 has it, with nothing that needs an escape.
 """
 
 from __future__ import annotations
@@ -20,9 +21,18 @@ _PARAMETER = re.compile(
     rb";[ \t]*(?:(" + TOKEN + rb")[ \t]*=[ \t]*(?:\"((?:[^\"\\]|\\[\"\\])*)\"|([^;\"\\\s]*)))?[ \t]*"
 )
 
+# A token ends at other characters for some readers, and for others not.
+_PLAIN = re.compile(
+    TOKEN + rb"/" + TOKEN + rb"(?:[ \t]*;[ \t]*" + TOKEN + rb"=(?:" + TOKEN + rb"|\"[^\"\\]*\"))*[ \t]*;?[ \t]*"
+)
+# Python's email parser takes the brackets for quotes, Werkzeug the percents for an escape.
+_QUOTED_AGAIN = re.compile(rb"<.*>|.*%22.*")
 
-def boundary_of(content_type: bytes) -> bytes:
+
+def boundary_of(content_type: bytes, *, one_reading: bool = False) -> bytes:
     """The boundary parameter: 1 to 70 printable ASCII characters, no space at the end (RFC 2046 5.1.1).
+
+    `one_reading` is for a Content-Type that goes on as it came: what other readers would read otherwise is refused.
 
     Liberal in one thing: `$` and other printables outside of `bchars` occur in the wild.
     Raises Malformed where it is absent, doubled or bad, or another parameter has two readings.
@@ -32,6 +42,8 @@ def boundary_of(content_type: bytes) -> bytes:
         raise Malformed("the Content-Type has no boundary")
     if not re.fullmatch(rb"[\x20-\x7e]{0,69}[\x21-\x7e]", boundary):
         raise Malformed("the boundary is not 1 to 70 printable ASCII characters")
+    if one_reading and (_QUOTED_AGAIN.fullmatch(boundary) or not _PLAIN.fullmatch(content_type)):
+        raise Malformed("the Content-Type, which goes on as it is, has more than one reading")
     return boundary
 
 

@@ -101,7 +101,7 @@ class StreamingMultipartReader(MultipartReader):
         kind = media_type(content_type)
         if not kind.startswith(b"multipart/"):
             raise Malformed("the body is not multipart")
-        boundary = boundary_of(content_type)
+        boundary = boundary_of(content_type, one_reading=one_reading)
         safe = CIMultiDict(headers)
         # The stock class parses the type again, and less carefully: it is given one that it cannot trip over.
         safe[hdrs.CONTENT_TYPE] = f"{text(kind)}; boundary=b"

@@ -73,7 +73,9 @@ def decode(
     content_type: bytes, pieces: list[bytes], *, keep_raw: bool, one_reading: bool = False
 ) -> tuple[ManifestRow, ...]:
     """The manifest of a body. Raises GatewayError; also checks `keep_raw` on the way."""
-    decoder = Decoder(boundary_of(content_type), max_headers=0, keep_raw=keep_raw, one_reading=one_reading)
+    decoder = Decoder(
+        boundary_of(content_type, one_reading=one_reading), max_headers=0, keep_raw=keep_raw, one_reading=one_reading
+    )
     rows: list[ManifestRow] = []
     raw: list[bytes] = []
     current: Part | None = None

@@ -59,6 +59,35 @@ def test_a_parameter_that_some_readers_prefer_to_the_plain_one_is_refused(parame
             other_parameters(kind + parameters)
 
 
+@pytest.mark.parametrize(
+    "parameters",
+    [
+        b"boundary=a=b",
+        b"boundary=<b>",
+        b'boundary="<b>"',
+        b'boundary="a%22b"',
+        b'boundary="a\\"b"',
+        b"boundary = b",
+        b"boundary=b;; x=y",
+        b"boundary=b; x=a/b",
+        b'boundary=b; x="\\\\"',
+    ],
+)
+def test_one_that_goes_on_as_it_came_is_written_by_the_book(parameters: bytes) -> None:
+    content_type = b"multipart/form-data; " + parameters
+    assert boundary_of(content_type)
+    with pytest.raises(Malformed, match="more than one reading"):
+        boundary_of(content_type, one_reading=True)
+
+
+@pytest.mark.parametrize(
+    "parameters", [b"; boundary=----x'_", b';boundary="=_a b:/?"', b" ; charset=utf-8; Boundary=b", b"; boundary=b; "]
+)
+def test_what_is_written_by_the_book_goes_on(parameters: bytes) -> None:
+    content_type = b"Multipart/Form-Data" + parameters
+    assert boundary_of(content_type, one_reading=True) == boundary_of(content_type)
+
+
 @pytest.mark.parametrize("form", [True, False])
 @pytest.mark.parametrize(
     "content_type", ["multipart/mixed; boundary=x; boundary*=y", "Multipart/Related;boundary*0=x", "multipart/x; *=y"]

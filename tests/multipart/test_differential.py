@@ -18,6 +18,7 @@ import pytest
 from gateway.errors import GatewayError
 from gateway.model import text
 from gateway.multipart.codec import Decoder, Kind
+from gateway.multipart.content_type import boundary_of
 from gateway.multipart.encoder import Encoder
 from tests.conftest import RunningGateway, StartGateway
 from tests.support.clients import Answer, ask
@@ -171,7 +172,14 @@ async def started(start_gateway: StartGateway, url: str) -> RunningGateway:
         "mixed": {"url": url},
     }
     kinds = {"per_part": "upload"}
-    routes = [{"path": f"/{way}", "kind": kinds.get(way, "relay"), "parts": [{"sinks": [way, "disk"]}]} for way in WAYS]
+    routes = [
+        {
+            "path": f"/{way}",
+            "kind": kinds.get(way, "relay"),
+            "parts": [{"sinks": [way] if way == "passed" else [way, "disk"]}],
+        }
+        for way in WAYS
+    ]
     return await start_gateway(sinks={way: {"type": "relay", **sink} for way, sink in sinks.items()}, routes=routes)
 
 
@@ -180,8 +188,12 @@ async def send(gateway: RunningGateway, way: str, blocks: Sequence[bytes]) -> An
     return await ask(gateway.port, f"/{way}", "POST", body, content_type=content_type(way))
 
 
-async def manifest_of(gateway: RunningGateway, answer: Answer) -> list[dict[str, Any]]:
+async def manifest_of(gateway: RunningGateway, way: str, blocks: Sequence[bytes]) -> list[dict[str, Any]]:
+    """After it was sent on. Bytes that go on as they came are not stored beside, so they are sent once more."""
+    answer = await send(gateway, way, blocks)
     assert answer.status in (200, 201), answer
+    if way == "passed":
+        answer = await ask(gateway.port, "/upload", "POST", wire(blocks), content_type=FORM)
     stored = await ask(gateway.port, answer.headers["location"])
     parts: list[dict[str, Any]] = stored.json()["parts"]
     return parts
@@ -237,8 +249,9 @@ async def test_every_reader_sees_what_the_manifest_says(
     async with HonestUpstream(200, b"{}") as upstream:
         gateway = await started(start_gateway, upstream.url)
         for blocks in taken(way):
-            manifest = await manifest_of(gateway, await send(gateway, way, blocks))
+            manifest = await manifest_of(gateway, way, blocks)
             got = list(arrived(upstream))
+            assert way != "passed" or [body.data for body in got] == [wire(blocks)]
             indexes = [[int(piece.rpartition(b"\r\n\r\n")[2]) for piece in pieces(body)] for body in got]
             bodies += got
             meant += [[manifest[index] for index in some] for some in indexes]
@@ -246,7 +259,7 @@ async def test_every_reader_sees_what_the_manifest_says(
     assert seen > HEADS / 30, "hardly anything is sent, so hardly anything is tested"
     wrong: list[Any] = []
     unread = 0
-    for body, parts, names in zip(bodies, meant, reader.read(bodies, directory), strict=True):
+    for body, parts, (_, names) in zip(bodies, meant, reader.read(bodies, directory), strict=True):
         if names is None:
             unread += len(parts)
             # a body that holds what is no UTF-8 is refused as a whole
@@ -276,3 +289,92 @@ async def test_what_is_not_among_those_is_refused(start_gateway: StartGateway, w
         assert not upstream.saw_a_whole_body
         assert gateway.stored() == []
     assert refused
+
+
+# -- the Content-Type of a body that goes on as it came
+
+TYPE_PIECES = [
+    *('"', '"', "\\", '\\"', "\\\\", ";", "=", "'", "%22", "%0D", "%", "*", "/", ",", " ", "\t", "<", ">", "(", ")"),
+    *(
+        "[",
+        "]",
+        "?",
+        "@",
+        ":",
+        "{",
+        "b",
+        "boundary",
+        "boundary=",
+        "; boundary=c",
+        ";boundary*=UTF-8''c",
+        "--",
+        "-",
+        "$",
+    ),
+]
+TYPE_PARAMETERS = [
+    *["boundary"] * 8,
+    *("x", "charset", "type", "Boundary", "boundary ", "boundary*", "boundary*0", '"boundary"', "", "(c)boundary"),
+]
+
+
+def boundary(seeded: random.Random) -> str:
+    inner = "".join(seeded.choices(TYPE_PIECES, k=seeded.choice([1, 1, 2, 3, 4])))
+    match seeded.randrange(6):
+        case 0:
+            return '"' + inner.replace("\\", "\\\\").replace('"', '\\"') + '"'
+        case 1:
+            return f"<{inner}>"
+        case 2:
+            return '"' + inner + '"' + seeded.choice(["", "", " ", "x"])
+        case 3:
+            return '"' + inner.replace('"', "") + '"'
+        case _:
+            return inner
+
+
+def multipart_type(seeded: random.Random, kind: str) -> str:
+    names = ["boundary"] if seeded.random() < 0.7 else []
+    names += seeded.choices(TYPE_PARAMETERS, k=seeded.choice([0, 1, 1, 2, 3]))
+    seeded.shuffle(names)
+    separator = seeded.choice(["; "] * 8 + [";", " ; ", ";;", " ", ",", ";\t"])
+    equals = ["="] * 10 + [" = ", "= ", " =", "=="]
+    parameters = separator.join(name + seeded.choice(equals) + boundary(seeded) for name in names)
+    ends = [""] * 8 + [";", " ", "; x", ","]
+    return (
+        seeded.choice([kind] * 8 + [kind.upper(), f"{kind} ", f"{kind}(c)", f"{kind};"])
+        + separator
+        + parameters
+        + seeded.choice(ends)
+    )
+
+
+@functools.cache
+def types(kind: str, *, passed: bool) -> Sequence[tuple[str, bytes]]:
+    """Those that are sent on: as they came, or made anew; each with the boundary that is meant."""
+    seeded = random.Random(f"boundaries, {kind}")
+    sent = []
+    for _ in range(HEADS):
+        given = multipart_type(seeded, kind)
+        try:
+            ours = boundary_of(given.encode(), one_reading=passed)
+            encoder = Encoder.like(given.encode())
+        except GatewayError:
+            continue
+        sent.append((given, ours) if passed else (encoder.content_type, encoder.boundary))
+    return sent
+
+
+@pytest.mark.sockets
+@pytest.mark.parametrize("passed", [True, False], ids=["passed", "repacked"])
+@pytest.mark.parametrize("reader", READERS, ids=lambda reader: reader.name)
+def test_every_reader_takes_the_boundary_that_was_taken_here(reader: Reader, passed: bool, directory: Path) -> None:
+    sent = [
+        *types("multipart/related", passed=passed),
+        *(types("multipart/form-data", passed=passed) if passed else ()),
+    ]
+    assert len(sent) > 200
+    answers = reader.read([Body(given, b"") for given, _ in sent], directory)
+    read = [(given, ours, answer.boundary) for (given, ours), answer in zip(sent, answers, strict=True)]
+    assert [one for one in read if one[2] not in (one[1], None)][:5] == []
+    assert sum(1 for one in read if one[2] is None) < len(read) / 3

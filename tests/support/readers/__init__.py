@@ -1,7 +1,7 @@
 """Other people's readers of multipart: what each makes of the names in a body, so that ours can be compared with them.
 
-`read(bodies)` answers, for each body, its parts as (name, file name), as bytes where the reader can tell them; None for
-a body that it refuses, and for a name that it does not find.
+`read(bodies)` answers, for each body, the boundary that it is read with, and its parts as (name, file name), as bytes
+where the reader can tell them; None for what it refuses, and for what it does not find.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from werkzeug.sansio.multipart import Field, File, MultipartDecoder, NeedData
 
 from tests.support.destinations import absent, installed_busboy
 
-__all__ = ["READERS", "Body", "Names", "Reader"]
+__all__ = ["READERS", "Body", "Names", "Read", "Reader"]
 
 _HERE = Path(__file__).resolve().parent
 _SECONDS = 240
@@ -39,7 +39,12 @@ class Names(NamedTuple):
     filename: bytes | None
 
 
-Answers = list[list[Names] | None]
+class Read(NamedTuple):
+    boundary: bytes | None
+    parts: list[Names] | None
+
+
+Answers = list[Read]
 
 
 class Reader(NamedTuple):
@@ -60,9 +65,14 @@ def _email(bodies: Sequence[Body], directory: Path) -> Answers:
     answers: Answers = []
     for body in bodies:
         message = message_from_bytes(b"Content-Type: " + body.content_type.encode() + b"\r\n\r\n" + body.data)
-        parts = message.get_payload()
+        parts, boundary = message.get_payload(), message.get_boundary()
         answers.append(
-            [_email_names(part) for part in parts if isinstance(part, Message)] if isinstance(parts, list) else None
+            Read(
+                None if boundary is None else boundary.encode(errors="surrogateescape"),
+                [_email_names(part) for part in parts if isinstance(part, Message)]
+                if isinstance(parts, list)
+                else None,
+            )
         )
     return answers
 
@@ -90,20 +100,23 @@ def _werkzeug(bodies: Sequence[Body], directory: Path) -> Answers:
     answers: Answers = []
     for body in bodies:
         boundary = parse_options_header(body.content_type)[1].get("boundary", "").encode()
-        decoder, names = MultipartDecoder(boundary), []
-        try:
-            decoder.receive_data(body.data)
-            decoder.receive_data(None)
-            while not isinstance(event := decoder.next_event(), NeedData) and type(event).__name__ != "Epilogue":
-                if isinstance(event, File):
-                    names.append(Names((event.name or "").encode(), event.filename.encode()))
-                elif isinstance(event, Field):
-                    names.append(Names((event.name or "").encode(), None))
-        except Exception:
-            answers.append(None)
-        else:
-            answers.append(names)
+        answers.append(Read(boundary or None, _werkzeug_parts(boundary, body.data)))
     return answers
+
+
+def _werkzeug_parts(boundary: bytes, data: bytes) -> list[Names] | None:
+    decoder, names = MultipartDecoder(boundary), []
+    try:
+        decoder.receive_data(data)
+        decoder.receive_data(None)
+        while not isinstance(event := decoder.next_event(), NeedData) and type(event).__name__ != "Epilogue":
+            if isinstance(event, File):
+                names.append(Names((event.name or "").encode(), event.filename.encode()))
+            elif isinstance(event, Field):
+                names.append(Names((event.name or "").encode(), None))
+    except Exception:
+        return None
+    return names
 
 
 def _spoken_to(command: Sequence[str | Path], bodies: Sequence[Body], cwd: Path) -> Answers:
@@ -117,10 +130,11 @@ def _spoken_to(command: Sequence[str | Path], bodies: Sequence[Body], cwd: Path)
         check=False,
     )
     assert done.returncode == 0, done.stderr.decode(errors="replace")[-2000:]
-    return [
-        None if parts is None else [Names(_bytes(part["name"]), _bytes(part["filename"])) for part in parts]
-        for parts in json.loads(done.stdout)
-    ]
+    return [Read(_bytes(answer["boundary"]), _names(answer["parts"])) for answer in json.loads(done.stdout)]
+
+
+def _names(parts: list[dict[str, str | None]] | None) -> list[Names] | None:
+    return None if parts is None else [Names(_bytes(part["name"]), _bytes(part["filename"])) for part in parts]
 
 
 def _bytes(encoded: str | None) -> bytes | None:

@@ -1,10 +1,18 @@
-// busboy: reads bodies as JSON, prints what it makes of the heads of their parts.
+// busboy: reads bodies as JSON, prints what it makes of their boundary and the heads of their parts.
 'use strict';
 
 const busboy = require('busboy');
+const { parseContentType } = require('busboy/lib/utils');
 const fs = require('fs');
 
-function read({ content_type, data }) {
+const bytes = (text) => (text === undefined ? null : Buffer.from(text, 'latin1').toString('base64'));
+
+function boundary({ content_type }) {
+  const parsed = parseContentType(content_type);
+  return bytes(parsed ? parsed.params.boundary : undefined);
+}
+
+function parts({ content_type, data }) {
   return new Promise((resolve) => {
     const parts = [];
     let form;
@@ -18,7 +26,6 @@ function read({ content_type, data }) {
       resolve(null);
       return;
     }
-    const bytes = (text) => (text === undefined ? null : Buffer.from(text, 'latin1').toString('base64'));
     form.on('file', (name, stream, info) => {
       parts.push({ name: bytes(name), filename: bytes(info.filename) });
       stream.resume();
@@ -32,6 +39,8 @@ function read({ content_type, data }) {
 
 (async () => {
   const answers = [];
-  for (const body of JSON.parse(fs.readFileSync(0))) answers.push(await read(body));
+  for (const body of JSON.parse(fs.readFileSync(0))) {
+    answers.push({ boundary: boundary(body), parts: await parts(body) });
+  }
   process.stdout.write(JSON.stringify(answers));
 })();

@@ -1,4 +1,4 @@
-// Go's mime/multipart: reads bodies as JSON, prints what it makes of the heads of their parts.
+// Go's mime/multipart: reads bodies as JSON, prints what it makes of their boundary and the heads of their parts.
 package main
 
 import (
@@ -21,13 +21,23 @@ type part struct {
 	Filename []byte `json:"filename"`
 }
 
-func read(given body) []part {
-	parts := []part{}
+type answer struct {
+	Boundary []byte `json:"boundary"`
+	Parts    []part `json:"parts"`
+}
+
+func read(given body) answer {
 	_, params, err := mime.ParseMediaType(given.ContentType)
-	if err != nil {
-		return nil
+	boundary, ok := params["boundary"]
+	if err != nil || !ok {
+		return answer{}
 	}
-	reader := multipart.NewReader(bytes.NewReader(given.Data), params["boundary"])
+	return answer{[]byte(boundary), parts(given, boundary)}
+}
+
+func parts(given body, boundary string) []part {
+	parts := []part{}
+	reader := multipart.NewReader(bytes.NewReader(given.Data), boundary)
 	for {
 		next, err := reader.NextRawPart()
 		if err == io.EOF {
@@ -54,7 +64,7 @@ func main() {
 	if err := json.NewDecoder(os.Stdin).Decode(&bodies); err != nil {
 		panic(err)
 	}
-	answers := [][]part{}
+	answers := []answer{}
 	for _, one := range bodies {
 		answers = append(answers, read(one))
 	}
