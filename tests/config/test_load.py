@@ -348,6 +348,8 @@ def test_a_sink_of_a_default_name_overrides_keys_and_keeps_the_others(config: Lo
         "root": "var/uploads",
         "fsync": False,
         "keep_seconds": 0,
+        "mode": "0640",
+        "directory_mode": "0750",
     }
     assert settings.sinks["api"].model_dump()["url"] == "http://other/"
 
