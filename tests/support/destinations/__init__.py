@@ -32,7 +32,7 @@ import pytest
 from tests.support.ports import free_port
 from tests.support.processes import receiver_process
 
-__all__ = ["DESTINATIONS", "LENGTH_ONLY", "Destination", "absent", "installed_busboy", "nginx_before"]
+__all__ = ["DESTINATIONS", "LENGTH_ONLY", "Destination", "absent", "installed_busboy", "nginx_before", "serving"]
 
 _HERE = Path(__file__).resolve().parent
 _ROOT = _HERE.parents[2]
@@ -51,7 +51,7 @@ def absent(reason: str) -> NoReturn:
 
 
 @contextmanager
-def _serving(command: Sequence[str | Path], log: Path, *, port: int | None = None) -> Iterator[str]:
+def serving(command: Sequence[str | Path], log: Path, *, port: int | None = None) -> Iterator[str]:
     """The URL of a command that says where it listens, or that was told to listen at `port`."""
     with log.open("wb") as output:
         process = subprocess.Popen(
@@ -112,7 +112,7 @@ def nginx_before(url: str, directory: Path, *, buffering: str) -> Iterator[str]:
         f"proxy_http_version 1.1; proxy_request_buffering {buffering}; }} }} }}\n"
     )
     arguments = ["-p", f"{directory}/", "-c", "nginx.conf", "-e", "stderr"]
-    with _serving([command, *arguments], directory / "nginx.log", port=port) as own:
+    with serving([command, *arguments], directory / "nginx.log", port=port) as own:
         yield own
 
 
@@ -139,27 +139,27 @@ def _flask(directory: Path) -> Iterator[str]:
     _needs("flask", "gunicorn")
     command = [sys.executable, "-m", "gunicorn", "--workers", "1", "--threads", "4", "--timeout", "300"]
     command += ["--bind", "127.0.0.1:0", "--no-control-socket", "tests.support.destinations.flask_app:application()"]
-    with _serving(command, directory / "gunicorn.log") as url:
+    with serving(command, directory / "gunicorn.log") as url:
         yield url
 
 
 @contextmanager
 def _fastapi(directory: Path) -> Iterator[str]:
     _needs("fastapi", "uvicorn", "python_multipart")
-    with _serving([sys.executable, "-m", "tests.support.destinations.fastapi_app"], directory / "uvicorn.log") as url:
+    with serving([sys.executable, "-m", "tests.support.destinations.fastapi_app"], directory / "uvicorn.log") as url:
         yield url
 
 
 @contextmanager
 def _wsgiref(directory: Path) -> Iterator[str]:
     _needs("flask")
-    with _serving([sys.executable, "-m", "tests.support.destinations.wsgi_app"], directory / "wsgiref.log") as url:
+    with serving([sys.executable, "-m", "tests.support.destinations.wsgi_app"], directory / "wsgiref.log") as url:
         yield url
 
 
 @contextmanager
 def _busboy(directory: Path) -> Iterator[str]:
-    with _serving(["node", installed_busboy() / "busboy_app.js"], directory / "busboy.log") as url:
+    with serving(["node", installed_busboy() / "busboy_app.js"], directory / "busboy.log") as url:
         yield url
 
 

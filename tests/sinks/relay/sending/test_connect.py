@@ -7,7 +7,6 @@ import logging
 import shutil
 import socket
 import ssl
-import subprocess
 from collections import Counter
 from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack
@@ -23,39 +22,13 @@ from gateway.server.demo_destination import receiver_app
 from gateway.sinks.relay.sending.connect import TlsFileError, tls_context
 from tests.conftest import RunningGateway, StartGateway
 from tests.contract import eventually, nothing_left_running
+from tests.support.certificates import Authority, openssl
 from tests.support.clients import Answer, Client, ask, file, form, head, random_bytes
 from tests.support.doubles import DyingUpstream, EarlyOkUpstream, Exchange, HonestUpstream, RefusingUpstream, Upstream
 
 STORE = [{"path": "/store", "kind": "upload", "parts": [{"sinks": ["api"]}]}]
 
 needs_openssl = pytest.mark.skipif(shutil.which("openssl") is None, reason="certificates are made by openssl")
-
-
-class Authority:
-    """Certificates of an authority of our own, made by the openssl command."""
-
-    def __init__(self, directory: Path) -> None:
-        self._directory = directory
-        self.ca, self._ca_key = directory / "ca.pem", directory / "ca.key"
-        request = ["req", "-x509", *_NEW_KEY, "-keyout", str(self._ca_key), "-out", str(self.ca), "-days", "2"]
-        _openssl(*request, "-subj", "/CN=ours", "-addext", "keyUsage=critical,keyCertSign")
-
-    def issue(self, name: str, alternatives: str) -> tuple[Path, Path]:
-        """(certificate, key) for `IP:127.0.0.1`, `DNS:a.example`."""
-        cert, key, request = (self._directory / f"{name}.{kind}" for kind in ("pem", "key", "csr"))
-        extensions = self._directory / f"{name}.ext"
-        extensions.write_text(f"subjectAltName={alternatives}\n")
-        _openssl("req", *_NEW_KEY, "-keyout", str(key), "-out", str(request), "-subj", f"/CN={name}")
-        signing = ["x509", "-req", "-in", str(request), "-out", str(cert), "-days", "2", "-extfile", str(extensions)]
-        _openssl(*signing, "-CA", str(self.ca), "-CAkey", str(self._ca_key), "-CAcreateserial")
-        return cert, key
-
-
-_NEW_KEY = ["-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes"]
-
-
-def _openssl(*arguments: str) -> None:
-    subprocess.run(["openssl", *arguments], check=True, capture_output=True, timeout=60)
 
 
 @pytest.fixture(scope="module")
@@ -280,7 +253,7 @@ class TestFiles:
     def test_a_locked_key_is_an_error_and_no_question(self, authority: Authority, tmp_path: Path) -> None:
         cert, key = authority.issue("one", "DNS:one")
         locked = tmp_path / "locked.key"
-        _openssl("ec", "-in", str(key), "-out", str(locked), "-aes256", "-passout", "pass:secret")
+        openssl("ec", "-in", str(key), "-out", str(locked), "-aes256", "-passout", "pass:secret")
         with pytest.raises(TlsFileError):
             tls_context(cert=str(cert), key=str(locked))
 
