@@ -102,9 +102,8 @@ def _unpackable(filename: str | None) -> str:
         name = "".join("_" if unicodedata.category(one) in _NO_CHARACTER else one for one in name)
     name = _FORBIDDEN.sub("_", name)
     name = re.sub(r"\A[\s.]+", lambda match: "_" * len(match[0]), name)
-    if _DEVICE.fullmatch(name):
-        name = cut_name("_" + name, MAX_NAME_BYTES)
-    return re.sub(r"[\s.]+\Z", "", name)
+    name = re.sub(r"[\s.]+\Z", "", name)
+    return cut_name("_" + name, MAX_NAME_BYTES) if _DEVICE.fullmatch(name) else name
 
 
 def _key(name: str) -> str:

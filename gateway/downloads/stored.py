@@ -51,7 +51,7 @@ _CHUNK_BYTES = 256 << 10
 
 _OCTETS = "application/octet-stream"
 _NOSNIFF = {"X-Content-Type-Options": "nosniff"}
-_CODINGS = re.compile(r"[!#$%&'*+\-.^_`|~0-9A-Za-z]+(?:[ \t]*,[ \t]*[!#$%&'*+\-.^_`|~0-9A-Za-z]+)*")
+_TOKEN = re.compile(r"[!#$%&'*+\-.^_`|~0-9A-Za-z]+")
 _INDEX = re.compile("0|[1-9][0-9]{0,8}")
 _FIELD_VALUE = re.compile("[\t\x20-\x7e\xa0-\ud7ff\ue000-\U0010ffff]+")
 
@@ -120,9 +120,9 @@ async def _answer_file(
         **validators,
         **_NOSNIFF,
     }
-    coding = part.get("content_encoding", "")
-    if _CODINGS.fullmatch(coding):  # its bytes are as they came, or no flow would have been let to them
-        headers[hdrs.CONTENT_ENCODING] = coding
+    codings = [coding.strip() for coding in part.get("content_encoding", "").split(",") if coding.strip()]
+    if codings and all(map(_TOKEN.fullmatch, codings)):  # its bytes are as they came, or no flow was let to them
+        headers[hdrs.CONTENT_ENCODING] = ", ".join(codings)
     if status == 206:
         headers[hdrs.CONTENT_RANGE] = f"bytes {start}-{stop - 1}/{stored.size}"
     response = web.StreamResponse(status=status, headers=headers)

@@ -11,7 +11,8 @@ of it again. So what is odd and harmless goes, and the answer stays. Pure.
 5. What has no body (1xx, 204, 304) has no Transfer-Encoding, and but for 304 no Content-Length (RFC 9110 8.6, RFC 9112
    6.1): they go, whatever follows on the connection.
 6. A Transfer-Encoding other than `chunked` is refused: what the body means would be lost (RFC 9112 6.1, 7). So is one
-   with a Content-Length, by aiohttp, and Content-Lengths that differ (6.3).
+   with a Content-Length, by aiohttp, and Content-Lengths that differ (6.3). `identity`, which was one once, and empty
+   members of a list go (RFC 9110 5.6.1).
 7. Who sent something that had to go may mean something else by it: nothing after that answer is to be relied on.
 """
 
@@ -75,9 +76,8 @@ def parse_head(head: bytes) -> AnswerHead:
     has_no_body = status < 200 or status in (204, 304)
     fields = [_field(line) for line in _unfolded(lines)]
     kept = [field for field in fields if field is not None and not (has_no_body and _is_framing(field[0], status))]
-    _check_coding(kept)
-    kept = _one_length(kept)
     is_whole = len(kept) == len(fields)
+    kept = _one_length(_one_coding(kept))
     start = first[: match.end(1)] + b" "
     if match[2] is not None and not _CONTROL.search(match[2]):
         start += match[2]
@@ -118,15 +118,28 @@ def _is_framing(name: bytes, status: int) -> bool:
     return name.lower() == b"transfer-encoding" or (name.lower() == b"content-length" and status != 304)
 
 
+def _members(fields: list[tuple[bytes, bytes]], field: bytes) -> list[bytes]:
+    """Of a field that is a list, in lower case; empty ones do not count."""
+    values = [value for name, value in fields if name.lower() == field]
+    return [member.strip(b" \t").lower() for value in values for member in value.split(b",") if member.strip(b" \t")]
+
+
 def _one_length(fields: list[tuple[bytes, bytes]]) -> list[tuple[bytes, bytes]]:
-    """One Content-Length instead of several that are equal (RFC 9112 6.3); others are left to be refused."""
+    """One Content-Length instead of several that are equal (RFC 9110 8.6); others are left to be refused."""
+    lengths = _members(fields, b"content-length")
+    if len(lengths) < 2 or len(set(lengths)) > 1:
+        return fields
     others = [field for field in fields if field[0].lower() != b"content-length"]
-    lengths = [field for field in fields if field[0].lower() == b"content-length"]
-    return [*others, *(lengths[:1] if len({value for _, value in lengths}) == 1 else lengths)]
+    return [*others, (b"Content-Length", lengths[0])]
 
 
-def _check_coding(fields: list[tuple[bytes, bytes]]) -> None:
+def _one_coding(fields: list[tuple[bytes, bytes]]) -> list[tuple[bytes, bytes]]:
     """Rule 6. Raises BadHead."""
-    codings = [value.lower() for name, value in fields if name.lower() == b"transfer-encoding"]
+    written = [value.lower() for name, value in fields if name.lower() == b"transfer-encoding"]
+    if written in ([], [b"chunked"]):
+        return fields
+    codings = [coding for coding in _members(fields, b"transfer-encoding") if coding != b"identity"]
     if codings not in ([], [b"chunked"]):
         raise BadHead("the transfer coding is not just chunked")
+    others = [field for field in fields if field[0].lower() != b"transfer-encoding"]
+    return [*others, *((b"Transfer-Encoding", coding) for coding in codings)]

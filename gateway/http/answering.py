@@ -101,6 +101,10 @@ class AnswerHandler(ResponseHandler):
         else:
             messages = len(self)
             super().data_received(data)
+            payload = self._payload
+            if self.exception() is not None and payload is not None and not payload.is_eof():
+                # aiohttp tells those who wait for an answer, not who reads the body of one
+                payload.set_exception(aiohttp.ClientPayloadError("the framing of an answer is broken"))
             while len(self) > messages:  # what was behind the body could be taken for an answer
                 self._buffer.pop()
                 self._drop_connection()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
 from typing import Protocol
@@ -9,13 +10,14 @@ from urllib.parse import unquote_to_bytes
 
 from aiohttp import HttpVersion11, hdrs, web
 
-from gateway.errors import Busy, Draining, Malformed, NotMultipart, TooLarge, UnsupportedTransferCoding
+from gateway.errors import Busy, ClientGone, Draining, Malformed, NotMultipart, TooLarge, UnsupportedTransferCoding
 from gateway.model import Limits
 from gateway.multipart.content_type import MIXED_TYPES, boundary_of, other_parameters
 from gateway.multipart.headers import checked_name, filename_of, media_type
 
 __all__ = ["Gate", "SharedSlots", "Slots", "accept_body", "check_headers", "raw_filename"]
 
+_MEDIA_TYPE = re.compile(rb'[ \t]*[^\s;,"/]+/[^\s;,"/]+[ \t]*(?:;|\Z)')
 _FORM, _WEB_FORM = b"multipart/form-data", b"application/x-www-form-urlencoded"
 _WEB_FORM_DETAIL = (
     'a form comes with its files by enctype="multipart/form-data" only. If this is a file, send it by PUT (curl -T), '
@@ -91,6 +93,9 @@ def check_headers(request: web.Request, limits: Limits, *, kind: str) -> bool:
     if kind != "opaque":
         _check_whole(request)
         multipart = _is_multipart(request, kind)
+        if not multipart:
+            _check_once(request, hdrs.CONTENT_DISPOSITION)
+            _check_once(request, "Content-Transfer-Encoding")
     declared = request.content_length
     if declared is not None:
         for limit in (limits.max_body_bytes, 0 if multipart else limits.max_file_bytes):
@@ -103,8 +108,7 @@ def _check_framing(request: web.Request) -> None:
     """What two readers could take for different requests (RFC 9112)."""
     if "#" in request.raw_path:
         raise Malformed("a request target has no fragment (RFC 9112 3.2); # is written %23")
-    if len(request.headers.getall(hdrs.CONTENT_TYPE, ())) > 1:
-        raise Malformed("Content-Type is given twice")
+    _check_once(request, hdrs.CONTENT_TYPE)
     coding = request.headers.get(hdrs.TRANSFER_ENCODING)
     if coding is not None:
         # aiohttp takes these two, and servers behind us may read them otherwise: request smuggling.
@@ -112,6 +116,12 @@ def _check_framing(request: web.Request) -> None:
             raise Malformed("HTTP/1.0 has no Transfer-Encoding")
         if coding.strip().lower() != "chunked":
             raise UnsupportedTransferCoding(f"Transfer-Encoding: {coding}")
+
+
+def _check_once(request: web.Request, name: str) -> None:
+    """Of two, one reader takes the first and another one the last."""
+    if len(request.headers.getall(name, ())) > 1:
+        raise Malformed(f"{name} is given twice")
 
 
 def _check_whole(request: web.Request) -> None:
@@ -133,6 +143,9 @@ def _values(request: web.Request, name: str) -> list[str]:
 def _is_multipart(request: web.Request, kind: str) -> bool:
     content_type = request.headers.get(hdrs.CONTENT_TYPE, "").encode("utf-8", "surrogateescape")
     found = media_type(content_type)
+    is_form = b"multipart" in content_type.lower() or b"urlencoded" in content_type.lower()
+    if is_form and not _MEDIA_TYPE.match(content_type):
+        raise NotMultipart("the Content-Type looks like that of a form, and is no media type")
     as_file = request.method == hdrs.METH_PUT and kind != "relay"
     if as_file and found == _FORM:
         raise NotMultipart("what is PUT here is one file as it is; a form is sent by POST")
@@ -160,7 +173,10 @@ def raw_filename(request: web.Request) -> bytes | None:
 
 
 async def accept_body(request: web.Request) -> None:
-    """Tell a client that waits for it to go on (RFC 9110 10.1.1)."""
+    """Tell a client that waits for it to go on (RFC 9110 10.1.1). Raises ClientGone."""
     if request.version >= HttpVersion11 and request.headers.get(hdrs.EXPECT, "").lower() == "100-continue":
-        await request.writer.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+        try:
+            await request.writer.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+        except ConnectionError as error:
+            raise ClientGone("the client hung up before its body was asked for") from error
         request.writer.output_size = 0  # or aiohttp takes it for a response that has begun

@@ -21,9 +21,15 @@ _MAX_JOINED = 32
 _PLAIN_NAME = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]{0,199}")
 _UNSAFE = re.compile(r"[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069\ufffe\uffff]")
 _SUFFIX = re.compile(r"\.[^\s.]{1,24}")
-_WRAPPER = re.compile(r"\.(?:gz|bz2|xz|zst|br|lz4?|lzma|z|gpg|pgp|age|enc|asc|sig|p7[msz])", re.IGNORECASE)
+_WRAPPER = re.compile(r"\.(?:gz|bz2|xz|zst|br|lz4?|lzma|z|gpg|pgp|age|enc|asc|sig|p7[msz])(?=\.|\Z)", re.IGNORECASE)
 """Around a file of some other type, whose own suffix stands before it."""
 _JOINER = "\u200d"
+_JOINING = re.compile(r"[\u200d\u1160-\u11ff\ud7b0-\ud7fb\U0001f3fb-\U0001f3ff\U000e0020-\U000e007f]")
+"""What belongs to the character before it, beside marks: joiners, conjoining vowels and finals of Hangul, skin tones,
+and the tags of a flag (UAX 29).
+"""
+_FLAG_LETTERS = re.compile(r"[\U0001f1e6-\U0001f1ff]*\Z")
+"""Two of them are a flag."""
 
 
 def safe_segment(filename: str | None) -> str:
@@ -79,16 +85,20 @@ def _end_of_character(name: str, end: int) -> int:
     """
     start = end
     while start > 0 and end - start <= _MAX_JOINED:
-        if start >= len(name) or not (_joins(name[start]) or name[start - 1] == _JOINER):
+        if start >= len(name) or not _is_within(name, start):
             return start
         start -= 1
     return end
 
 
-def _joins(character: str) -> bool:
-    """Whether it belongs to the one before it: marks, joiners, variation selectors, skin tones."""
-    if character < "\u0300":
+def _is_within(name: str, place: int) -> bool:
+    """Whether what stands there belongs to the character before it."""
+    one, before = name[place], name[place - 1]
+    if one < "\u0300":
         return False
-    return (
-        character == _JOINER or unicodedata.category(character)[0] == "M" or "\U0001f3fb" <= character <= "\U0001f3ff"
-    )
+    if before == _JOINER or _JOINING.match(one) or unicodedata.category(one)[0] == "M":
+        return True
+    if "\U0001f1e6" <= one <= "\U0001f1ff":
+        letters = _FLAG_LETTERS.search(name, 0, place)
+        return letters is not None and len(letters[0]) % 2 == 1
+    return False

@@ -225,16 +225,14 @@ StreamingMultipartReader.part_reader_cls = _Fixed(StreamingBodyPartReader)  # ty
 StreamingMultipartReader.multipart_reader_cls = _Fixed(None)  # type: ignore[assignment]
 
 
-async def raw_body_events(
-    source: ByteSource,
-    *,
-    filename: bytes | None,
-    content_type: bytes | None,
-    headers: Sequence[tuple[bytes, bytes]] = (),
-    keep_raw: bool = False,
-) -> AsyncIterator[list[Event]]:
-    """A body that is not multipart, as the events of a form with one file part, named `file`."""
-    yield [Event(Kind.BEGIN, Part(0, b"file", filename, content_type, headers, is_file=True))]
+def raw_part(filename: bytes | None, content_type: bytes | None, headers: Sequence[tuple[bytes, bytes]] = ()) -> Part:
+    """What a body that is not multipart is taken for: the one file of a form, named `file`."""
+    return Part(0, b"file", filename, content_type, headers, is_file=True)
+
+
+async def raw_body_events(source: ByteSource, part: Part, *, keep_raw: bool = False) -> AsyncIterator[list[Event]]:
+    """A body that is not multipart, as the events of a form with this one part."""
+    yield [Event(Kind.BEGIN, part)]
     while data := await source.readany():
         yield [Event(Kind.DATA, None, data, data if keep_raw else b"")]
     yield [Event(Kind.END), Event(Kind.CLOSE)]

@@ -37,7 +37,7 @@ from gateway.errors import ClientGone, GatewayError, Malformed
 from gateway.model import Part, text
 from gateway.multipart.codec import Event, Kind
 from gateway.multipart.headers import filename_of, media_type
-from gateway.multipart.reader import StreamingMultipartReader, raw_body_events
+from gateway.multipart.reader import StreamingMultipartReader, raw_body_events, raw_part
 
 __all__ = ["receiver_app"]
 
@@ -122,7 +122,7 @@ def _events(request: web.Request, source: _Source) -> AsyncIterator[list[Event]]
     if media_type(content_type).startswith(b"multipart/"):
         reader = StreamingMultipartReader(request.headers, source, max_headers=0, max_header_bytes=_HEADER_BYTES)
         return reader.events()
-    return raw_body_events(source, filename=filename_of(disposition), content_type=content_type or None)
+    return raw_body_events(source, raw_part(filename_of(disposition), content_type or None))
 
 
 async def _manifest(request: web.Request, source: _Source) -> dict[str, Any]:

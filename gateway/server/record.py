@@ -99,7 +99,9 @@ def log_upload(
 
 def log_untaken(request: web.BaseRequest) -> None:
     """The line of an answer that its client was no longer there for: what was asked for is done all the same."""
-    path, _, _ = request.path.partition(":")  # what follows may be a remote URL, and hold secrets
+    path, _, _ = request.path.partition(":")
+    if path.startswith("/download/"):
+        path = "/download/"  # what follows is a remote URL, however it is written, and may hold secrets
     extra = {"path": path, "request_id": request.get(SENT_REQUEST_ID)}
     log.info("nobody took the answer", extra=extra)
 

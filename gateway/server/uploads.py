@@ -14,9 +14,9 @@ from gateway.http.answers import delivered, passed_through
 from gateway.http.forwarding import believed, request_id
 from gateway.intake.admission import accept_body, check_headers, raw_filename
 from gateway.intake.body import Intake
-from gateway.model import Upload
+from gateway.model import Part, Upload
 from gateway.multipart.codec import Event
-from gateway.multipart.reader import StreamingMultipartReader, raw_body_events
+from gateway.multipart.reader import StreamingMultipartReader, raw_body_events, raw_part
 from gateway.server.record import UploadRecord, log_upload, new_ulid
 from gateway.server.results import converted, created
 from gateway.server.services import BODY_READ, HOST, SENT_REQUEST_ID, SERVICES, UPLOAD_ID, Services
@@ -65,8 +65,9 @@ class UploadHandler:
         self, request: web.Request, services: Services, upload: Upload, intake: Intake, record: UploadRecord
     ) -> web.StreamResponse:
         """Take an upload that may come in to its end, and answer it."""
-        events = self._events(request, intake, services, multipart=upload.multipart)
-        self._dispatcher.admit(upload)
+        part = None if upload.multipart else self._raw_part(request)
+        self._dispatcher.admit(upload, part)
+        events = self._events(request, intake, services, part)
         await accept_body(request)
         async with AsyncExitStack() as stack:
             outcome = record.outcome = await self._dispatcher.dispatch(upload, events, stack, record.excluded)
@@ -106,33 +107,35 @@ class UploadHandler:
             parts_alone=self._route.keep_each,
         )
 
-    def _events(
-        self, request: web.Request, intake: Intake, services: Services, *, multipart: bool
-    ) -> AsyncIterator[list[Event]]:
-        keep_raw, opaque = self._dispatcher.takes_wire, self._route.kind == "opaque"
-        if multipart:
-            limits = services.limits
-            return StreamingMultipartReader(
-                request.headers,
-                intake,
-                max_parts=limits.max_parts,
-                max_headers=limits.max_headers,
-                max_header_bytes=limits.max_header_bytes,
-                keep_raw=keep_raw,
-                one_reading=keep_raw,
-            ).events()
+    def _raw_part(self, request: web.Request) -> Part:
+        opaque = self._route.kind == "opaque"
         content_type = request.headers.get(hdrs.CONTENT_TYPE)
         headers = [(name.lower(), value) for name, value in request.raw_headers]
         if opaque:  # with Content-Range or PATCH that is not about these bytes
             headers = [(name, value) for name, value in headers if name != b"repr-digest"]
         declared_digests(headers)  # one that cannot be read is refused before the body is asked for
-        return raw_body_events(
-            intake,
-            filename=None if opaque else raw_filename(request),
-            content_type=content_type.encode("utf-8", "surrogateescape") if content_type else None,
-            headers=headers,
-            keep_raw=keep_raw,
+        return raw_part(
+            None if opaque else raw_filename(request),
+            content_type.encode("utf-8", "surrogateescape") if content_type else None,
+            headers,
         )
+
+    def _events(
+        self, request: web.Request, intake: Intake, services: Services, part: Part | None
+    ) -> AsyncIterator[list[Event]]:
+        """Of a form, or of a body that is this part."""
+        keep_raw, limits = self._dispatcher.takes_wire, services.limits
+        if part is not None:
+            return raw_body_events(intake, part, keep_raw=keep_raw)
+        return StreamingMultipartReader(
+            request.headers,
+            intake,
+            max_parts=limits.max_parts,
+            max_headers=limits.max_headers,
+            max_header_bytes=limits.max_header_bytes,
+            keep_raw=keep_raw,
+            one_reading=keep_raw,
+        ).events()
 
     async def _answer(self, request: web.Request, outcome: Outcome, *, close: bool) -> web.StreamResponse:
         respond = converted if self._route.kind == "convert" else created

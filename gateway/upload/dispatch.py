@@ -40,7 +40,7 @@ from aiohttp import ClientResponse
 from gateway.errors import SinkTimeout
 from gateway.flows import Flow
 from gateway.manifest import ManifestText
-from gateway.model import Limits, Manifest, Upload
+from gateway.model import Limits, Manifest, Part, Upload
 from gateway.multipart.codec import Event
 from gateway.sinks import Answered, Delivery, Sink, refused
 from gateway.sinks.store import manifest_keeper
@@ -52,7 +52,7 @@ from gateway.upload.keep_each import AllOrNothing, KeepEach
 from gateway.upload.lanes import Lane, RequiredLane
 from gateway.upload.part_digests import PartDigests
 from gateway.upload.part_limits import PartLimits
-from gateway.upload.plans import Plans
+from gateway.upload.plans import Plans, rule_for
 from gateway.upload.pump import Pump
 from gateway.upload.routes import Route
 from gateway.upload.stalls import StallWatch
@@ -94,8 +94,12 @@ class Dispatcher:
         """Whether a sink of the route may want the bytes as they came, so that they have to be kept."""
         return self.route.kind == "opaque" or any(self.sinks[name].takes_wire for name in self.route.sinks)
 
-    def admit(self, upload: Upload) -> None:
-        """Raise what a required sink refuses this upload with before its body is asked for."""
+    def admit(self, upload: Upload, raw: Part | None) -> None:
+        """Raise what this upload is refused with before its body is asked for: by a required sink, or because no rule
+        takes the one file that it is (`raw`; None for a form).
+        """
+        if raw is not None and not self.route.keep_each:  # there it is what happened to that part
+            rule_for(self.route, raw)
         for name in self.route.sinks:
             if name not in self.route.best_effort:
                 self.sinks[name].admit(upload)

@@ -56,14 +56,17 @@ class Plans:
 
     def plan_for(self, part: Part) -> Plan:
         """Where a file goes. Raises NoRoute, NotMultipart."""
-        plan = self._only
-        if plan is None:
-            rule = self._route.rule_for(part)
-            if rule is None:
-                raise NoRoute("no rule takes this file", part=part.index)
-            plan = self._plans[id(rule)]
-        if plan.flows and part.own_headers and (encodings := part.encodings):
-            name, value = encodings[0]  # what looks at content is not shown an encoding of it
-            detail = f"a file with {text(name).title()}: {text(value)} is not taken here"
-            raise NotMultipart(detail, part=part.index)
-        return plan
+        if self._only is not None and not (part.own_headers and self._only.flows):
+            return self._only
+        return self._plans[id(rule_for(self._route, part))]
+
+
+def rule_for(route: Route, part: Part) -> Rule:
+    """Which rule takes a file. Raises NoRoute, and NotMultipart for one that its flows could not look into."""
+    rule = route.rule_for(part)
+    if rule is None:
+        raise NoRoute("no rule takes this file", part=part.index)
+    if rule.flows and part.own_headers and (encodings := part.encodings):
+        name, value = encodings[0]  # what looks at content is not shown an encoding of it
+        raise NotMultipart(f"a file with {text(name).title()}: {text(value)} is not taken here", part=part.index)
+    return rule

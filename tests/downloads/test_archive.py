@@ -69,6 +69,8 @@ def test_names_in_an_archive_are_distinct_on_every_system(names: list[str | None
         ("nul.tar.gz", "_nul.tar.gz"),
         ("AUX .txt", "_AUX .txt"),
         ("con.", "_con"),
+        ("con\u00a0.", "_con"),
+        ("nul.\u3000", "_nul"),
         ("console.txt", "console.txt"),
         ("COM10", "COM10"),
         (".bashrc", "_bashrc"),

@@ -138,6 +138,24 @@ def test_equal_lengths_are_one() -> None:
     assert rendered(b"Content-Length: 2", b"A: b", b"content-length: 2") == same(b"A: b", b"Content-Length: 2")
 
 
+def test_equal_lengths_in_one_field_are_one() -> None:
+    assert rendered(b"Content-Length: 2, 2", b"A: b") == same(b"A: b", b"Content-Length: 2")
+
+
+@pytest.mark.parametrize(
+    ("lines", "left"),
+    [
+        ([b"Transfer-Encoding: identity"], []),
+        ([b"Transfer-Encoding: "], []),
+        ([b"Transfer-Encoding: chunked,"], [b"Transfer-Encoding: chunked"]),
+        ([b"Transfer-Encoding: Identity, Chunked"], [b"Transfer-Encoding: chunked"]),
+        ([b"Transfer-Encoding: identity", b"Content-Length: 2"], [b"Content-Length: 2"]),
+    ],
+)
+def test_what_means_no_coding_goes(lines: list[bytes], left: list[bytes]) -> None:
+    assert rendered(*lines) == same(*left)
+
+
 # -- what is refused
 
 
@@ -170,9 +188,8 @@ def test_what_is_no_status_line_is_refused(first: bytes) -> None:
         [b"Transfer-Encoding: gzip"],
         [b"Transfer-Encoding: chunked, chunked"],
         [b"Transfer-Encoding: chunked", b"Transfer-Encoding: gzip"],
-        [b"Transfer-Encoding: identity"],
         [b"Transfer-Encoding: chunked;q=1"],
-        [b"Transfer-Encoding: "],
+        [b"Transfer-Encoding: gzip, identity"],
     ],
 )
 def test_a_transfer_coding_that_is_not_just_chunked_is_refused(lines: list[bytes]) -> None:

@@ -7,6 +7,7 @@ import re
 import socket
 import struct
 from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Literal
 
@@ -305,6 +306,33 @@ async def test_chunks_of_an_answer_that_are_malformed_break_it(start_gateway: St
     gateway = await start_gateway(api=destination.url)
     answer = await _post(gateway.port, "/proxy")
     assert not _unchunked(answer.body)[1]
+
+
+async def test_chunks_that_are_malformed_in_a_later_segment_break_it_at_once(
+    start_gateway: StartGateway, script: Script
+) -> None:
+    class LateDestination(ScriptedDestination):
+        """Sends what is malformed when what was before it has been read."""
+
+        async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            self._writers.append(writer)
+            await reader.readuntil(b"--\r\n\r\n0\r\n\r\n")
+            for piece in (b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n", b"5\r\nhello\r\n", b"zz\r\n"):
+                await asyncio.sleep(0.1)
+                writer.write(piece)
+            with suppress(ConnectionError):
+                await reader.read()
+
+    destination = LateDestination(b"", "stall", early=False)
+    await destination.start()
+    try:
+        gateway = await start_gateway(api=destination.url, limits={"stall_seconds": 0})
+        async with asyncio.timeout(10):
+            answer = await _post(gateway.port, "/proxy")
+        assert answer.body.startswith(b"5\r\nhello")
+        assert not _unchunked(answer.body)[1]
+    finally:
+        await destination.stop()
 
 
 async def test_the_gateway_serves_on_after_answers_that_broke(start_gateway: StartGateway, script: Script) -> None:

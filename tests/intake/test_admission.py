@@ -99,6 +99,19 @@ REFUSED: dict[str, tuple[bytes, int]] = {
             ("POST", "http://gateway/proxy?a=1#z"),
         )
     },
+    **{
+        f"{name} twice, of a raw body": (_post_head("Content-Type: image/png", LENGTH, f"{name}: a", f"{name}: b"), 400)
+        for name in ("Content-Disposition", "Content-Transfer-Encoding")
+    },
+    **{
+        f"a Content-Type that is none: {written}": (_post_head(f"Content-Type: {written}", LENGTH), 415)
+        for written in (
+            "multipart /form-data; boundary=b0undary",
+            '"multipart/form-data"; boundary=b0undary',
+            "text/plain, multipart/form-data; boundary=b0undary",
+            "application /x-www-form-urlencoded",
+        )
+    },
     "gzip, chunked": (_post_head(FORM, "Transfer-Encoding: gzip, chunked"), 501),
     "no path of ours": (_raw_head("POST /nowhere HTTP/1.1", FORM, LENGTH), 404),
     "the root": (_raw_head("POST / HTTP/1.1", FORM, LENGTH), 404),

@@ -46,13 +46,16 @@ PIECES = [
 ]
 
 
+STARTS = [b"", b"a=", b'form-data; name="', b"sha-256=:", b"text/plain"]
+AROUND = [*((start, b"x") for start in STARTS), (b"", b""), (STARTS[2], b'"')]
+
+
 @pytest.mark.parametrize("reader", READERS)
 @pytest.mark.parametrize("piece", PIECES)
-@pytest.mark.parametrize("start", [b"", b"a=", b'form-data; name="', b"sha-256=:", b"text/plain"])
-@pytest.mark.parametrize("end", [b"", b"x", b'"'])
-def test_no_reader_takes_long_for_a_repeated_piece(reader: str, piece: bytes, start: bytes, end: bytes) -> None:
-    value = (start + piece * BYTES)[: BYTES - len(end)].strip() + end
-    began = time.thread_time()
-    with suppress(GatewayError):
-        READERS[reader](value)
-    assert time.thread_time() - began < SECONDS
+def test_no_reader_takes_long_for_a_repeated_piece(reader: str, piece: bytes) -> None:
+    for start, end in AROUND:
+        value = (start + piece * BYTES)[: BYTES - len(end)].strip() + end
+        began = time.thread_time()
+        with suppress(GatewayError):
+            READERS[reader](value)
+        assert time.thread_time() - began < SECONDS, (start, end)

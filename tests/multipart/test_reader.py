@@ -21,7 +21,7 @@ from gateway.model import Part
 from gateway.multipart.codec import Kind
 from gateway.multipart.encoder import Encoder
 from gateway.multipart.part_reader import StreamingBodyPartReader
-from gateway.multipart.reader import StreamingMultipartReader, raw_body_events
+from gateway.multipart.reader import StreamingMultipartReader, raw_body_events, raw_part
 
 FORM = "multipart/form-data; boundary=b"
 T = TypeVar("T")
@@ -579,7 +579,7 @@ async def test_events_carry_the_wire_bytes_where_they_are_asked_for(served: Read
 
 async def test_a_raw_body_is_a_form_with_one_file() -> None:
     source = Pieces(b"one", b"two")
-    events = [e async for batch in raw_body_events(source, filename=b"f", content_type=b"text/x") for e in batch]
+    events = [e async for batch in raw_body_events(source, raw_part(b"f", b"text/x")) for e in batch]
     assert [event.kind for event in events] == [Kind.BEGIN, Kind.DATA, Kind.DATA, Kind.END, Kind.CLOSE]
     assert events[0].part == Part(0, b"file", b"f", b"text/x", is_file=True)
     assert b"".join(event.data for event in events) == b"onetwo"

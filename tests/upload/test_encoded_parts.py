@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from tests.conftest import StartGateway
-from tests.support.clients import Answer, ask, file, form
+from tests.support.clients import Answer, Client, ask, file, form
 from tests.support.doubles import HonestUpstream
 
 DATA = bytes(range(256)) * 9
@@ -108,6 +108,8 @@ async def test_a_field_says_so_too_and_its_value_stays_as_it_came(start_gateway:
     [
         ("Content-Encoding: gzip", "gzip"),
         ("Content-Encoding: deflate, gzip", "deflate, gzip"),
+        ("Content-Encoding: gzip,", "gzip"),
+        ("Content-Encoding: , deflate ,,gzip", "deflate, gzip"),
         ("Content-Encoding: a b", None),
         ("Content-Encoding: caf\xe9", None),
         ("Content-Encoding: identity", None),
@@ -128,6 +130,18 @@ async def test_a_stored_file_is_answered_with_its_content_encoding(
     assert (part.status, part.body, part.headers.get("content-encoding")) == (206, GZIP[1:4], coding)
     archive = await ask(gateway.port, f"/uploads/{manifest['upload']}/archive.zip")
     assert zipfile.ZipFile(io.BytesIO(archive.body)).read("a.png") == GZIP
+
+
+@pytest.mark.parametrize("line", ["Content-Transfer-Encoding: base64", "Content-Transfer-Encoding: x-uuencode"])
+async def test_an_encoded_raw_body_is_refused_before_it_is_asked_for_where_there_are_flows(
+    start_gateway: StartGateway, line: str
+) -> None:
+    gateway = await start_gateway()
+    lines = f"Content-Type: image/png\r\n{line}\r\nContent-Length: 100\r\nExpect: 100-continue\r\n\r\n"
+    async with Client(gateway.port) as client:
+        await client.send(f"POST /convert HTTP/1.1\r\nHost: a\r\n{lines}".encode())
+        answer = await client.answer()
+    assert (answer.status, answer.json()["type"]) == (415, "/problems/not-multipart")
 
 
 @pytest.mark.parametrize("size", [10, 2_000_000])

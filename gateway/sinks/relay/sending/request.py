@@ -83,12 +83,8 @@ class LentBody(Payload):
     @property
     def is_asked_for(self) -> bool:
         """Whether `Expect: 100-continue` goes ahead of it, on the connection that it has."""
-        when = (
-            self.expecting.when is True
-            or self._on_new_connection
-            or (self.expecting.when == "reused" and self.lent.reused)
-        )
-        return when and not self.taught.refuses and self._size != 0
+        again = self.expecting.when == "reused" and (self._on_new_connection or self.lent.reused)
+        return (self.expecting.when is True or again) and not self.taught.refuses and self._size != 0
 
     @property
     def keeps_connections(self) -> bool:

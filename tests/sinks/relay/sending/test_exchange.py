@@ -14,8 +14,9 @@ import pytest
 from aiohttp import ClientError, ClientSession
 
 from gateway.errors import SinkFault
+from gateway.http.lent_connection import LentConnection
 from gateway.sinks.relay.sending.exchange import Broken, Clocks, Exchange
-from gateway.sinks.relay.sending.request import RequestHead, StreamingRequest
+from gateway.sinks.relay.sending.request import Expecting, LentBody, RequestHead, StreamingRequest, Taught
 from tests.conftest import RunningGateway, StartGateway
 from tests.contract import FORM, eventually, nothing_left_running
 from tests.contract import form as form_of
@@ -240,6 +241,13 @@ async def test_a_destination_that_will_not_be_asked_gets_the_body_all_the_same(s
                 assert (await send(gateway, "/proxy", form(file(random_bytes(3_000_000))))).status == 201
         asked, *others = upstream.exchanges
         assert (asked.body, [other.complete for other in others]) == (b"", [True, True])  # and is remembered
+
+
+@pytest.mark.parametrize("when", [True, False, "reused"])
+def test_who_never_asks_does_not_ask_again_either(when: Any) -> None:
+    head = RequestHead(url="http://a/", content_type="", length=1, on_new_connection=True)
+    body = LentBody(LentConnection(), head, Expecting(when=when), Taught())
+    assert body.is_asked_for == (when is not False)
 
 
 async def test_a_destination_that_dies_at_the_question_costs_no_byte_and_another_gets_all(
