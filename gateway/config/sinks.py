@@ -214,6 +214,8 @@ class RelaySettings(Table):
     """Nothing of these four: a destination gets what the client sent."""
     fields_first_bytes: Count = 0
     """Off: the order of the wire costs no memory."""
+    max_outbound_ratio: Count = 100
+    """With a request for each file fields go along with each: few forms have more of them than of files."""
     tls: TlsSettings | None = None
     forward_cookies: Allowed = False
     """They are credentials for the gateway's origin; so is what follows."""

@@ -12,20 +12,24 @@
 4. `known` is for a part that declares a Content-Length, and is kept to.
 5. Fields are held until the end of the upload, by reference. Those that no file follows go nowhere; empty file inputs
    are no files, and no fields: they go nowhere, either.
+6. What goes out for what came in is bounded (`max_outbound_ratio`): 8 MiB of fields before a thousand empty files would
+   be 8 GiB. Where all or nothing is kept, that is known before the first request.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable, Sequence
+from bisect import bisect_left
+from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
+from itertools import accumulate
 
 from aiohttp import ClientResponse
 
 from gateway.concurrency.pipe import Progress, gathered
 from gateway.digests import PartDigest
-from gateway.errors import GatewayError, LengthRequired, Malformed
+from gateway.errors import GatewayError, LengthRequired, Malformed, TooLarge
 from gateway.model import Part, Receipt, Upload
 from gateway.multipart.encoder import Encoder
 from gateway.multipart.headers import only
@@ -37,6 +41,9 @@ from gateway.sinks.relay.sending.spool import Region
 from gateway.sinks.relay.shape import Sent, Shape, is_empty_input, written
 
 __all__ = ["PartsDelivery"]
+
+_FREE_BYTES = 64 << 10
+"""A small file with some fields that are added may well be a hundred times itself."""
 
 
 @dataclass(slots=True)
@@ -63,9 +70,37 @@ class _Forms:
                 ahead += (encoder.begin_part(field), data)
         return [*ahead, encoder.begin_part(part)]
 
+    def sizes(self, files: Sequence[Sent]) -> Iterator[int]:
+        """Of the form around each of these, about: without what is added, which is not the client's."""
+        encoder = Encoder()
+        fields = sorted((field.index, len(encoder.begin_part(field)) + len(data)) for field, data in self.fields)
+        sums = [0, *accumulate(size for _, size in fields)]
+        for sent in files:
+            yield sums[bisect_left(fields, (sent.part.index, 0))] + sent.size
+
     def tail(self, encoder: Encoder, sent: Sent) -> bytes:
         """All that comes after them."""
         return b"".join(written(encoder, self._shape.after(self._upload, [sent]))) + encoder.close()
+
+
+class _Amplified:
+    """Rule 6: so many times as many bytes as came in, of an upload that is no smaller than `_FREE_BYTES`."""
+
+    def __init__(self, name: str, ratio: int) -> None:
+        self._name = name
+        self._ratio = ratio
+        self._received_bytes = self._sent_bytes = 0
+
+    def came(self, size: int) -> None:
+        """Of a part, or of a chunk of one."""
+        self._received_bytes += size
+
+    def goes(self, size: int) -> None:
+        """So many bytes are about to be sent. Raises TooLarge."""
+        self._sent_bytes += size
+        if self._ratio and self._sent_bytes > self._ratio * max(self._received_bytes, _FREE_BYTES):
+            detail = f"sink {self._name} would be sent more than {self._ratio} times what came in"
+            raise TooLarge(detail, limit=self._ratio, sink=self._name)
 
 
 class PartsDelivery(Delivery):
@@ -82,8 +117,10 @@ class PartsDelivery(Delivery):
         lengths: Sequence[str],
         shape: Shape,
         parallel_parts: int,
+        max_outbound_ratio: int = 0,
     ) -> None:
         self.completes_parts = upload.parts_alone
+        self._amplified = _Amplified(name, max_outbound_ratio)
         self._name = name
         self._upload = upload
         self._sender = sender
@@ -112,7 +149,9 @@ class PartsDelivery(Delivery):
             return
         part = self._shape.renamed(part)
         if not part.is_file:
-            self._forms.fields.append((part, b"".join([chunk async for chunk in chunks])))
+            data = b"".join([chunk async for chunk in chunks])
+            self._amplified.came(len(data))
+            self._forms.fields.append((part, data))
         elif self.completes_parts:
             async with self._places:
                 await self._send_alone(part, chunks)
@@ -123,6 +162,7 @@ class PartsDelivery(Delivery):
         """The same for each of them. Raises the first error."""
         # all fields before the first wait: files that come after this batch want them
         taken = [(self._shape.renamed(part), data) for part, data in parts if not self._shape.leaves_out(part)]
+        self._amplified.came(sum(len(data) for _, data in taken))
         self._forms.fields += [(part, data) for part, data in taken if not part.is_file]
         files = [(part, data) for part, data in taken if part.is_file and not is_empty_input(part, len(data))]
         if self.completes_parts:
@@ -141,6 +181,7 @@ class PartsDelivery(Delivery):
         if self._waiting:
             await self._spool.flush()
             waiting = [self._waiting[index] for index in sorted(self._waiting)]
+            self._amplified.goes(sum(self._forms.sizes([one.sent for one in waiting])))
             await self._all_at_once([partial(self._send_waiting, one) for one in waiting])
         return self.committed()
 
@@ -160,6 +201,7 @@ class PartsDelivery(Delivery):
         mode, declared = self._length_mode(part)
         encoder = Encoder()
         ahead = self._forms.ahead(encoder, part)
+        self._amplified.goes(sum(map(len, ahead)))
         length = None
         if declared is not None:
             length = sum(map(len, ahead)) + declared + len(self._forms.tail(encoder, Sent.assumed(part, declared)))
@@ -173,6 +215,8 @@ class PartsDelivery(Delivery):
             size, digest = 0, self._digest()
             async for batch, taken in gathered(chunks, COALESCE_BYTES):
                 size += taken
+                self._amplified.came(taken)
+                self._amplified.goes(taken)
                 if declared is not None and size > declared:
                     raise Malformed(f"a part is more than the {declared} bytes that it declares", part=part.index)
                 if digest is not None:
@@ -242,6 +286,7 @@ class PartsDelivery(Delivery):
         region, size, digest = Region(self._spool), 0, self._digest()
         async for chunk in chunks:
             size += len(chunk)
+            self._amplified.came(len(chunk))
             if digest is not None:
                 await digest.update(chunk)
             await region.write(chunk)

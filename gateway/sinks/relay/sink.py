@@ -71,6 +71,7 @@ class RelaySink(Sink):
         add_before: Mapping[str, str] | None = None,
         add_after: Mapping[str, str] | None = None,
         fields_first_bytes: int = 0,
+        max_outbound_ratio: int = 0,
         connecting: Connecting = Connecting(),  # noqa: B008 - frozen
         rules: HeaderRules = HeaderRules(),  # noqa: B008 - frozen
     ) -> None:
@@ -107,6 +108,7 @@ class RelaySink(Sink):
             ),
         )
         self._parallel_parts = parallel_parts
+        self._max_outbound_ratio = max_outbound_ratio
 
     async def __aenter__(self) -> RelaySink:
         await self.sender.__aenter__()
@@ -145,6 +147,7 @@ class RelaySink(Sink):
                 lengths=self.lengths,
                 shape=self.shape,
                 parallel_parts=self._parallel_parts,
+                max_outbound_ratio=self._max_outbound_ratio,
             )
         length_mode = self._length_mode(upload)
         if self.takes_wire or upload.kind == "opaque":

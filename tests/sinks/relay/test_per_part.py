@@ -214,6 +214,34 @@ async def test_without_files_there_is_no_request(start_gateway: StartGateway, st
     assert upstream.exchanges == []
 
 
+FIELD_BYTES = 60_000
+
+
+@EITHER
+@pytest.mark.parametrize(("ratio", "is_taken"), [(3, False), (12, True), (0, True)])
+async def test_fields_do_not_multiply_without_bound(
+    start_gateway: StartGateway, start: Any, ratio: int, is_taken: bool
+) -> None:
+    """A field of 60 KB goes along with ten files of a byte."""
+    parts = [field("a", b"f" * FIELD_BYTES), *(file(b"x", str(number)) for number in range(10))]
+    async with HonestUpstream() as upstream:
+        gateway = await start(start_gateway, upstream, max_outbound_ratio=ratio)
+        answer = await post(gateway, *parts)
+        if is_taken:
+            assert answer.status == 201
+            assert len(whole(upstream)) == 10
+        elif start is each:
+            assert answer.status == 207
+            kept = [part for part in answer.json()["parts"] if part["receipts"]]
+            told = [part["problem"] for part in answer.json()["parts"] if "problem" in part]
+            assert {(problem["status"], problem["limit"]) for problem in told} == {(413, ratio)}
+            assert (len(kept), len(kept) + len(told)) == (len(whole(upstream)), 10)
+            assert sum(len(exchange.body) for exchange in upstream.exchanges) < (ratio + 1) * (64 << 10)
+        else:
+            assert (answer.status, answer.json()["limit"]) == (413, ratio)
+            assert upstream.exchanges == []
+
+
 @EITHER
 async def test_an_empty_file_input_goes_nowhere(start_gateway: StartGateway, start: Any) -> None:
     async with HonestUpstream() as upstream:
