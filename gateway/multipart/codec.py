@@ -41,6 +41,7 @@ from typing import NamedTuple
 from gateway.errors import GatewayError, Malformed, TooLarge, TooManyParts, Truncated
 from gateway.model import ENCODING_HEADERS, Part
 from gateway.multipart.content_type import check_nested
+from gateway.multipart.delimiters import DelimiterCheck
 from gateway.multipart.headers import (
     USUAL_HEAD,
     form_fields,
@@ -96,7 +97,7 @@ class Decoder:
     """Feed it the body in any pieces; it answers with events. After an error it only repeats that error.
 
     `form` demands what RFC 7578 does of each part: a Content-Disposition of form-data with a name.
-    `one_reading` refuses headers that other readers would not read alike, for who gets the raw bytes (headers, rule 7).
+    `one_reading` refuses what others would read otherwise, for who gets the raw bytes (delimiters; headers, rule 7).
     Limits are in bytes or counts, 0 = unlimited; each is checked before what it limits is buffered.
     """
 
@@ -117,7 +118,7 @@ class Decoder:
         self._max_header_bytes = max_header_bytes
         self._max_headers = max_headers
         self._keep_raw = keep_raw
-        self._one_reading = one_reading
+        self._one_reading = DelimiterCheck(boundary) if one_reading else None
         self._state = _State.PREAMBLE
         self._error: GatewayError | None = None
         self._parts = 0
@@ -137,17 +138,21 @@ class Decoder:
         return self._state is _State.EPILOGUE
 
     def finish(self) -> None:
-        """Say that the body has ended. Raises Truncated unless it was whole (rule 4)."""
+        """Say that the body has ended. Raises Truncated unless it was whole (rule 4), Malformed."""
         if self._error is not None:
             raise self._error
         if self._state is not _State.EPILOGUE:
             raise Truncated("the body ended before its closing delimiter")
+        if self._one_reading is not None:
+            self._one_reading.receive(b"", last=True)
 
     def receive(self, data: bytes) -> list[Event]:
         """The events in the next bytes of the body. Raises Malformed, TooLarge, TooManyParts."""
         if self._error is not None:
             raise self._error
         try:
+            if self._one_reading is not None:
+                self._one_reading.receive(data)
             return self._receive(data)
         except GatewayError as error:
             self._error = error
@@ -251,7 +256,7 @@ class Decoder:
             headers = parse_header_block(block, max_headers=self._max_headers)
             for header in ENCODING_HEADERS:
                 only(headers, header)
-            if self._one_reading and not has_one_reading(block, headers):
+            if self._one_reading is not None and not has_one_reading(block, headers):
                 raise Malformed("the headers of a part, which go on as they are, have more than one reading")
             if self._form:
                 name, filename, content_type = form_fields(headers)
@@ -273,6 +278,8 @@ class Decoder:
         data_at = start + self._lead
         if found < data_at:  # nothing but (perhaps) the delimiter whose CRLF is the lead
             data, raw_at = b"", data_at
+            if self._one_reading is not None and after is not None and self._state is _State.BODY:
+                raise Malformed("an empty part, which goes on as it is, has no line break of its own")
         else:
             data, raw_at = buffer[data_at:found], found  # the buffer itself where that is all of it
         self._lead = raw_at - found
