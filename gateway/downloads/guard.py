@@ -168,12 +168,13 @@ class UrlRules:
 
 
 def _rule(pattern: str) -> _Rule:
+    shown = pattern.rpartition("@")[2].partition("?")[0]  # without what may be a secret
     match = _PATTERN.fullmatch(pattern)
     if match is None:
-        raise ValueError(f"{pattern} does not begin with http:// or https://")
+        raise ValueError(f"{shown} does not begin with http:// or https://")
     scheme, authority, path = match.groups()
     if "?" in path:
-        raise ValueError(f"{pattern} has a query: queries are not compared")
+        raise ValueError(f"{shown} has a query: queries are not compared")
     any_host = authority == "*" or authority.startswith("*:")
     if any_host:
         authority = f"any{authority[1:]}"
@@ -181,15 +182,15 @@ def _rule(pattern: str) -> _Rule:
     if tail:
         path = path[:-1]
     if "*" in authority + path:
-        raise ValueError(f"{pattern} has a * that is neither the whole host nor the end of the path")
+        raise ValueError(f"{shown} has a * that is neither the whole host nor the end of the path")
     if any(segment in (".", "..") for segment in path.split("/")):
-        raise ValueError(f"{pattern} has a dot segment in its path")
+        raise ValueError(f"{shown} has a dot segment in its path")
     try:
         target = _parse(f"{scheme}://{authority}{path}")
     except Forbidden as error:
-        raise ValueError(f"{pattern} is not a pattern of URLs: {error.detail}") from error
+        raise ValueError(f"{shown} is not a pattern of URLs: {error.detail}") from error
     if target.hides_slash:
-        raise ValueError(f"{pattern} is not a pattern of URLs: it has an encoded slash")
+        raise ValueError(f"{shown} is not a pattern of URLs: it has an encoded slash")
     return _Rule(target.scheme, None if any_host else target.host, target.port, target.path, tail)
 
 

@@ -35,8 +35,8 @@ _URL = re.compile(r"(https?)://([^/?]*)([^?]*)(?:\?(.*))?", re.ASCII | re.IGNORE
 _AUTHORITY = re.compile(r"(\[[^\[\]]*\]|[^:\[\]]*)(?::([0-9]*))?", re.ASCII)
 _LABEL = re.compile(r"[a-z0-9_](?:[a-z0-9_-]{0,61}[a-z0-9_])?")
 _NUMBER = re.compile(r"[0-9]+|0x[0-9a-f]*")
-_USER_INFO = re.compile(r"://[^\s/?#\"\\]*@")
-_QUERY = re.compile(r"(://[^\s?#\"\\]*)\?[^\s\"\\]*")
+_USER_INFO = re.compile(r"://[^\s/?#\"]*@")
+_QUERY = re.compile(r"(://[^\s?#\"]*)\?[^\s\"]*")
 _NO_ESCAPE = re.compile(r"%(?![0-9A-Fa-f]{2})")
 
 

@@ -208,7 +208,21 @@ class JsonLines(logging.Formatter):
         line |= {key: value for key, value in vars(record).items() if key not in self._USUAL and value is not None}
         if record.exc_info:
             line["traceback"] = self.formatException(record.exc_info)
-        return without_secrets(json.dumps(line, default=str))
+        text = json.dumps(line, default=str)
+        return json.dumps(_shown(line)) if "://" in text else text
+
+
+def _shown(value: object) -> object:
+    """A value of a line without the secrets of URLs, before its quotes and backslashes are escaped."""
+    match value:
+        case dict():
+            return {str(key): _shown(one) for key, one in value.items()}
+        case list() | tuple():
+            return [_shown(one) for one in value]
+        case None | bool() | int() | float():
+            return value
+        case _:
+            return without_secrets(str(value))
 
 
 def quiet_client_faults(record: logging.LogRecord) -> bool:
