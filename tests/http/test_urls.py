@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from gateway.http.urls import SplitUrl, authority, destination_url, origin_path, split_url
+from gateway.http.urls import SplitUrl, authority, destination_url, origin_path, split_url, without_secrets
 
 
 @pytest.mark.parametrize(
@@ -95,3 +95,20 @@ def test_an_address_of_ipv6_has_brackets_where_it_stands_beside_a_port() -> None
     assert authority("::1", 80) == "[::1]:80"
     assert authority("127.0.0.1", 80) == "127.0.0.1:80"
     assert authority("localhost", 80) == "localhost:80"
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("http://h/p", "http://h/p"),
+        ("http://user:pw@h/p?sig=x", "http://h/p"),
+        ("http://h?sig=x", "http://h"),
+        ("https://u%40v:p%3A@h:8443/?a=1&sig=x y?z", "https://h:8443/ y?z"),
+        ("at \"http://h/?a\", and URL('http://u@h/?b')", 'at "http://h/", and URL(\'http://h/'),
+        ("first http://a/?x\nthen ftp://u:p@b/?y", "first http://a/\nthen ftp://b/"),
+        ("what? a@b, /p?sig=x", "what? a@b, /p?sig=x"),
+        ("http://h/p?a=\\x\u00e9y", "http://h/p"),
+    ],
+)
+def test_a_text_is_told_without_the_secrets_of_its_urls(text: str, shown: str) -> None:
+    assert without_secrets(text) == shown
