@@ -71,7 +71,7 @@ AWKWARD = {
     "large": form(file(b"first", name="note"), file(LARGE), file(b"")),
     "many": form(*(file(b"x" * size, f"{size}.bin") for size in range(300))),
     "no parts": b"--%b--\r\n" % BOUNDARY,
-    "preamble, padding, epilogue": b"look here\r\n--%b \t\r\nContent-Disposition: form-data; NAME=a\r\n"
+    "preamble, epilogue": b"look here\r\n--%b\r\nContent-Disposition: form-data; NAME=a\r\n"
     b"X-Own: kept\r\n\r\nx\r\n--%b--\r\nand that was it" % (BOUNDARY, BOUNDARY),
     "no line end at the end": form(file(b"data"))[:-2],
     "an old dialect": b'--%b\r\ncontent-disposition:form-data;name="a\\"b";filename="C:\\x.txt"\r\n'
