@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from gateway.concurrency.pipe import Pipe, Progress, Window, add_chunk, batches, gathered
+from gateway.concurrency.probe import Probe
 from gateway.concurrency.scope import Scope
 from gateway.concurrency.tasks import start
 from gateway.concurrency.threads import PATIENCE_SECONDS, CleanUps, DaemonThreads, TrackedExecutor, settled
@@ -13,6 +14,7 @@ __all__ = [
     "CleanUps",
     "DaemonThreads",
     "Pipe",
+    "Probe",
     "Progress",
     "RearmingTimer",
     "Scope",

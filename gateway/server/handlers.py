@@ -83,9 +83,9 @@ async def healthz(request: web.Request) -> web.Response:
 
 
 async def readyz(request: web.Request) -> web.Response:
-    """200, or 503 while draining: whether new uploads should be sent here."""
-    draining = request.app[SERVICES].gate.draining
-    return web.Response(status=503 if draining else 200, text="draining\n" if draining else "ok\n")
+    """200, or 503 with the reason: whether new uploads should be sent here."""
+    reason = await request.app[SERVICES].unreadiness()
+    return web.Response(status=503 if reason else 200, text=f"{reason or 'ok'}\n")
 
 
 async def metrics(request: web.Request) -> web.Response:

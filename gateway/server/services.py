@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from aiohttp import web
 
 from gateway.downloads.remote import Downloader
+from gateway.errors import SinkFault
 from gateway.flows import Flow
 from gateway.http.origin import Family, TrustedNetworks
 from gateway.intake.admission import Gate
@@ -46,6 +47,17 @@ class Services:
     def stores(self) -> list[Store]:
         """The sinks whose uploads can be fetched again."""
         return [sink for sink in self.sinks.values() if isinstance(sink, Store)]
+
+    async def unreadiness(self) -> str | None:
+        """Why new uploads should go elsewhere: it drains, or a sink that a route requires can take none."""
+        if self.gate.draining:
+            return "draining"
+        for name in dict.fromkeys(name for route in self.routes for name in route.required):
+            try:
+                await self.sinks[name].check()
+            except SinkFault as error:
+                return str(error)
+        return None
 
 
 SERVICES: web.AppKey[Services] = web.AppKey("services", Services)

@@ -72,6 +72,12 @@ class Sink(ABC):
         The drain asks this last, and cancels it when its time is over.
         """
 
+    async def check(self) -> None:
+        """Raise, as a SinkFault, why no upload can come in here now, as far as this machine is to blame: a full disk.
+
+        `/readyz` asks it of sinks that a route requires, as often as it is asked: it is answered within a second.
+        """
+
     def admit(self, upload: Upload) -> None:
         """Raise what the upload is refused with on its headers alone, before its body is asked for."""
 

@@ -33,6 +33,7 @@ from gateway.concurrency.threads import PATIENCE_SECONDS
 from gateway.errors import SinkUnavailable
 from gateway.model import Upload
 from gateway.sinks.disk.delivery import DiskDelivery
+from gateway.sinks.disk.layout import translated
 from gateway.sinks.disk.upload_directory import LockedDirectory, OpenedDirectory, remove_expired
 from gateway.sinks.disk.volume import Volume
 from gateway.sinks.store import Store
@@ -104,6 +105,7 @@ class DiskSink(Store):
         self._stopped.set()
         if self._timer is not None:
             self._timer.cancel()
+        self._volume.writable.stop()
         unfinished = self._volume.cleanups.unfinished  # the drain has waited for them
         if not self._volume.threads.stop(0 if unfinished else PATIENCE_SECONDS):
             log.warning("disk %s hangs", self.name)
@@ -115,10 +117,18 @@ class DiskSink(Store):
         assert self._started is not None
         return self._started
 
+    async def check(self) -> None:
+        with translated(self.name):
+            if not await self._volume.writable.ask():
+                raise self._hangs()
+
     def admit(self, upload: Upload) -> None:
         """Refuse uploads for a disk that hangs: what is left on it waits in memory. Raises SinkUnavailable."""
         if self._volume.cleanups.are_many:
-            raise SinkUnavailable(f"sink {self.name} hangs", sink=self.name)
+            raise self._hangs()
+
+    def _hangs(self) -> SinkUnavailable:
+        return SinkUnavailable(f"sink {self.name} hangs", sink=self.name)
 
     @contextlib.asynccontextmanager
     async def open(self, upload: Upload) -> AsyncIterator[DiskDelivery]:

@@ -15,6 +15,7 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 
+from gateway.concurrency.probe import Probe
 from gateway.concurrency.threads import CleanUps, DaemonThreads, TrackedExecutor
 from gateway.model import Part
 from gateway.sinks.disk.incoming import Incoming
@@ -53,6 +54,7 @@ class Volume:
         self.fsync = fsync
         self.threads = DaemonThreads(threads, name=f"disk-{name}")
         self.cleanups = CleanUps()
+        self.writable = Probe(self.probe, name=f"probe-{name}")
         self._mode = mode
         self._directory_mode = directory_mode
         self._on_left = on_left

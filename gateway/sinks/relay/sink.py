@@ -120,6 +120,11 @@ class RelaySink(Sink):
     async def cleaned_up(self) -> None:
         await self.sender.cleanups.finished()
 
+    async def check(self) -> None:
+        """Where bodies wait on this machine; destinations have circuits."""
+        if "spool" in self.lengths:
+            await self.sender.check_spool()
+
     def admit(self, upload: Upload) -> None:
         """Refuse what there is no way to send, on its headers alone. Raises LengthRequired."""
         if not self.can_drop:

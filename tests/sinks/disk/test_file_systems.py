@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import errno
 import json
 import os
@@ -75,6 +76,73 @@ async def test_a_disk_that_fails_at_the_start_is_one_warning_and_serves_when_it_
         assert os.listdir(tmp_path / "uploads") == []
         faults.disarm()
         assert await _status(process) == 201
+
+
+# -- whether uploads should come here
+
+
+async def _readiness(process: Process) -> tuple[int, str]:
+    await asyncio.sleep(1.1)  # it is tried once in a second
+    answer = await ask(process.port, "/readyz")
+    return answer.status, answer.body.decode()
+
+
+async def test_a_full_disk_is_told_at_the_start_and_by_readyz_until_there_is_room(tmp_path: Path) -> None:
+    root = tmp_path / "uploads"
+    with _mounted(root, "size=64k"):
+        (root / "ballast").write_bytes(bytes(64 << 10))
+        with gateway_process(tmp_path) as process:
+            assert _warnings(process) == [f"disk disk: {root} cannot be written now: No space left on device"]
+            assert await _status(process) == 507
+            assert await _readiness(process) == (503, "the store of sink disk is full\n")
+            (root / "ballast").unlink()
+            assert await _readiness(process) == (200, "ok\n")
+            assert await _status(process) == 201
+
+
+BESIDE = """
+[sinks.second]
+type = "disk"
+root = "{directory}/second"
+[sinks.spooling]
+type = "relay"
+url = "http://127.0.0.1:9"
+length = "spool"
+spool_dir = "{directory}/spool"
+[[routes]]
+path = "/upload"
+[[routes.parts]]
+sinks = ["disk", {{sink = "second", mode = "best_effort"}}]
+"""
+SPOOLED = """
+[[routes]]
+path = "/spooled"
+kind = "relay"
+[[routes.parts]]
+sinks = ["spooling"]
+"""
+
+
+async def test_a_disk_that_cannot_be_written_is_told_by_readyz_if_a_route_requires_it(tmp_path: Path) -> None:
+    faults = Faults(tmp_path, tmp_path / "second")
+    (tmp_path / "spool").mkdir()
+    config = BESIDE.format(directory=tmp_path)
+    with gateway_process(tmp_path, config, **faults.env) as process:
+        faults.arm(error=errno.EROFS, kinds=Call.MKDIR)
+        (tmp_path / "spool").rmdir()
+        assert await _readiness(process) == (200, "ok\n")
+        faults.disarm()
+        shutil.rmtree(tmp_path / "uploads")
+        (tmp_path / "uploads").write_bytes(b"")
+        assert await _readiness(process) == (503, "sink disk failed: Not a directory\n")
+        (tmp_path / "uploads").unlink()
+        assert await _readiness(process) == (200, "ok\n")
+    (tmp_path / "spool").mkdir()
+    with gateway_process(tmp_path, config + SPOOLED) as process:
+        (tmp_path / "spool").rmdir()
+        assert await _readiness(process) == (503, "sink spooling failed: No such file or directory\n")
+        (tmp_path / "spool").mkdir()
+        assert await _readiness(process) == (200, "ok\n")
 
 
 # -- modes
@@ -167,5 +235,7 @@ def _mounted(path: Path, options: str) -> Iterator[None]:
         mounted = False
     if not mounted:
         pytest.skip("a file system can be mounted by root only")
-    yield
-    subprocess.run(["umount", "-l", str(path)], check=True)
+    try:
+        yield
+    finally:
+        subprocess.run(["umount", "-l", str(path)], check=True)

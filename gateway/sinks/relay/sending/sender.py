@@ -6,20 +6,23 @@ import asyncio
 from collections.abc import Callable
 from contextlib import AbstractContextManager, AsyncExitStack, nullcontext
 from dataclasses import dataclass, replace
+from functools import partial
 
 from gateway.concurrency.pipe import Progress
+from gateway.concurrency.probe import Probe
 from gateway.concurrency.threads import PATIENCE_SECONDS, CleanUps, DaemonThreads
 from gateway.errors import SinkUnavailable
 from gateway.http.forwarding import HeaderRules, outbound_headers
 from gateway.http.query import with_query
 from gateway.model import Upload
+from gateway.sinks import sink_fault
 from gateway.sinks.relay.sending.connect import Connecting
 from gateway.sinks.relay.sending.destinations import Destination, Destinations, check_health
 from gateway.sinks.relay.sending.exchange import Clocks, Exchange
 from gateway.sinks.relay.sending.outbound import Outbound
 from gateway.sinks.relay.sending.replayable import Replayable
 from gateway.sinks.relay.sending.request import Expecting, RequestHead, StreamingRequest
-from gateway.sinks.relay.sending.spool import Region, Spool
+from gateway.sinks.relay.sending.spool import Region, Spool, try_spool
 
 __all__ = ["Sender", "Sending"]
 
@@ -57,6 +60,8 @@ class Sender:
         sending.connecting.warn(self._name)
         self.executor = DaemonThreads(2, name=f"spool-{self._name}")
         stack.callback(self.executor.stop, PATIENCE_SECONDS)
+        self._spoolable = Probe(partial(try_spool, sending.spool_dir), name=f"probe-{self._name}")
+        stack.callback(self._spoolable.stop)
         self._session = await stack.enter_async_context(sending.connecting.session(request_class=StreamingRequest))
         if sending.health_path:
             # with a pool of their own, so that they never wait for uploads
@@ -84,6 +89,15 @@ class Sender:
         if self.cleanups.are_many:
             raise SinkUnavailable(f"sink {self._name} cannot spool: its disk hangs", sink=self._name)
         return Spool(self._sending.spool_dir, self.executor, self.cleanups)
+
+    async def check_spool(self) -> None:
+        """Raises SinkFull and SinkUnavailable while nothing can be spooled."""
+        try:
+            answers = await self._spoolable.ask()
+        except OSError as error:
+            raise sink_fault(self._name, error) from error
+        if not answers:
+            raise SinkUnavailable(f"sink {self._name} cannot spool: its disk hangs", sink=self._name)
 
     def outbound(
         self,

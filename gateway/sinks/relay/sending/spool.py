@@ -17,7 +17,7 @@ from collections.abc import Sequence
 from gateway.concurrency.pipe import add_chunk
 from gateway.concurrency.threads import CleanUps, DaemonThreads, TrackedExecutor
 
-__all__ = ["BATCH_BYTES", "Region", "Spool"]
+__all__ = ["BATCH_BYTES", "Region", "Spool", "try_spool"]
 
 BATCH_BYTES = 512 << 10
 """Written in one job; read in pieces of half of it."""
@@ -159,6 +159,15 @@ class Region:
 
     async def close(self) -> None:
         """The spool is somebody else's."""
+
+
+def try_spool(directory: str) -> None:
+    """Write into a file as a spool does. Blocks. Raises OSError."""
+    descriptor = _nameless(directory or tempfile.gettempdir())
+    try:
+        os.pwrite(descriptor, b"probe", 0)
+    finally:
+        os.close(descriptor)
 
 
 def _nameless(directory: str) -> int:
