@@ -12,6 +12,7 @@ import tomllib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from urllib.parse import quote, urljoin
 
 import pytest
 
@@ -150,7 +151,9 @@ async def test_with_the_recipe_of_the_page_a_destination_learns_the_truth_whatev
     server = tomllib.loads(block("toml", "trusted_header"))["server"]
     body = form(file(b"data"))
     async with HonestUpstream(200, b"{}") as upstream:
-        gateway = await start_gateway(api=upstream.url, server=server)
+        origin = urljoin(upstream.url, "/").rstrip("/")
+        download = {"allow": [f"{origin}/*"], "allow_private": ["127.0.0.0/8"]}
+        gateway = await start_gateway(api=upstream.url, server=server, download=download)
         with proxy(name, gateway.url, tmp_path, authority.issue(name, f"DNS:{HOST}")) as port:
             names = NAMES.split()
             batches = [names[number::3] for number in range(3)]  # HAProxy takes a hundred fields
@@ -161,6 +164,11 @@ async def test_with_the_recipe_of_the_page_a_destination_learns_the_truth_whatev
                 assert (await sent(port, authority, sending)).startswith(b"HTTP/1.1 200 ")
             for start, host in ((f"POST http://{HOST}/proxy", "evil"), ("POST http://evil/proxy", HOST)):
                 await sent(port, authority, request(start, host, *forged, "Connection: close", body=body))
+            for url in (f"{origin}/a%2Fb?c=%2F/", quote(f"{origin}/a%2Fb?c=%2F/", safe="")):
+                fetching = f"GET /download/{url} HTTP/1.1\r\nHost: {HOST}\r\nConnection: close\r\n\r\n"
+                fetched = await sent(port, authority, fetching.encode())
+                assert fetched.startswith(b"HTTP/1.1 200 "), fetched
+                assert upstream.exchanges.pop().target == "/a%2Fb?c=%2F/"
             slowly = request("POST /selftest/buffering?seconds=1", HOST, "Connection: close", body=b"12")
             told = await sent(port, authority, slowly[:-1], slowly[-1:], pause=1)
     assert b'"buffered": false' in told

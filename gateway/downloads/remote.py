@@ -236,15 +236,17 @@ class Downloader:
         """What stands at the end of the redirects."""
         while True:
             answer = await self._ask(method, url, headers, download)
-            location = answer.headers.get(hdrs.LOCATION)
-            if answer.status not in _REDIRECTS or location is None:
+            locations = set(answer.headers.getall(hdrs.LOCATION, ()))
+            if answer.status not in _REDIRECTS or not locations:
                 return answer
             answer.close()
+            if len(locations) > 1:
+                raise SinkRefused(f"{download.server} redirects to more than one place", sink=_SINK)
             if download.redirects == self._max_redirects:
                 detail = f"there are more than {self._max_redirects} redirects"
                 raise SinkRefused(detail, sink=_SINK, limit=self._max_redirects)
             try:
-                url = self._rules.check(redirect_target(url, location))
+                url = self._rules.check(redirect_target(url, locations.pop()))
             except ValueError as error:
                 raise SinkRefused(f"{download.server} redirects to nowhere: {error}", sink=_SINK) from error
             download.redirects += 1

@@ -1,8 +1,8 @@
 """What of a client's query goes on to a url that may have one of its own. Pure.
 
 1. A parameter of the configured query is the operator's: none that a client sends under that name goes on, however
-   it is encoded. Nor does one that some readers take for it: `+` is a space or itself, PHP and Rack read `mode[]` and
-   `mode[x]` as `mode`, and PHP reads ` mode` so, too, and `mo.de` as `mo_de`.
+   it is encoded. Nor does one that some readers take for it: `+` is a space or itself; PHP, Rack and Express read
+   `mode[]` and `mode[x]` as `mode`, Express `[mode]`, PHP ` mode`; and to PHP `mo.de`, `mo de` and `mo[de` are `mo_de`.
 2. `&` stands between parameters, and to some readers `;` does, too: of a piece with a `;` all names have to be good, or
    all of it stays here.
 3. Whatever goes on goes on as it came, in its order.
@@ -16,6 +16,8 @@ from functools import lru_cache
 from urllib.parse import unquote_to_bytes
 
 __all__ = ["with_query"]
+
+_ALIKE = bytes.maketrans(b". ", b"__")
 
 
 def with_query(url: str, query: str, allowed: bool | Collection[str] = True) -> str:
@@ -53,9 +55,10 @@ def _names(piece: str) -> set[bytes]:
 
 def _keys(piece: str) -> set[bytes]:
     """What readers of a piece may take for its names (rule 1)."""
-    return {
-        re.split(rb"[\[\0]", unquote_to_bytes(name).lstrip(b" "), maxsplit=1)[0].replace(b".", b"_").replace(b" ", b"_")
-        for written in _written(piece)
-        if written
-        for name in (written, written.replace("+", " "))
-    }
+    names = {name for written in _written(piece) for name in (written, written.replace("+", " "))}
+    return {key.translate(_ALIKE) for name in names for key in _readings(unquote_to_bytes(name))} - {b""}
+
+
+def _readings(name: bytes) -> tuple[bytes, bytes]:
+    shown = name.lstrip(b" ").partition(b"\0")[0]
+    return re.split(rb"[\[\]]", shown.lstrip(b"["), maxsplit=1)[0], shown.replace(b"[", b"_", 1)

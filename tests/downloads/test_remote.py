@@ -764,6 +764,15 @@ async def test_five_redirects_are_followed(start: Start, upstream: StartUpstream
     assert (await _get(gateway, f"{there.url}/0")).status == status
 
 
+@pytest.mark.parametrize(("second", "accepted"), [(b"/a", 6), (b"/b", 1)])
+async def test_a_redirect_to_two_places_is_a_bad_answer(start: Start, second: bytes, accepted: int) -> None:
+    listener = Listener(b"HTTP/1.1 302 Found\r\nLocation: /a\r\nLocation: " + second + b"\r\nContent-Length: 0\r\n\r\n")
+    async with listener.listening() as port:
+        gateway = await start(allow=[f"http://127.0.0.1:{port}/*"], allow_private=LOOPBACK)
+        assert (await _get(gateway, f"http://127.0.0.1:{port}/a")).status == 502
+    assert listener.accepted == accepted
+
+
 async def test_a_redirect_loop_ends(start: Start) -> None:
     listener = Listener(b"HTTP/1.1 302 Found\r\nLocation: /a\r\nContent-Length: 0\r\n\r\n")
     async with listener.listening() as port:
