@@ -28,6 +28,7 @@ __all__ = [
     "Incomplete",
     "InternalError",
     "LengthRequired",
+    "LoopDetected",
     "Malformed",
     "MethodNotAllowed",
     "NoRoute",
@@ -109,6 +110,10 @@ class RangeNotSatisfiable(Refused):
 
 class UnsupportedTransferCoding(Refused):
     status, title = 501, "Only the transfer coding chunked is understood"
+
+
+class LoopDetected(Refused):
+    status, title = 508, "The request has come through this gateway before"
 
 
 class Busy(Refused):

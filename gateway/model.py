@@ -194,6 +194,8 @@ class Upload:
     """The client's Host."""
     protocol: str = "1.1"
     """The version of HTTP that the client spoke."""
+    gateway: str = "gateway"
+    """The name of this instance, which it writes into Via."""
     parts_alone: bool = False
     """Whether a sink may complete a part before the upload is whole: each is kept for itself (`keep = "each"`)."""
 

@@ -7,6 +7,7 @@ import socket
 import subprocess
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import AsyncExitStack
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -123,6 +124,7 @@ async def start_gateway(tmp_path: Path) -> AsyncIterator[StartGateway]:
     `api` is the URL of the default relay sink. fsync is off unless asked for: most tests are not about it. Beside its
     routes the default ones are there, unless the paths are the same.
     """
+    counter = count()
     async with AsyncExitStack() as stack:
 
         async def start(*, api: str | None = None, fsync: bool = False, **document: Any) -> RunningGateway:
@@ -130,7 +132,8 @@ async def start_gateway(tmp_path: Path) -> AsyncIterator[StartGateway]:
             sinks = {"disk": {"root": str(root), "fsync": fsync}, **document.pop("sinks", {})}
             if api is not None:
                 sinks["api"] = {"url": api, **sinks.get("api", {})}
-            server = {"drain_seconds": 2, **document.pop("server", {})}
+            name = f"gateway-{number}" if (number := next(counter)) else "gateway"
+            server = {"drain_seconds": 2, "name": name, **document.pop("server", {})}
             if routes := document.get("routes"):
                 taken = [route["path"] for route in routes]
                 document["routes"] = [*routes, *(route for route in DEFAULT_ROUTES if route["path"] not in taken)]
@@ -139,7 +142,7 @@ async def start_gateway(tmp_path: Path) -> AsyncIterator[StartGateway]:
             await runner.setup()
             stack.push_async_callback(runner.cleanup)
             check_took_effect(runner, settings)
-            await web.TCPSite(runner, "127.0.0.1", 0).start()
+            await web.TCPSite(runner, "127.0.0.1", server.get("port", 0)).start()
             return RunningGateway(runner, root)
 
         yield start

@@ -23,6 +23,7 @@ STATUSES = {
     "RangeNotSatisfiable": 416,
     "TooManyRequests": 429,
     "UnsupportedTransferCoding": 501,
+    "LoopDetected": 508,
     "Busy": 503,
     "Draining": 503,
     # the client's bytes

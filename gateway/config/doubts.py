@@ -7,8 +7,9 @@ import os
 from collections.abc import Iterator, Mapping
 
 from gateway.config.settings import RouteSettings, Settings
-from gateway.config.sinks import DiskSettings
+from gateway.config.sinks import DiskSettings, RelaySettings
 from gateway.flows import Flow
+from gateway.http.urls import PORTS, split_url
 
 __all__ = ["doubts"]
 
@@ -16,6 +17,13 @@ __all__ = ["doubts"]
 def doubts(settings: Settings, flows: Mapping[str, Flow]) -> list[str]:
     """A line for each, led by the path of its key. `flows` are those that were made of the settings."""
     lines = [line for number, route in enumerate(settings.routes) for line in _of_route(f"routes.{number}", route)]
+    lines += [
+        f"sinks.{name}: {url} leads back to this gateway"
+        for name, sink in settings.sinks.items()
+        if isinstance(sink, RelaySettings)
+        for url in sink.all_urls
+        if _is_own(url, settings)
+    ]
     used = {use.sink for route in settings.routes for use in route.uses}
     given = settings.sinks.keys() - Settings().sinks.keys()
     lines += [f"sinks.{name}: no route names it" for name in sorted(given - used)]
@@ -32,6 +40,16 @@ def doubts(settings: Settings, flows: Mapping[str, Flow]) -> list[str]:
         if not inspect.isasyncgenfunction(flow.function)
     ]
     return lines
+
+
+def _is_own(url: str, settings: Settings) -> bool:
+    """Whether it is where this gateway listens, as far as that can be told without asking for names."""
+    parts = split_url(url)
+    host, own = parts.host.strip("[]"), settings.server.host
+    everywhere = own in ("0.0.0.0", "::", "") and host in ("127.0.0.1", "::1", "localhost", "0.0.0.0")
+    local = {own, host} <= {"127.0.0.1", "::1", "localhost"}
+    port = parts.port or PORTS[parts.scheme]
+    return port == settings.server.port and parts.scheme == "http" and (host == own or everywhere or local)
 
 
 def _umask() -> int:

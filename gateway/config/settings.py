@@ -7,6 +7,7 @@ routes of the defaults are there where none is configured: who names what is to 
 from __future__ import annotations
 
 import importlib.util
+import secrets
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
@@ -68,6 +69,8 @@ class ServerSettings(Table):
     host: str = "127.0.0.1"
     """Loopback: what listens on a network is somebody's decision."""
     port: Annotated[int, Field(ge=0, le=65535)] = 8080
+    name: Annotated[str, Field(pattern=r"^[!#$%&'*+.^_`|~0-9A-Za-z-]{1,64}$")] | None = None
+    """A random one: two instances with one name would take each other for a loop, and it tells nothing."""
     workers: Annotated[int, Field(ge=1, le=64)] = 1
     """More are for more cores, and whoever has those knows how many to give."""
     event_loop: Annotated[Literal["asyncio", "uvloop"], AfterValidator(_installed)] = "asyncio"
@@ -277,6 +280,13 @@ class Settings(Table):
     @classmethod
     def _with_defaults(cls, values: dict[str, Any]) -> dict[str, Any]:
         return with_defaults(values)
+
+    def named(self) -> Settings:
+        """The same, with a name."""
+        if self.server.name is not None:
+            return self
+        server = self.server.model_copy(update={"name": f"gateway-{secrets.token_hex(4)}"})
+        return self.model_copy(update={"server": server})
 
     def as_routes(self) -> list[Route]:
         """The routes as the dispatcher takes them."""

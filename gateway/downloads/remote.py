@@ -37,7 +37,7 @@ from gateway.downloads.presence import report_loss, while_connected
 from gateway.errors import ClientGone, Forbidden, GatewayError, SinkRefused, SinkTimeout, SinkUnavailable
 from gateway.http.answering import HEAD_LIMITS, AnswerConnector
 from gateway.http.answers import reset
-from gateway.http.forwarding import end_to_end
+from gateway.http.forwarding import check_loop, end_to_end, via
 from gateway.http.obs_text import ForwardedResponse
 from gateway.http.target import origin_form
 
@@ -129,7 +129,8 @@ class Downloader:
 
     `allow_private` opens ranges of addresses that are refused otherwise. `max_bytes` limits a body, declared or
     met; `connect_seconds` the way to a connection, names and all addresses included; `idle_seconds` each wait
-    for the server's next bytes; `total_seconds` all of it. 0 is unlimited, and so is an idle client.
+    for the server's next bytes; `total_seconds` all of it. 0 is unlimited, and so is an idle client. `gateway` is the
+    name of this instance in Via.
 
     Raises ValueError for a pattern or a range that is none.
     """
@@ -144,6 +145,7 @@ class Downloader:
         connect_seconds: float = 10,
         idle_seconds: float = 30,
         total_seconds: float = 0,
+        gateway: str = "gateway",
         resolver: AbstractResolver | None = None,
     ) -> None:
         self._rules = UrlRules(allow)
@@ -153,6 +155,7 @@ class Downloader:
         self._connect_seconds = connect_seconds
         self._idle_seconds = idle_seconds
         self._total_seconds = total_seconds
+        self._gateway = gateway
         self._resolver = resolver
         self._session: aiohttp.ClientSession | None = None
 
@@ -215,6 +218,9 @@ class Downloader:
             for name, value in end_to_end(request.headers.items())
             if name.lower() in _REQUEST_HEADERS and _is_text(value)
         ]
+        check_loop(request.headers.items(), self._gateway)
+        protocol = f"{request.version.major}.{request.version.minor}"
+        headers.append((hdrs.VIA, via(request.headers.items(), protocol, self._gateway)))
         answer = await self._answer(request.method, url, headers, download)
         try:
             response = download.response = self._head(request, answer, download)
@@ -292,6 +298,9 @@ class Downloader:
         for name, value in end_to_end(answer.headers.items()):
             if name.lower() in _RESPONSE_HEADERS:
                 response.headers.add(name, value)
+        version = answer.version
+        protocol = "1.1" if version is None else f"{version.major}.{version.minor}"
+        response.headers[hdrs.VIA] = via(answer.headers.items(), protocol, self._gateway)
         response.headers["X-Content-Type-Options"] = "nosniff"
         response.headers["Content-Security-Policy"] = "sandbox"
         if answer.status not in _BODILESS:

@@ -11,11 +11,13 @@ from gateway.http.forwarding import (
     believed,
     cgi_name,
     check_forwarded_header,
+    check_loop,
     check_static_header,
     end_to_end,
     outbound_headers,
     proxy_status,
     request_id,
+    via,
 )
 from gateway.http.lent_connection import ConnectionLost, LentConnection
 from gateway.http.obs_text import ForwardedResponse, restore_obs_text
@@ -54,6 +56,7 @@ __all__ = [
     "believed",
     "cgi_name",
     "check_forwarded_header",
+    "check_loop",
     "check_static_header",
     "chosen",
     "delivered",
@@ -73,6 +76,7 @@ __all__ = [
     "restore_obs_text",
     "split_url",
     "strip_aiohttp_headers",
+    "via",
     "with_query",
     "without_secrets",
 ]

@@ -26,6 +26,7 @@ async def passed_through(
     *,
     stall_seconds: float,
     close: bool,
+    gateway: str,
     location: str | None = None,
 ) -> web.StreamResponse:
     """A destination's answer: its status, end-to-end headers and body, streamed. Where a good one has no
@@ -37,7 +38,7 @@ async def passed_through(
     response = ForwardedResponse(status=answer.status, reason=answer.reason)
     version = answer.version
     protocol = "1.1" if version is None else f"{version.major}.{version.minor}"
-    for name, value in answer_headers(answer.headers.items(), status=answer.status, protocol=protocol):
+    for name, value in answer_headers(answer.headers.items(), status=answer.status, protocol=protocol, gateway=gateway):
         if name.lower() == "content-length":
             response.content_length = int(value)
         else:

@@ -10,7 +10,9 @@
    Of the other headers it gets all, or those that its rules name.
 5. What a destination is to get in any case (`headers`) goes in the place of all that a CGI reads as the same.
 6. `Incremental: ?1` (draft-ietf-httpbis-incremental) asks proxies on the way not to hold the body back.
-7. Via, X-Request-ID and Proxy-Status (RFC 9209) say that this gateway was there, and what it met.
+7. Via, X-Request-ID and Proxy-Status (RFC 9209) say that this gateway was there, and what it met. A request whose Via
+   says so already is in a loop (RFC 9110 7.6.3); the name in it is this instance's own, for two gateways may well be in
+   a row.
 """
 
 from __future__ import annotations
@@ -19,7 +21,7 @@ import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
-from gateway.errors import GatewayError, SinkRefused, SinkTimeout
+from gateway.errors import GatewayError, LoopDetected, SinkRefused, SinkTimeout
 from gateway.http.origin import TOKEN, Family, is_believed, names_origin, origin_headers
 from gateway.model import Upload
 
@@ -30,16 +32,18 @@ __all__ = [
     "believed",
     "cgi_name",
     "check_forwarded_header",
+    "check_loop",
     "check_static_header",
     "end_to_end",
     "outbound_headers",
     "proxy_status",
     "request_id",
+    "via",
 ]
 
 REQUEST_ID = "X-Request-ID"
 PSEUDONYM = "gateway"
-"""In Via and Proxy-Status: the host name of a gateway is nobody's business (RFC 9110 7.6.3)."""
+"""In Proxy-Status: the host name of a gateway is nobody's business (RFC 9110 7.6.3)."""
 
 _HOP_BY_HOP = frozenset(
     # RFC 9110 7.6.1, and what HTTP/1.1 grew before it
@@ -138,6 +142,21 @@ def request_id(headers: Iterable[tuple[str, str]], made: str) -> str:
     return values[0] if len(values) == 1 and _REQUEST_ID.fullmatch(values[0]) else made
 
 
+# -- where it has been
+
+
+def via(headers: Iterable[tuple[str, str]], protocol: str, gateway: str) -> str:
+    """The Via of a message that came by that protocol, with the name of this instance at its end."""
+    return _appended(_joined(headers, "via"), f"{protocol} {gateway}")
+
+
+def check_loop(headers: Iterable[tuple[str, str]], gateway: str) -> None:
+    """Raises LoopDetected where the Via of a request says that it has come through this instance before."""
+    hops = [hop.split() for hop in _joined(headers, "via").split(",")]
+    if any(len(hop) > 1 and hop[1] == gateway for hop in hops):
+        raise LoopDetected("its Via names this gateway: a url leads back to it")
+
+
 # -- on to a destination
 
 
@@ -152,7 +171,7 @@ def outbound_headers(upload: Upload, rules: HeaderRules, *, unchanged: bool = Fa
         allowed = _allowed(name.lower(), value, rules, unchanged=unchanged)
         if allowed is not None:
             kept.append((name, allowed))
-    made = [*origin_headers(upload), ("Via", _via(upload.headers, upload.protocol))]
+    made = [*origin_headers(upload), ("Via", via(upload.headers, upload.protocol, upload.gateway))]
     if upload.request_id:
         made.append((REQUEST_ID, upload.request_id))
     if not any(name.lower() == "incremental" for name, _ in kept):
@@ -195,13 +214,15 @@ def _authorization(value: str, allowed: bool | Sequence[str]) -> str | None:
 # -- back to a client
 
 
-def answer_headers(headers: Iterable[tuple[str, str]], *, status: int, protocol: str) -> list[tuple[str, str]]:
+def answer_headers(
+    headers: Iterable[tuple[str, str]], *, status: int, protocol: str, gateway: str
+) -> list[tuple[str, str]]:
     """The end-to-end headers of a destination's answer, and that it came through here.
 
     A Proxy-Status is added only where one is: then proxies keep a list, and it would lack us.
     """
     headers = end_to_end(headers)
-    made = [("Via", _via(headers, protocol))]
+    made = [("Via", via(headers, protocol, gateway))]
     if statuses := _joined(headers, "proxy-status"):
         made.append(("Proxy-Status", f"{statuses}, {PSEUDONYM}; received-status={status}"))
     return [(name, value) for name, value in headers if name.lower() not in ("via", "proxy-status")] + made
@@ -212,6 +233,8 @@ def proxy_status(error: GatewayError) -> str:
     members = error.members
     said = PSEUDONYM
     kind = members.get("reason")
+    if isinstance(error, LoopDetected):
+        kind = "proxy_loop_detected"
     if kind is None and "clock" in members:
         kind = _CLOCKS.get(str(members["clock"]))
     received = members.get("sink_status")
@@ -264,10 +287,6 @@ def check_static_header(name: str, value: str) -> None:
 
 
 # -- helpers
-
-
-def _via(headers: Iterable[tuple[str, str]], protocol: str) -> str:
-    return _appended(_joined(headers, "via"), f"{protocol} {PSEUDONYM}")
 
 
 def _joined(headers: Iterable[tuple[str, str]], wanted: str) -> str:

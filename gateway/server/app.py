@@ -41,10 +41,13 @@ def build_app(
     app = web.Application(
         middlewares=[problems], client_max_size=_READ_WHOLE_BYTES, handler_args=_handler_args(settings)
     )
-    downloader = Downloader(**settings.download.model_dump())
+    settings = settings.named()
+    assert settings.server.name is not None
+    downloader = Downloader(**settings.download.model_dump(), gateway=settings.server.name)
     hashing = ThreadPoolExecutor(2, thread_name_prefix="hash")
     app[SERVICES] = Services(
         limits=settings.limits,
+        name=settings.server.name,
         gate=_gate(settings.server, shared),
         sinks=sinks,
         routes=settings.as_routes(),

@@ -15,6 +15,7 @@ from gateway.errors import (
     Draining,
     GatewayError,
     InternalError,
+    LoopDetected,
     Malformed,
     MethodNotAllowed,
     NotFound,
@@ -189,7 +190,7 @@ def _problem(request: web.Request, error: GatewayError) -> web.Response:
         instance=upload_location(upload_id) if upload_id else None,
         # Even a body that was small enough to have arrived whole was not read: who is refused must not go on.
         close=request.can_read_body and not request.get(BODY_READ, False),
-        proxy_status=proxy_status(error) if is_of_relay else None,
+        proxy_status=proxy_status(error) if is_of_relay or isinstance(error, LoopDetected) else None,
     )
 
 

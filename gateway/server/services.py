@@ -28,6 +28,8 @@ class Services:
     """What the handlers share."""
 
     limits: Limits
+    name: str
+    """Of this instance, in Via."""
     gate: Gate
     sinks: Mapping[str, Sink]
     routes: list[Route]

@@ -11,7 +11,7 @@ from gateway.digests import declared_digests
 from gateway.downloads.locations import file_location, upload_location
 from gateway.errors import GatewayError
 from gateway.http.answers import delivered, passed_through
-from gateway.http.forwarding import believed, request_id
+from gateway.http.forwarding import believed, check_loop, request_id
 from gateway.intake.admission import accept_body, check_headers, raw_filename
 from gateway.intake.body import Intake
 from gateway.model import Part, Upload
@@ -47,6 +47,7 @@ class UploadHandler:
         identity = request[SENT_REQUEST_ID] = request_id(request.headers.items(), upload_id)
         request[BODY_READ] = False
         try:
+            check_loop(request.headers.items(), services.name)
             multipart = check_headers(request, services.limits, kind=route.kind)
             upload = self._described(request, services, multipart=multipart)
             slot = services.gate.slot()
@@ -79,6 +80,7 @@ class UploadHandler:
                     outcome.answer,
                     stall_seconds=limits.stall_seconds if outcome.read_seconds is None else outcome.read_seconds,
                     close=close,
+                    gateway=services.name,
                     location=upload_location(upload.id) if outcome.is_stored else None,
                 )
         # Only now, for what is stored stays locked until the sinks are left: who has read its manifest may
@@ -104,6 +106,7 @@ class UploadHandler:
             scheme=request.scheme,
             host=request[HOST],
             protocol=f"{request.version.major}.{request.version.minor}",
+            gateway=services.name,
             parts_alone=self._route.keep_each,
         )
 

@@ -90,7 +90,7 @@ class _Parent:
         directory: Path,
         started: Callable[[str, int], None],
     ) -> None:
-        self._settings = settings
+        self._settings = settings.named()  # together they are one gateway
         self._listeners = listeners
         self._directory = directory
         self._started = started

@@ -85,3 +85,24 @@ async def generator(file: object, chunks: AsyncIterator[bytes]) -> AsyncIterator
 
 def no_generator(file: object, chunks: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
     return chunks
+
+
+@pytest.mark.parametrize(
+    ("host", "url", "is_own"),
+    [
+        ("127.0.0.1", "http://127.0.0.1:8080/proxy", True),
+        ("127.0.0.1", "http://localhost:8080/", True),
+        ("0.0.0.0", "http://127.0.0.1:8080/", True),
+        ("::", "http://[::1]:8080/", True),
+        ("192.0.2.1", "http://192.0.2.1:8080/", True),
+        ("192.0.2.1", "http://127.0.0.1:8080/", False),
+        ("127.0.0.1", "http://127.0.0.1:8081/", False),
+        ("127.0.0.1", "https://127.0.0.1:8080/", False),
+        ("127.0.0.1", "http://a.example:8080/", False),
+    ],
+)
+def test_a_url_that_leads_back_is_told(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], host: str, url: str, is_own: bool
+) -> None:
+    lines = _checked(tmp_path, f'server.host = "{host}"\nsinks.api.url = "{url}"\n', capsys)
+    assert (f"warning: sinks.api: {url} leads back to this gateway" in lines) == is_own

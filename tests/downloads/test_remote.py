@@ -311,6 +311,7 @@ async def test_ranges_and_conditions_go_along_and_nothing_else_of_the_client(
         "X-Any": "1",
     }
     await _get(gateway, f"{there.url}/a", **asked, **dropped)
+    assert seen.pop("via") == "1.1 gateway"
     assert seen.pop("user-agent").startswith("multipart-relay-gateway/")
     assert seen.pop("host") == there.url.removeprefix("http://")
     assert seen.pop("accept-encoding") == "identity"
@@ -366,7 +367,7 @@ async def test_only_listed_headers_come_back(start: Start) -> None:
     for ours in ("date", "server", "connection", "content-length", "x-content-type-options"):
         del got.headers[ours]
     assert got.headers.pop("content-security-policy") == "sandbox"
-    assert got.headers == {name.lower(): value for name, value in kept.items()}
+    assert got.headers == {name.lower(): value for name, value in kept.items()} | {"via": "1.1 gateway"}
 
 
 @pytest.mark.parametrize("status", [200, 203, 206, 300, 304, 400, 401, 403, 404, 410, 416, 429, 500, 503])

@@ -23,9 +23,10 @@ from gateway.http.forwarding import (
     request_id,
 )
 from gateway.model import Upload
-from tests.conftest import RunningGateway, StartGateway
+from tests.conftest import RunningGateway, StartDestination, StartGateway
 from tests.support.clients import Answer, Client, ask, chunked, file, form, head
 from tests.support.doubles import DyingUpstream, HonestUpstream, MuteUpstream, RefusingUpstream, Upstream
+from tests.support.ports import free_port
 
 STORE = [{"path": "/store", "kind": "upload", "parts": [{"sinks": ["api"]}]}]
 ULID = "0123456789ABCDEFGHJKMNPQRS"
@@ -77,7 +78,7 @@ class TestVia:
         assert sent(upload(("Via", "1.0 a"), ("via", "2 b"), protocol="1.0"))["via"] == "1.0 a, 2 b, 1.0 gateway"
 
     def test_an_answer_says_so_too(self) -> None:
-        assert answer_headers([("Via", "1.1 x"), ("A", "b")], status=200, protocol="1.1") == [
+        assert answer_headers([("Via", "1.1 x"), ("A", "b")], status=200, protocol="1.1", gateway="gateway") == [
             ("A", "b"),
             ("Via", "1.1 x, 1.1 gateway"),
         ]
@@ -192,9 +193,11 @@ class TestProxyStatus:
         assert proxy_status(error) == said
 
     def test_a_destinations_own_is_appended_to_and_none_is_begun(self) -> None:
-        given = answer_headers([("Proxy-Status", "cdn; error=dns_error")], status=502, protocol="1.1")
+        given = answer_headers(
+            [("Proxy-Status", "cdn; error=dns_error")], status=502, protocol="1.1", gateway="gateway"
+        )
         assert ("Proxy-Status", "cdn; error=dns_error, gateway; received-status=502") in given
-        assert answer_headers([], status=502, protocol="1.1") == [("Via", "1.1 gateway")]
+        assert answer_headers([], status=502, protocol="1.1", gateway="gateway") == [("Via", "1.1 gateway")]
 
 
 # -- over sockets
@@ -425,3 +428,60 @@ async def test_what_expects_to_be_told_to_go_on_is_told_so_here(start_gateway: S
             await client.send(chunked(BODY))
             assert (await client.answer()).status == 200
     assert "expect" not in got(upstream)
+
+
+# -- loops
+
+
+async def test_a_relay_onto_itself_is_told_as_a_loop_by_the_second_request(start_gateway: StartGateway) -> None:
+    port = free_port()
+    gateway = await start_gateway(server={"port": port, "max_uploads": 4}, api=f"http://127.0.0.1:{port}/proxy")
+    answer = await ask(port, "/proxy", "POST", form(file(b"abc")))
+    assert answer.status == 508
+    assert "error=proxy_loop_detected" in answer.headers["proxy-status"]
+    assert answer.json()["type"] == "/problems/loop-detected"
+    assert gateway.services.gate.in_flight == 0
+
+
+@pytest.mark.parametrize("via", ["1.1 gateway", "1.0 cdn, 1.1 gateway (a comment)", "HTTP/1.1 gateway,1.1 last"])
+async def test_a_request_that_came_through_here_is_refused_before_its_body(
+    start_gateway: StartGateway, via: str
+) -> None:
+    gateway = await start_gateway()
+    async with Client(gateway.port) as client:
+        await client.send(head("/upload", content_length=1000, via=via, expect="100-continue"))
+        answer = await client.answer()
+    assert (answer.status, answer.headers["connection"]) == (508, "close")
+    assert (await ask(gateway.port, "/download/http://a.example/", via=via)).status in (403, 508)
+
+
+@pytest.mark.parametrize("via", ["1.1 gateway-1", "1.1 other, 1.0 gateways", "gateway", "1.1 gateway.example"])
+async def test_what_came_through_others_is_no_loop(start_gateway: StartGateway, via: str) -> None:
+    gateway = await start_gateway()
+    assert (await ask(gateway.port, "/upload", "POST", form(file(b"abc")), via=via)).status == 201
+
+
+async def test_two_gateways_in_a_row_and_two_without_a_name_work(
+    start_gateway: StartGateway, start_destination: StartDestination
+) -> None:
+    destination = await start_destination()
+    inner = await start_gateway(api=f"{destination.url}/upload", server={"name": None})
+    outer = await start_gateway(api=f"{inner.url}/proxy", server={"name": None})
+    answer = await ask(outer.port, "/proxy", "POST", form(file(b"abc")))
+    assert answer.status == 200
+    names = [hop.split()[1] for hop in answer.headers["via"].split(",")]
+    assert len(set(names)) == 2
+    assert all(re.fullmatch("gateway-[0-9a-f]{8}", name) for name in names)
+
+
+async def test_a_download_has_a_via_and_one_of_itself_is_a_loop(start_gateway: StartGateway) -> None:
+    far = await start_gateway(server={"name": "far"})
+    port = free_port()
+    download = {"allow": [f"{far.url}/*", f"http://127.0.0.1:{port}/*"], "allow_private": ["127.0.0.0/8"]}
+    await start_gateway(server={"port": port}, download=download)
+    (part,) = (await ask(far.port, "/upload", "POST", form(file(b"abc")))).json()["parts"]
+    location = part["receipts"][0]["location"]
+    got = await ask(port, f"/download/{far.url}{location}")
+    assert (got.status, got.body, got.headers["via"]) == (200, b"abc", "1.1 gateway-1")
+    looping = await ask(port, f"/download/http://127.0.0.1:{port}/download/{far.url}{location}")
+    assert looping.status == 508
