@@ -39,6 +39,8 @@ def doubts(settings: Settings, flows: Mapping[str, Flow]) -> list[str]:
         for name, flow in flows.items()
         if not inspect.isasyncgenfunction(flow.function)
     ]
+    if settings.server.trusted_header == "forwarded" and not settings.server.trusted_networks:
+        lines.append("server.trusted_header: nobody is believed, for there are no server.trusted_networks")
     return lines
 
 

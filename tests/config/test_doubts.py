@@ -73,6 +73,14 @@ def test_check_warns_of_what_was_hardly_meant(tmp_path: Path, capsys: pytest.Cap
     ]
 
 
+def test_check_warns_of_a_header_that_nobody_may_write(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    header = '[server]\ntrusted_header = "forwarded"\n'
+    for more, warned in (("", True), ('trusted_networks = ["10.0.0.0/8"]', False)):
+        lines = _checked(tmp_path, header + more, capsys)
+        said = "warning: server.trusted_header: nobody is believed, for there are no server.trusted_networks"
+        assert (said in lines) is warned
+
+
 def test_the_defaults_are_beyond_doubt(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for document in ("", '[[routes]]\npath = "/x"\nparts = [{sinks = ["none"]}]'):
         assert not any(line.startswith("warning") for line in _checked(tmp_path, document, capsys))
