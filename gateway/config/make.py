@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 import inspect
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +27,8 @@ __all__ = ["make_sinks_and_flows"]
 
 
 def make_sinks_and_flows(settings: Settings) -> tuple[dict[str, Sink], dict[str, Flow]]:
-    """All sinks, and the flows that are configured or that a route names, by their names.
+    """All sinks, and the flows that are configured or that a route names, by their names. A default sink that nobody
+    has asked for is left out where it cannot be made.
 
     Raises ConfigError for those that cannot be made, all at once, and for sinks that cannot do what a route asks.
     """
@@ -35,8 +36,10 @@ def make_sinks_and_flows(settings: Settings) -> tuple[dict[str, Sink], dict[str,
     problems: list[str] = []
     sinks: dict[str, Sink] = {}
     flows: dict[str, Flow] = {}
+    used = {name for route in routes for name in route.sinks}
+    nobodys = {name for name, sink in Settings().sinks.items() if settings.sinks.get(name) == sink and name not in used}
     for name, sink in settings.sinks.items():
-        with _collected(problems):
+        with suppress(ConfigError) if name in nobodys else _collected(problems):
             sinks[name] = _sink(name, sink, settings.limits)
     named = {*settings.flows, *(flow for route in routes for rule in route.rules for flow in rule.flows)}
     for name in sorted(named):

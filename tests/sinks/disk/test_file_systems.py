@@ -11,7 +11,7 @@ import stat
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import chdir, contextmanager
 from pathlib import Path
 
 import pytest
@@ -26,6 +26,7 @@ pytestmark = [
 ]
 
 BODY = form(file(b"x"))
+_ANY_PORT = {"GATEWAY_SERVER__PORT": "0"}
 UNWRITABLE = "cannot be written: its owner, its mode, or a read-only file system forbids it"
 
 
@@ -180,7 +181,7 @@ def _said(directory: Path, command: str, prefix: Sequence[str] = (), env: Mappin
         env={
             **os.environ,
             "GATEWAY_SINKS__DISK__ROOT": str(directory / "uploads"),
-            "GATEWAY_SERVER__PORT": "0",
+            **_ANY_PORT,
             "GATEWAY_SERVER__WORKERS": "2",
             **(env or {}),
         },
@@ -218,6 +219,15 @@ def test_a_root_that_cannot_be_written_is_refused(tmp_path: Path, command: str, 
 def test_a_file_in_the_place_of_a_root_is_refused(tmp_path: Path) -> None:
     (tmp_path / "uploads").write_bytes(b"")
     assert _said(tmp_path, "check") == [f"sinks.disk.root: {tmp_path}/uploads is no directory"]
+
+
+async def test_the_default_disk_need_not_be_writable_where_nobody_names_it(tmp_path: Path) -> None:
+    (tmp_path / "var").write_bytes(b"where its root would be")
+    config = tmp_path / "relay.toml"
+    config.write_text('[[routes]]\npath = "/x"\nkind = "relay"\nparts = [{sinks = ["api"]}]\n')
+    with chdir(tmp_path), Process("serve", "--config", str(config), log=tmp_path / "log", env=_ANY_PORT) as process:
+        assert (await ask(process.port, "/readyz")).status == 200
+        assert (await ask(process.port, "/uploads/01ARZ3NDEKTSV4RRFFQ69G5FAV")).status == 404
 
 
 def test_a_read_only_file_system_is_refused(tmp_path: Path) -> None:
