@@ -25,6 +25,7 @@ __all__ = [
     "FlowStalled",
     "Forbidden",
     "GatewayError",
+    "HeadTooLarge",
     "Incomplete",
     "InternalError",
     "LengthRequired",
@@ -44,6 +45,7 @@ __all__ = [
     "SinkTimeout",
     "SinkUnavailable",
     "Stalled",
+    "TargetTooLong",
     "TooLarge",
     "TooManyParts",
     "Truncated",
@@ -100,12 +102,20 @@ class PreconditionFailed(Refused):
     status, title = 412, "It is not in the state that the request asks for"
 
 
+class TargetTooLong(Refused):
+    status, title = 414, "The target of the request is too long"
+
+
 class NotMultipart(Refused):
     status, title = 415, "This body cannot be taken"
 
 
 class RangeNotSatisfiable(Refused):
     status, title = 416, "The range lies outside of the file"
+
+
+class HeadTooLarge(Refused):
+    status, title = 431, "The head of the request is too large"
 
 
 class UnsupportedTransferCoding(Refused):

@@ -63,6 +63,8 @@ PURE = {
     "http.origin",
     "http.query",
     "http.target",
+    "http.request_bodies",
+    "http.request_heads",
     "http.urls",
     "downloads.guard",
 }

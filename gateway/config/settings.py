@@ -83,6 +83,8 @@ class ServerSettings(Table):
     """What orchestrators commonly wait for, or can be told to."""
     read_buffer_bytes: Annotated[int, Field(ge=4096, le=16 << 20)] = 256 << 10
     """Half of what is received in one call, and of what waits to be parsed; smaller ones cost a wake-up each."""
+    max_head_bytes: Annotated[int, Field(ge=4096, le=1 << 20)] = 64 << 10
+    """A request's line and fields. Tickets and cookies make 16 KiB; nginx and Apache take 32 KiB and more in all."""
     trusted_networks: Annotated[tuple[str, ...], AfterValidator(_networks)] = ()
     """None: anybody can write into a header where they come from."""
     trusted_header: Family = "x-forwarded"

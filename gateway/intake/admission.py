@@ -10,7 +10,7 @@ from urllib.parse import unquote_to_bytes
 
 from aiohttp import HttpVersion11, hdrs, web
 
-from gateway.errors import Busy, ClientGone, Draining, Malformed, NotMultipart, TooLarge, UnsupportedTransferCoding
+from gateway.errors import Busy, ClientGone, Draining, Malformed, NotMultipart, TooLarge
 from gateway.model import Limits
 from gateway.multipart.content_type import MIXED_TYPES, boundary_of, other_parameters
 from gateway.multipart.headers import checked_name, filename_of, media_type
@@ -88,7 +88,6 @@ def check_headers(request: web.Request, limits: Limits, *, kind: str) -> bool:
     `opaque` takes any body, and looks into none. The others take forms, and files as they are, whole: a body that is
     not what its bytes look like would be kept, or passed on, without what said so. By PUT it is a file, but on `relay`.
     """
-    _check_framing(request)
     multipart = False
     if kind != "opaque":
         _check_whole(request)
@@ -102,20 +101,6 @@ def check_headers(request: web.Request, limits: Limits, *, kind: str) -> bool:
             if limit and declared > limit:
                 raise TooLarge(f"the body is {declared} bytes, more than {limit}", limit=limit)
     return multipart
-
-
-def _check_framing(request: web.Request) -> None:
-    """What two readers could take for different requests (RFC 9112)."""
-    if "#" in request.raw_path:
-        raise Malformed("a request target has no fragment (RFC 9112 3.2); # is written %23")
-    _check_once(request, hdrs.CONTENT_TYPE)
-    coding = request.headers.get(hdrs.TRANSFER_ENCODING)
-    if coding is not None:
-        # aiohttp takes these two, and servers behind us may read them otherwise: request smuggling.
-        if request.version < HttpVersion11:
-            raise Malformed("HTTP/1.0 has no Transfer-Encoding")
-        if coding.strip().lower() != "chunked":
-            raise UnsupportedTransferCoding(f"Transfer-Encoding: {coding}")
 
 
 def _check_once(request: web.Request, name: str) -> None:

@@ -18,6 +18,9 @@ from gateway.model import Limits
 
 __all__ = ["Intake", "received_bytes"]
 
+_SMALL_BYTES = 256 << 10
+"""Of a body that comes in a few pieces, at once: a part that lies whole in one buffer goes the short way."""
+
 
 def received_bytes(read_buffer_bytes: int) -> int:
     """What an upload may have received at most that nobody has taken: its share of memory here.
@@ -40,8 +43,9 @@ class Intake:
     def __init__(self, request: web.Request, limits: Limits) -> None:
         self._request = request
         self._content = request.content
-        # A buffer as it was received costs nothing, a join of many small HTTP chunks is cheaper than each alone.
-        self._chunked = request.content_length is None
+        # A buffer as it was received costs nothing; a join of small pieces is cheaper than each alone.
+        declared = request.content_length
+        self._joins = declared is None or declared <= _SMALL_BYTES
         self._limits = limits
         self._loop = asyncio.get_running_loop()
         self._timer = RearmingTimer(self._look)
@@ -66,7 +70,7 @@ class Intake:
         started = self._waiting_since = self._loop.time()
         self._reading = asyncio.current_task()
         try:
-            if self._chunked:
+            if self._joins:
                 data = await self._content.readany()
             else:
                 data, _ = await self._content.readchunk()
@@ -95,7 +99,7 @@ class Intake:
         through 100 KiB. asyncio's transports say with `max_size` how much they ask for; uvloop's cannot be told.
         """
         transport, declared = self._request.transport, self._request.content_length
-        if not self._request.can_read_body:
+        if self._content.is_eof():
             return
         _, high_water = self._content.get_read_buffer_limits()
         if getattr(transport, "max_size", high_water) < high_water and (declared is None or declared >= high_water):

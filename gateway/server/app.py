@@ -85,7 +85,7 @@ def _handler_args(settings: Settings) -> dict[str, Any]:
     """What aiohttp makes the handler of each connection with."""
     return {
         "read_bufsize": settings.server.read_buffer_bytes,
-        "auto_decompress": False,
+        "max_head_bytes": settings.server.max_head_bytes,
         "lingering_time": _LINGERING_SECONDS,
         "keepalive_timeout": _KEEPALIVE_SECONDS,
         "handler_cancellation": False,  # a commit is not to be torn by a hang-up; reads notice it
@@ -105,7 +105,7 @@ def check_took_effect(runner: web.AppRunner, settings: Settings) -> None:
         "read_bufsize": handler._read_bufsize,
         "lingering_time": handler._lingering_time,
         "keepalive_timeout": handler._keepalive_timeout,
-        "auto_decompress": server._kwargs.get("auto_decompress"),  # the parser does not tell, but took what follows
+        "max_head_bytes": server._kwargs.get("max_head_bytes"),
         "client_max_size": runner.app._client_max_size,
     }
     wanted = {**_handler_args(settings), "client_max_size": _READ_WHOLE_BYTES}

@@ -1,16 +1,18 @@
-"""A client's connection: one that has sent all, and says so with its FIN, is still answered.
+"""A client's connection: where its requests begin and end, one at a time, and what its FIN means.
 
-A FIN ends what its sender sends, and it may go on receiving (RFC 9293 3.6). aiohttp takes every FIN for a hang-up: it
-closes the connection, and a request that came whole dies with it. Here:
+aiohttp's parser is given whole heads that `request_heads` has looked at, and nothing else. Bodies go past it.
 
-1. A FIN behind whole requests ends nothing but the client's side. They are answered, in order, those that wait in the
-   queue among them; then the connection is closed.
-2. A FIN within a body, whatever its framing, is a hang-up as ever: the request is aborted (G3). Where whole requests
+1. The next request is begun when the one before it is answered and its body has come. What comes before that waits as
+   it is, and when that is _ENOUGH_BYTES nothing more is received: a connection holds a head at most, and so much.
+2. What is refused by `request_heads`, or by aiohttp's parser, is answered with a problem like any other, and is the
+   last one of its connection; so is one that asked for another protocol, or whose chunks are broken. What is behind is
+   dropped.
+3. A FIN ends what its sender sends, and it may go on receiving (RFC 9293 3.6); aiohttp would take it for a hang-up.
+   Behind whole requests it ends nothing but the client's side: they are answered, in order, then the connection is
+   closed.
+4. A FIN within a body, whatever its framing, is a hang-up as ever: the request is aborted (G3). Where whole requests
    stand before it they are answered, and it is not begun. So is half a head dropped.
-3. With nothing to answer the connection is closed at once.
-4. What comes in the same segment as a request that asks for another protocol than websocket is lost in aiohttp's
-   parser, and what comes after it is read from wherever it begins. Such a request is answered as if it did not ask, and
-   is the last one of its connection: who sent more is told so by the close, and sends it again.
+5. With nothing to answer a FIN closes the connection at once.
 
 A client that quits right after its last byte looks the same from here. Its upload completes, and only writing the
 answer can tell that nobody is left to take it: one line in the log.
@@ -20,101 +22,254 @@ TLS has no half-close: there a FIN stays what aiohttp makes of it.
 
 from __future__ import annotations
 
-from collections import deque
-from itertools import takewhile
+import asyncio
 from typing import Any
 
 from aiohttp import StreamReader, hdrs, web
-from aiohttp.abc import AbstractStreamWriter
-from aiohttp.http_parser import RawRequestMessage
-from aiohttp.web_protocol import RequestHandler
+from aiohttp.http_exceptions import HttpProcessingError
+from aiohttp.http_parser import HttpRequestParser, RawRequestMessage
+from aiohttp.streams import EMPTY_PAYLOAD
+from aiohttp.web_protocol import RequestHandler, _ErrInfo
 
-from gateway.errors import ClientGone
+from gateway.errors import ClientGone, GatewayError, Malformed
+from gateway.http.forwarding import REQUEST_ID
+from gateway.http.problems import problem
+from gateway.http.request_bodies import Body, ChunkedBody, LengthBody
+from gateway.http.request_heads import MAX_FIELDS, checked_head, end_of_head
 from gateway.model import Limits
 from gateway.server.answer_clocks import AnswerClocks
-from gateway.server.record import log_untaken
+from gateway.server.record import log_refused, log_untaken, new_ulid
 
 __all__ = ["Connection", "Server"]
 
+_ENOUGH_BYTES = 32 << 10
+"""Of what waits behind a request: then nothing more is received."""
+_HEAD_RECEIVE_BYTES = 64 << 10
+"""Received in one call at most, where the transport can be told; uvloop's cannot, and takes up to 250 KiB."""
+_BODY_RECEIVE_BYTES = 256 << 10
+"""asyncio's own. Intake has more for large bodies."""
+_NO_HTTP = "the head of the request is no HTTP: its target is no URL, or a field that may stand once stands twice"
+
 
 class Connection(RequestHandler):
-    """aiohttp's handler of one connection, which does not take a FIN for a hang-up."""
+    """aiohttp's handler of one connection, which finds its requests by itself: rules 1 to 5."""
 
-    __slots__ = ("_in_hand",)
+    __slots__ = (
+        "_body",
+        "_has_ended",
+        "_is_answered",
+        "_is_last",
+        "_looked_at",
+        "_max_head_bytes",
+        "_reader",
+        "_received",
+        "_refused",
+    )
 
-    def __init__(self, manager: Server, **settings: Any) -> None:
+    def __init__(self, manager: Server, *, max_head_bytes: int, **settings: Any) -> None:
         super().__init__(manager, **settings)
-        self._in_hand: StreamReader | None = None
-        """The body of the request that was taken from the queue last."""
-        make_request = manager.request_factory
+        self._parser = HttpRequestParser(
+            self,
+            self._loop,
+            self._read_bufsize,
+            max_line_size=max_head_bytes,
+            max_field_size=max_head_bytes,
+            max_headers=MAX_FIELDS + 2,  # lines: the parser in Python counts the first and the last one, too
+            auto_decompress=False,
+            response_with_body=False,  # a message is over with its head
+        )
+        self._max_head_bytes = max_head_bytes
+        self._received = bytearray()
+        """From the beginning of a request on that is not begun."""
+        self._looked_at = 0
+        """So many bytes of it have no end of a head."""
+        self._body: Body | None = None
+        """Of the request that was begun last, until all of it has come."""
+        self._reader: StreamReader = EMPTY_PAYLOAD
+        """What that request reads its body from."""
+        self._refused: StreamReader | None = None
+        """In place of the body of one that was refused: aiohttp lingers over it, so that the answer can be read."""
+        self._is_answered = True
+        """Whether no request is in hand."""
+        self._is_last = False
+        """Whether nothing is begun behind that request."""
+        self._has_ended = False
+        """The client has sent its FIN."""
 
-        def taken(
-            message: RawRequestMessage,
-            body: StreamReader,
-            connection: RequestHandler,
-            writer: AbstractStreamWriter,
-            task: Any,
-        ) -> web.BaseRequest:
-            self._in_hand = body
-            if message.headers.get(hdrs.UPGRADE, "websocket").lower() != "websocket":
-                message = message._replace(should_close=True)  # rule 4
-            return make_request(message, body, connection, writer, task)
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """As aiohttp's."""
+        super().connection_made(transport)
+        self._receive_at_most(_HEAD_RECEIVE_BYTES)
 
-        self._request_factory = taken
+    def connection_lost(self, exc: BaseException | None) -> None:
+        """As aiohttp's."""
+        super().connection_lost(exc)
+        if self._refused is not None:
+            self._refused.feed_eof()
+
+    def data_received(self, data: bytes) -> None:
+        """What came, by segments. b"" is aiohttp's own, when whoever reads a body has taken some of it."""
+        if self._force_close or self._close or not data:
+            return
+        if self._body is not None:
+            data = self._feed_body(data)
+        if data and not self._is_last:
+            self._received += data
+        if self._received:
+            self._go_on()
 
     def eof_received(self) -> bool:  # type: ignore[override] # aiohttp's returns None, which asyncio allows, too
-        """The client sends nothing more. Whether the connection stays open; it may be asked again."""
+        """The client sends nothing more. Whether the connection stays open."""
         if self.transport is None or self.ssl_context is not None:
             return False
-        self._parse_the_rest()
-        if self._buffer_paused:
-            return True  # more requests than may queue: it is asked again when some of them are answered
-        if not self._keep_whole_requests():
-            return False
-        if self._messages:
-            message, body = self._messages[-1]
-            if isinstance(message, RawRequestMessage):
-                self._messages[-1] = (message._replace(should_close=True), body)
-        else:
-            self._close = True
-        return True
+        self._has_ended = True
+        return self._body is None and not self._is_answered
 
-    def _parse_the_rest(self) -> None:
-        """What was received, and waits for a request before it: an upgrade that nobody will accept, a full queue.
+    def pause_reading(self) -> None:
+        """A body's buffer is full. Not the parser's business, as in aiohttp: no body is in it."""
+        self._reading_paused = True
+        self._pause_transport_reading()
 
-        Not behind what is no HTTP: the parser would say so again, and again.
-        """
-        while self._upgraded:
-            tail, self._message_tail, self._upgraded = self._message_tail, b"", False
+    def _resume_reading_if_drained(self) -> None:
+        """aiohttp's, when it begins with a request; here what waits is behind that one."""
+
+    def _go_on(self) -> None:
+        """Begin the next request if it is its turn, and hold back what comes behind it."""
+        if self._is_answered and self._body is None and not self._is_last:
+            self._begin()
+        is_full = not self._is_answered and len(self._received) >= _ENOUGH_BYTES
+        if is_full and not self._buffer_paused:
+            self._pause_reading_for_buffer()
+        elif self._buffer_paused and not is_full:
+            self._resume_reading_for_buffer()
+
+    def _begin(self) -> None:
+        """Give aiohttp the next request if its head is whole."""
+        received = self._received
+        while received.startswith(b"\r\n"):  # RFC 9112 2.2
+            del received[:2]
+        try:
+            end = end_of_head(received, self._looked_at, max_bytes=self._max_head_bytes) if received else None
+            if end is None:
+                self._looked_at = len(received)
+                return
+            head = checked_head(bytes(received[:end]))
             assert self._parser is not None
-            self._parser.set_upgraded(False)
-            self.data_received(tail)
-        known = -1
-        while known < self._request_count and not self._buffer_paused:
-            known = self._request_count
-            if not self._messages or isinstance(self._messages[-1][0], RawRequestMessage):
-                self.data_received(b"")
+            ((message, _),), _, _ = self._parser.feed_data(head.data)
+        except GatewayError as error:
+            self._refuse(error)
+            return
+        except (HttpProcessingError, ValueError, LookupError):  # the latter two of what reads targets
+            self._refuse(Malformed(_NO_HTTP))
+            return
+        rest = bytes(received[end:])
+        received.clear()
+        self._looked_at = 0
+        self._is_answered, self._is_last = False, message.should_close or head.asked_for_upgrade
+        self._reader = EMPTY_PAYLOAD
+        if head.length != 0:
+            self._reader = StreamReader(self, self._read_bufsize, loop=self._loop)
+            self._body = ChunkedBody() if head.length is None else LengthBody(head.length)
+            rest = self._feed_body(rest)
+            if self._body is not None:
+                if self._has_ended:  # rule 4
+                    self._is_answered = self._is_last = True
+                    return
+                self._receive_at_most(_BODY_RECEIVE_BYTES)
+        if not self._is_last:
+            received += rest
+        self._hand_over(message, self._reader)
 
-    def _keep_whole_requests(self) -> bool:
-        """Forget the queued ones whose body was cut off. False where nothing is left to be answered."""
-        body = self._in_hand if self._waiter is None else None  # with a waiter the last request is answered
-        if body is not None and not body.is_eof():
-            return False
-        whole = list(takewhile(lambda queued: queued[1].is_eof(), self._messages))
-        if not whole and body is None:
-            return False
-        self._messages = deque(whole)
-        return True
+    def _hand_over(self, message: RawRequestMessage | _ErrInfo, reader: StreamReader) -> None:
+        """To aiohttp, whose task may wait for it."""
+        self._request_count += 1
+        self._messages.append((message, reader))
+        if self._body is None:
+            self._wake()
+        else:  # what lies in the kernel is received first: small bodies are whole then, which is quicker
+            self._loop.call_soon(self._wake)
+
+    def _wake(self) -> None:
+        if self._waiter is not None and not self._waiter.done():
+            self._waiter.set_result(None)
+
+    def _feed_body(self, data: bytes) -> bytes:
+        """What is behind it."""
+        assert self._body is not None
+        try:
+            content, size = self._body.take(data)
+        except Malformed as error:
+            self._body, self._is_last = None, True
+            self._reader.set_exception(error)
+            self._reader.feed_eof()
+            return b""
+        self._reader.feed_data(content)
+        if self._body.ended:
+            self._body = None
+            self._receive_at_most(_HEAD_RECEIVE_BYTES)
+            self._reader.feed_eof()
+        return data[size:]
+
+    def _receive_at_most(self, size: int) -> None:
+        transport: Any = self.transport
+        if hasattr(transport, "max_size"):
+            transport.max_size = size
+
+    def _refuse(self, error: GatewayError) -> None:
+        """Rule 2."""
+        self._received.clear()
+        self._is_answered, self._is_last = False, True
+        self._refused = StreamReader(self, self._read_bufsize, loop=self._loop)
+        self._hand_over(_ErrInfo(error.status, error, ""), self._refused)
+
+    def handle_error(
+        self,
+        request: web.BaseRequest,
+        status: int = 500,
+        exc: BaseException | None = None,
+        message: str | None = None,
+    ) -> web.StreamResponse:
+        """A refusal as a problem with an id, and in the log with that; aiohttp's answer to anything else."""
+        if not isinstance(exc, GatewayError):
+            return super().handle_error(request, status, exc, message)
+        identity = new_ulid()
+        log_refused(exc, identity)
+        response = problem(exc, close=True)
+        response.headers.update({REQUEST_ID: identity, hdrs.CONNECTION: "close"})  # aiohttp answers as HTTP/1.0 here
+        return response
 
     async def finish_response(
         self, request: web.BaseRequest, resp: web.StreamResponse, start_time: float | None
     ) -> tuple[web.StreamResponse, bool]:
-        """As aiohttp's; an answer that could not be written is a line in the log."""
-        begun = resp.prepared  # then its handler has seen what became of it
+        """As aiohttp's. An answer that could not be written is a line in the log; then it is the next one's turn."""
+        begun, ended = resp.prepared, self._has_ended  # where it is prepared its handler has seen what became of it
+        if self._is_last or (ended and not self._begins_another()):
+            resp.force_close()
         resp, lost = await super().finish_response(request, resp, start_time)
-        if lost and not begun and resp.status != ClientGone.status:
-            log_untaken(request)
+        if lost:
+            if not begun and resp.status != ClientGone.status:
+                log_untaken(request)
+            return resp, lost
+        if self._refused is not None:
+            self._end_refusal(self._refused)
+        if not resp.keep_alive:
+            self._is_last = True
+            self._received.clear()
+        elif not ended and not self._begins_another() and self._has_ended:
+            self._close = True
         return resp, lost
+
+    def _end_refusal(self, linger: StreamReader) -> None:
+        """The client is told that nothing more comes, and aiohttp waits for it to stop."""
+        if self._has_ended:
+            linger.feed_eof()
+        elif self.transport is not None and self.transport.can_write_eof():
+            self.transport.write_eof()
+
+    def _begins_another(self) -> bool:
+        self._is_answered = True
+        self._go_on()
+        return not self._is_answered
 
 
 class Server(web.Server):

@@ -17,7 +17,7 @@ from gateway.server.metrics import Metrics
 from gateway.server.services import SENT_REQUEST_ID
 from gateway.upload.dispatch import Outcome
 
-__all__ = ["UploadRecord", "log_untaken", "log_upload", "new_ulid"]
+__all__ = ["UploadRecord", "log_refused", "log_untaken", "log_upload", "new_ulid"]
 
 log = logging.getLogger("gateway.uploads")
 
@@ -104,6 +104,11 @@ def log_untaken(request: web.BaseRequest) -> None:
         path = "/download/"  # what follows is a remote URL, however it is written, and may hold secrets
     extra = {"path": path, "request_id": request.get(SENT_REQUEST_ID)}
     log.info("nobody took the answer", extra=extra)
+
+
+def log_refused(error: GatewayError, identity: str) -> None:
+    """The line of a request that has no head to speak of, and no route."""
+    log.info("request refused", extra={"request_id": identity, "outcome": error.slug(), "detail": error.detail})
 
 
 def new_ulid() -> str:

@@ -69,7 +69,7 @@ class TestSettings:
         assert handler._read_bufsize == 65536
         assert handler._lingering_time > 0
         assert handler.access_logger is None
-        assert server._kwargs["auto_decompress"] is False  # nobody can see it on the handler
+        assert server._kwargs["max_head_bytes"] == 65536
 
     async def test_a_misspelt_setting_is_not_passed_over(self, tmp_path: Path) -> None:
         settings = _settings(tmp_path)
