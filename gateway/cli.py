@@ -17,7 +17,7 @@ from gateway.config.doubts import doubts
 from gateway.config.environment import unknown_variables
 from gateway.config.load import ConfigError, load
 from gateway.config.make import make_sinks_and_flows
-from gateway.config.memory import READ_BYTES, memory_bound_bytes, unlimited_keys
+from gateway.config.memory import memory_bound_bytes, read_bound_bytes, unlimited_keys
 from gateway.config.settings import OWN_PATHS, Settings
 from gateway.config.sinks import RelaySettings
 from gateway.http.urls import authority
@@ -164,7 +164,7 @@ def _print_bound(settings: Settings) -> None:
         print(f"without bound, since unlimited: {', '.join(unbounded)}")
     else:
         beside = "the process itself" if settings.server.workers == 1 else f"the {settings.server.workers} workers"
-        bound = uploads * (total + parts * 1024) + reads * READ_BYTES
+        bound = uploads * (total + parts * 1024) + reads * read_bound_bytes(settings)
         print(f"{bound / 2**20:10.2f} MiB  for {uploads} uploads and {reads} reads, beside {beside}")
 
 

@@ -5,19 +5,19 @@ from __future__ import annotations
 from gateway.config.environment import unknown_variables
 from gateway.config.load import ConfigError
 from gateway.config.make import make_sinks_and_flows
-from gateway.config.memory import READ_BYTES, memory_bound_bytes, unlimited_keys
+from gateway.config.memory import memory_bound_bytes, read_bound_bytes, unlimited_keys
 from gateway.config.settings import OWN_PATHS, ServerSettings, Settings
 from gateway.config.sinks import RelaySettings
 
 __all__ = [
     "OWN_PATHS",
-    "READ_BYTES",
     "ConfigError",
     "RelaySettings",
     "ServerSettings",
     "Settings",
     "make_sinks_and_flows",
     "memory_bound_bytes",
+    "read_bound_bytes",
     "unknown_variables",
     "unlimited_keys",
 ]

@@ -9,6 +9,7 @@ from gateway import flows, manifest
 from gateway.config.settings import Settings
 from gateway.config.sinks import DiskSettings, RelaySettings, SinkSettings
 from gateway.digests import hashing_bytes
+from gateway.http import request_heads
 from gateway.intake.body import received_bytes
 from gateway.model import Limits
 from gateway.multipart import reader
@@ -16,10 +17,10 @@ from gateway.sinks.disk import delivery
 from gateway.sinks.relay import sink as relay
 from gateway.upload import lanes
 
-__all__ = ["READ_BYTES", "memory_bound_bytes", "unlimited_keys"]
+__all__ = ["memory_bound_bytes", "read_bound_bytes", "unlimited_keys"]
 
-READ_BYTES = 1 << 20
-"""What one read may hold at most, whatever is read: a piece of a file or of an archive that waits for the client, or of
+_READ_BYTES = 1 << 20
+"""What one read may hold at most of what is read, whatever that is: a piece of a file or of an archive that waits for the client, or of
 a remote file twice as much as aiohttp holds of an answer, and what came in one call.
 """
 
@@ -33,6 +34,7 @@ def memory_bound_bytes(settings: Settings) -> tuple[int, dict[str, int]]:
     limits = settings.limits
     received = received_bytes(settings.server.read_buffer_bytes)
     bounds = Counter({"received, not yet parsed": received, "batches being hashed": hashing_bytes(received)})
+    bounds.update(request_heads.memory_shares(settings.server.max_head_bytes))
     bounds.update(reader.memory_shares(max_header_bytes=limits.max_header_bytes))
     bounds.update(manifest.memory_shares(limits))
     for route in settings.as_routes():
@@ -45,6 +47,11 @@ def memory_bound_bytes(settings: Settings) -> tuple[int, dict[str, int]]:
             of_route.update(_of_sink(settings.sinks[name], limits, received))
         bounds |= of_route  # by what, the larger one
     return bounds.total(), dict(bounds)
+
+
+def read_bound_bytes(settings: Settings) -> int:
+    """What one read may hold at most."""
+    return _READ_BYTES + sum(request_heads.memory_shares(settings.server.max_head_bytes).values())
 
 
 def _of_sink(sink: SinkSettings, limits: Limits, received: int) -> Mapping[str, int]:

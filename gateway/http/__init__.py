@@ -24,6 +24,8 @@ from gateway.http.obs_text import ForwardedResponse, restore_obs_text
 from gateway.http.origin import TOKEN, Family, TrustedNetworks
 from gateway.http.problems import problem, problem_document
 from gateway.http.query import with_query
+from gateway.http.request_bodies import Body, ChunkedBody, LengthBody
+from gateway.http.request_heads import ENOUGH_BYTES, MAX_FIELDS, RECEIVE_BYTES, checked_head, end_of_head
 from gateway.http.sockets import acked_bytes, destination_socket
 from gateway.http.target import origin_form, requested_host
 from gateway.http.urls import (
@@ -37,18 +39,24 @@ from gateway.http.urls import (
 )
 
 __all__ = [
+    "ENOUGH_BYTES",
     "HEAD_LIMITS",
     "HELD_HEAD_BYTES",
+    "MAX_FIELDS",
     "PATH_SAFE",
     "PORTS",
+    "RECEIVE_BYTES",
     "REQUEST_ID",
     "TOKEN",
     "AnswerConnector",
     "AnswerHandler",
+    "Body",
+    "ChunkedBody",
     "ConnectionLost",
     "Family",
     "ForwardedResponse",
     "HeaderRules",
+    "LengthBody",
     "LentConnection",
     "TrustedNetworks",
     "acked_bytes",
@@ -58,10 +66,12 @@ __all__ = [
     "check_forwarded_header",
     "check_loop",
     "check_static_header",
+    "checked_head",
     "chosen",
     "delivered",
     "destination_socket",
     "destination_url",
+    "end_of_head",
     "end_to_end",
     "origin_form",
     "origin_path",

@@ -21,10 +21,28 @@ from typing import NamedTuple
 
 from gateway.errors import GatewayError, HeadTooLarge, Malformed, TargetTooLong, UnsupportedTransferCoding
 
-__all__ = ["FIELDS", "MAX_FIELDS", "CheckedHead", "checked_head", "end_of_head"]
+__all__ = [
+    "ENOUGH_BYTES",
+    "FIELDS",
+    "MAX_FIELDS",
+    "RECEIVE_BYTES",
+    "CheckedHead",
+    "checked_head",
+    "end_of_head",
+    "memory_shares",
+]
 
 MAX_FIELDS = 256
 """Browsers send some twenty, proxies add a dozen; Go's and Node's servers count to a thousand and more."""
+
+ENOUGH_BYTES = 32 << 10
+"""Of what waits behind a request that is not answered: then nothing more is received."""
+RECEIVE_BYTES = 64 << 10
+"""In one call while no body is received, where the transport can be told; uvloop's cannot, and takes up to 250 KiB."""
+_HELD = 8
+"""How often the bytes of a head are held until its request is answered: as bytes, as text that one character makes four
+bytes each, and in what is made of it. Measured, two to seven times.
+"""
 
 _METHODS = frozenset(
     b"ACL BIND CHECKOUT COPY DELETE GET HEAD LINK LOCK M-SEARCH MERGE MKACTIVITY MKCALENDAR MKCOL MOVE NOTIFY OPTIONS "
@@ -55,6 +73,11 @@ class CheckedHead(NamedTuple):
     length: int | None
     """Of the body, 0 where there is none; None where it comes in chunks."""
     asked_for_upgrade: bool
+
+
+def memory_shares(max_head_bytes: int) -> dict[str, int]:
+    """What a request holds at most of its head, and of those behind it, by what."""
+    return {"the request's head": _HELD * max_head_bytes, "further requests": ENOUGH_BYTES + RECEIVE_BYTES}
 
 
 def end_of_head(received: bytes | bytearray, start: int, *, max_bytes: int) -> int | None:

@@ -3,7 +3,7 @@
 aiohttp's parser is given whole heads that `request_heads` has looked at, and nothing else. Bodies go past it.
 
 1. The next request is begun when the one before it is answered and its body has come. What comes before that waits as
-   it is, and when that is _ENOUGH_BYTES nothing more is received: a connection holds a head at most, and so much.
+   it is, and when that is ENOUGH_BYTES nothing more is received: a connection holds a head at most, and so much.
 2. What is refused by `request_heads`, or by aiohttp's parser, is answered with a problem like any other, and is the
    last one of its connection; so is one that asked for another protocol, or whose chunks are broken. What is behind is
    dropped.
@@ -35,17 +35,13 @@ from gateway.errors import ClientGone, GatewayError, Malformed
 from gateway.http.forwarding import REQUEST_ID
 from gateway.http.problems import problem
 from gateway.http.request_bodies import Body, ChunkedBody, LengthBody
-from gateway.http.request_heads import MAX_FIELDS, checked_head, end_of_head
+from gateway.http.request_heads import ENOUGH_BYTES, MAX_FIELDS, RECEIVE_BYTES, checked_head, end_of_head
 from gateway.model import Limits
 from gateway.server.answer_clocks import AnswerClocks
 from gateway.server.record import log_refused, log_untaken, new_ulid
 
 __all__ = ["Connection", "Server"]
 
-_ENOUGH_BYTES = 32 << 10
-"""Of what waits behind a request: then nothing more is received."""
-_HEAD_RECEIVE_BYTES = 64 << 10
-"""Received in one call at most, where the transport can be told; uvloop's cannot, and takes up to 250 KiB."""
 _BODY_RECEIVE_BYTES = 256 << 10
 """asyncio's own. Intake has more for large bodies."""
 _NO_HTTP = "the head of the request is no HTTP: its target is no URL, or a field that may stand once stands twice"
@@ -99,7 +95,7 @@ class Connection(RequestHandler):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """As aiohttp's."""
         super().connection_made(transport)
-        self._receive_at_most(_HEAD_RECEIVE_BYTES)
+        self._receive_at_most(RECEIVE_BYTES)
 
     def connection_lost(self, exc: BaseException | None) -> None:
         """As aiohttp's."""
@@ -137,7 +133,7 @@ class Connection(RequestHandler):
         """Begin the next request if it is its turn, and hold back what comes behind it."""
         if self._is_answered and self._body is None and not self._is_last:
             self._begin()
-        is_full = not self._is_answered and len(self._received) >= _ENOUGH_BYTES
+        is_full = not self._is_answered and len(self._received) >= ENOUGH_BYTES
         if is_full and not self._buffer_paused:
             self._pause_reading_for_buffer()
         elif self._buffer_paused and not is_full:
@@ -206,7 +202,7 @@ class Connection(RequestHandler):
         self._reader.feed_data(content)
         if self._body.ended:
             self._body = None
-            self._receive_at_most(_HEAD_RECEIVE_BYTES)
+            self._receive_at_most(RECEIVE_BYTES)
             self._reader.feed_eof()
         return data[size:]
 
