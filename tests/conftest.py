@@ -96,7 +96,7 @@ class _Tracebacks(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         error = record.exc_info[1] if record.exc_info else None
-        if error is not None and not isinstance(error, HttpProcessingError):  # those are quiet where a gateway serves
+        if error is not None and not isinstance(error, HttpProcessingError):  # of destinations: the gateway logs none
             self.logged.append(f"{record.name}: {record.getMessage()}: {error!r}")
 
 

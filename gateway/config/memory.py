@@ -20,8 +20,8 @@ from gateway.upload import lanes
 __all__ = ["memory_bound_bytes", "read_bound_bytes", "unlimited_keys"]
 
 _READ_BYTES = 1 << 20
-"""What one read may hold at most of what is read, whatever that is: a piece of a file or of an archive that waits for the client, or of
-a remote file twice as much as aiohttp holds of an answer, and what came in one call.
+"""What one read may hold at most of what is read: a piece of a file or of an archive that waits for the client, or of a
+remote file twice as much as aiohttp holds of an answer, and what came in one call.
 """
 
 

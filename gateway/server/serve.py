@@ -25,7 +25,6 @@ from functools import lru_cache
 from typing import Any
 
 from aiohttp import web
-from aiohttp.http_exceptions import HttpProcessingError
 
 from gateway.config.settings import Settings
 from gateway.http.urls import authority, without_secrets
@@ -225,16 +224,6 @@ def _shown(value: object) -> object:
             return without_secrets(str(value))
 
 
-def quiet_client_faults(record: logging.LogRecord) -> bool:
-    """A request that is no HTTP is its sender's fault: a line without a traceback, and no error of ours."""
-    error = record.exc_info[1] if record.exc_info else None
-    if isinstance(error, HttpProcessingError):
-        record.exc_info = record.exc_text = None
-        record.levelno, record.levelname = logging.INFO, "INFO"
-        record.msg, record.args = "not HTTP: %s", (error.message,)
-    return True
-
-
 def quiet_system_faults(record: logging.LogRecord) -> bool:
     """That the system has no descriptor for another connection is no mistake in code: a line without a traceback."""
     error = record.exc_info[1] if record.exc_info else None
@@ -257,5 +246,4 @@ def configure_logging(level: str | int = "INFO", *, worker: int | None = None) -
 
         handler.addFilter(numbered)
     logging.basicConfig(level=level, handlers=[handler], force=True)
-    logging.getLogger("aiohttp.server").addFilter(quiet_client_faults)
     logging.getLogger("asyncio").addFilter(quiet_system_faults)

@@ -10,7 +10,6 @@ from typing import Literal
 
 import pytest
 
-from gateway.server.serve import quiet_client_faults
 from tests.conftest import RunningGateway, StartDestination, StartGateway
 from tests.support.clients import (
     Answer,
@@ -34,10 +33,7 @@ BODY = form(file(b"abc" * 100))
 def _quiet(caplog: pytest.LogCaptureFixture) -> Iterator[None]:
     """What a client does wrong is no error of ours, and no traceback."""
     caplog.set_level(logging.INFO)
-    server = logging.getLogger("aiohttp.server")
-    server.addFilter(quiet_client_faults)  # as the process has it
     yield
-    server.removeFilter(quiet_client_faults)
     loud = [(r.name, r.getMessage()) for r in caplog.get_records("call") if r.levelno > logging.INFO or r.exc_info]
     assert loud == []
 

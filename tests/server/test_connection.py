@@ -14,9 +14,22 @@ import pytest
 from aiohttp import web
 from aiohttp.test_utils import make_mocked_request
 
+from gateway.server.connection import Connection
 from gateway.server.record import log_untaken
 from tests.conftest import Destination, RunningGateway, StartDestination, StartGateway
-from tests.support.clients import FORM_TYPE, Answer, Client, chunked, eventually, file, form, head, random_bytes
+from tests.support.clients import (
+    FORM_TYPE,
+    Answer,
+    Client,
+    DribblingClient,
+    ask,
+    chunked,
+    eventually,
+    file,
+    form,
+    head,
+    random_bytes,
+)
 from tests.support.processes import gateway_process
 
 TEXT = "text/plain"
@@ -266,6 +279,173 @@ class TestPipelined:
             client.finish()
             assert [(await client.answer()).status for _ in range(2)] == [201, 400]
             assert await client.ended(SOON) == b""
+
+    @pytest.mark.parametrize("client", [Client, DribblingClient])
+    async def test_requests_are_answered_however_they_come(self, gateway: RunningGateway, client: type[Client]) -> None:
+        requests = _raw(b"hello") + b"\r\n" + _in_chunks(BODY, size=7, content_type=FORM_TYPE) + _get("/healthz")
+        async with client(gateway.port) as sender:
+            await sender.send(requests + _get("/healthz", "BREW") + _get("/healthz"))
+            assert [(await sender.answer()).status for _ in range(4)] == [201, 201, 200, 400]
+            assert await sender.ended(SOON) == b""
+        assert len(_kept(gateway)) == 2
+
+    async def test_any_number_behind_a_body_in_the_same_segment_is_answered(self, gateway: RunningGateway) -> None:
+        async with Client(gateway.port) as client:
+            await client.send(_in_chunks(b"hello", "/raw") + _get("/healthz") * 100 + _raw(b"hello"))
+            assert {(await client.answer()).status for _ in range(102)} == {200, 201}
+
+    async def test_what_waits_behind_a_request_is_bounded(self, gateway: RunningGateway) -> None:
+        server = gateway.runner.server
+        assert server is not None
+        async with Client(gateway.port) as client:
+            await client.send(_raw(b"hello", "/raw"))  # which takes half a second
+            async with asyncio.TaskGroup() as tasks:
+                sending = tasks.create_task(client.send(_get("/healthz") * 200_000))
+                await asyncio.sleep(0.3)
+                (connection,) = server.connections
+                assert isinstance(connection, Connection)
+                assert 32 << 10 <= len(connection._received) <= 96 << 10
+                assert [(await client.answer()).status for _ in range(3)] == [201, 200, 200]
+                sending.cancel()
+
+
+class TestHeads:
+    """What of them is refused, and with what, is in tests/http/test_request_heads.py."""
+
+    @pytest.mark.parametrize("sent", [b"GET / HTTP/1.1\r\nHost: a\r\nX: ", b"GET /"])
+    async def test_one_without_an_end_is_cut_when_its_limit_has_come(
+        self, gateway: RunningGateway, sent: bytes
+    ) -> None:
+        async with Client(gateway.port) as client:
+            await client.send(sent + b"a" * (65536 - len(sent)))
+            with pytest.raises(TimeoutError):
+                await client.answer(0.2)
+            with contextlib.suppress(ConnectionError):
+                await client.send_for(3, bytes(1 << 16))
+            answer = await client.answer()
+            assert answer.status == (431 if b"Host" in sent else 414)
+            assert answer.json()["limit"] == 65536
+            await client.ended(SOON)
+
+    async def test_a_smaller_limit_holds(self, start_gateway: StartGateway) -> None:
+        gateway = await start_gateway(server={"max_head_bytes": 4096})
+        start = _get("/healthz")[:-2] + b"X: "
+        for size, status in ((4096, 200), (4097, 431)):
+            assert await _status(gateway, start + b"a" * (size - len(start) - 4) + b"\r\n\r\n") == status
+
+    async def test_a_large_one_is_taken_and_goes_on(self, gateway: RunningGateway) -> None:
+        request = head("/raw", content_length=5, cookie="a" * 40_000, content_type=TEXT) + b"hello"
+        assert await _status(gateway, request) == 201
+
+    @pytest.mark.parametrize(
+        "target", ["/healthz", "/uploads/x", "/files/x/0/a", "/download/http://h/", "/nowhere", "/upload"]
+    )
+    async def test_another_coding_is_refused_on_every_path(self, gateway: RunningGateway, target: str) -> None:
+        for method in ("GET", "POST"):
+            gzip = head(target, method, transfer_encoding="gzip, chunked")
+            old = head(target, method, transfer_encoding="chunked").replace(b"HTTP/1.1", b"HTTP/1.0")
+            assert (await _status(gateway, gzip), await _status(gateway, old)) == (501, 400)
+
+    async def test_what_is_no_http_is_told_so_at_once(self, gateway: RunningGateway) -> None:
+        for sent in (bytes.fromhex("16030100c8010000c40303") + bytes(60), b"GET /\r\n", b"SSH-2.0-x\r\n"):
+            async with Client(gateway.port) as client:
+                await client.send(sent)
+                answer = await client.answer(5)
+                assert (answer.status, answer.headers["connection"]) == (400, "close")
+                assert await client.ended(5) == b""
+
+    async def test_a_refusal_can_be_read_by_who_is_still_sending(self, gateway: RunningGateway) -> None:
+        for _ in range(5):
+            async with Client(gateway.port) as client:
+                with contextlib.suppress(ConnectionError):
+                    await client.send(head(content_length=len(BIG), cookie="a" * 70_000) + BIG)
+                assert (await client.answer()).status == 431
+
+    @pytest.mark.tracebacks  # of the destination, which is broken off
+    async def test_broken_chunks_are_told_so_at_once_on_every_kind_of_route(self, gateway: RunningGateway) -> None:
+        for target in ("/upload", "/proxy", "/raw", "/selftest/buffering"):
+            async with Client(gateway.port) as client:
+                await client.send(head(target, transfer_encoding="chunked", content_type=TEXT) + b"3\r\nabc\r\n")
+                await asyncio.sleep(0.05)
+                await client.send(b"3\r\nabcd\r\n" + _get("/healthz"))
+                answer = await client.answer(5)
+                assert (answer.status, answer.headers["connection"]) == (400, "close"), target
+                assert await client.ended(SOON) == b""
+
+
+SECRET = "hunter2"
+_SECRETIVE = f"Authorization: {SECRET}\r\nCookie: {SECRET}\r\n".encode()
+
+
+def _chunks(wire: str) -> bytes:
+    return head(f"/upload?{SECRET}", transfer_encoding="chunked", authorization=SECRET) + wire.encode()
+
+
+REFUSED: dict[str, tuple[bytes, int]] = {
+    "a long field": (b"GET / HTTP/1.1\r\nHost: a\r\nCookie: " + SECRET.encode() * 10_000 + b"\r\n\r\n", 431),
+    "many fields": (b"GET / HTTP/1.1\r\nHost: a\r\n" + _SECRETIVE * 150 + b"\r\n", 431),
+    "a long target": (b"GET /" + SECRET.encode() * 10_000 + b" HTTP/1.1\r\nHost: a\r\n\r\n", 414),
+    "a broken field": (b"GET / HTTP/1.1\r\nHost: a\r\n" + _SECRETIVE.replace(b":", b" :") + b"\r\n", 400),
+    "a control character": (b"GET / HTTP/1.1\r\nHost: a\r\n" + _SECRETIVE.replace(b": ", b": \0") + b"\r\n", 400),
+    "a folded field": (b"GET / HTTP/1.1\r\nHost: a\r\nX: a\r\n " + SECRET.encode() + b"\r\n\r\n", 400),
+    "LF": (b"GET / HTTP/1.1\nHost: a\n" + _SECRETIVE.replace(b"\r", b"") + b"\n", 400),
+    "a doubled field": (b"GET / HTTP/1.1\r\nHost: a\r\n" + f"User-Agent: {SECRET}\r\n".encode() * 2 + b"\r\n", 400),
+    "two Hosts": (f"GET / HTTP/1.1\r\nHost: a\r\nHost: {SECRET}\r\n\r\n".encode(), 400),
+    "a Host that is none": (f"GET / HTTP/1.1\r\nHost: {SECRET}@a\r\n\r\n".encode(), 400),
+    "a length": (f"GET / HTTP/1.1\r\nHost: a\r\nContent-Length: {SECRET}\r\n\r\n".encode(), 400),
+    "a coding": (head("/upload", transfer_encoding=SECRET), 501),
+    "a coding of HTTP/1.0": (head("/upload", transfer_encoding=SECRET).replace(b"P/1.1", b"P/1.0"), 400),
+    "UTF-8 in the target": (f"GET /ü?{SECRET} HTTP/1.1\r\nHost: a\r\n\r\n".encode(), 400),
+    "a fragment": (f"GET /a#{SECRET} HTTP/1.1\r\nHost: a\r\n\r\n".encode(), 400),
+    "user info": (f"GET http://a:{SECRET}@h/ HTTP/1.1\r\nHost: a\r\n\r\n".encode(), 400),
+    "a target that is no URL": (f"GET http://[{SECRET}/ HTTP/1.1\r\nHost: a\r\n\r\n".encode(), 400),
+    "a method": (f"{SECRET} / HTTP/1.1\r\nHost: a\r\n\r\n".encode(), 400),
+    "a method in capitals": (f"{SECRET.upper()} / HTTP/1.1\r\nHost: a\r\n\r\n".encode(), 400),
+    "CONNECT": (f"CONNECT {SECRET}:1 HTTP/1.1\r\nHost: a\r\n\r\n".encode(), 400),
+    "a version": (f"GET / {SECRET}\r\nHost: a\r\n\r\n".encode(), 400),
+    "no request line": (f"{SECRET}\r\n\r\n".encode(), 400),
+    "behind another request": (_get("/healthz") + f"{SECRET} {SECRET}\r\n\r\n".encode(), 400),
+    "a websocket of old": (f"GET / HTTP/1.1\r\nHost: a\r\nSec-WebSocket-Key1: {SECRET}\r\n\r\n".encode(), 400),
+    "a chunk's size": (_chunks(f"{SECRET}\r\n"), 400),
+    "a chunk's extension": (_chunks(f"3;{SECRET}\0\r\n"), 400),
+    "a chunk's data": (_chunks(f"3\r\n{SECRET}\r\n0\r\n\r\n"), 400),
+    "a trailer": (_chunks(f"0\r\n{SECRET}\r\n\r\n"), 400),
+    "a trailer's value": (_chunks(f"0\r\nX: {SECRET}\0\r\n\r\n"), 400),
+    "broken chunks that nobody reads": (_chunks(f"{SECRET}\r\n").replace(b"/upload", b"/nowhere"), 404),
+}
+
+
+@pytest.mark.sockets
+@pytest.mark.parametrize("extensions", ["", "1"], ids=["parser in C", "parser in Python"])
+async def test_no_refusal_tells_a_secret(tmp_path: Path, extensions: str) -> None:
+    with gateway_process(tmp_path, AIOHTTP_NO_EXTENSIONS=extensions, PYTHONUTF8="1") as process:
+        answers = {}
+        for what, (request, status) in REFUSED.items():
+            for cut in (len(request), len(request) - 3):
+                async with Client(process.port) as client:
+                    with contextlib.suppress(ConnectionError):
+                        await client.send(request[:cut])
+                        await asyncio.sleep(0.01)
+                        await client.send(request[cut:])
+                    answer = await client.answer()
+                    if what == "behind another request":
+                        answer = await client.answer()
+                answers[what] = answer
+                assert (answer.status, answer.headers["content-type"]) == (status, "application/problem+json"), what
+                assert "x-request-id" in answer.headers or what in (
+                    "a Host that is none",
+                    "broken chunks that nobody reads",
+                )
+                assert SECRET not in f"{answer.headers} {answer.body!r}".lower(), what
+        metrics = await ask(process.port, "/metrics")
+        assert SECRET not in metrics.body.decode()
+        log = process.log.read_text()
+    assert SECRET not in log.lower()
+    lines = [json.loads(line) for line in log.splitlines() if line.startswith("{")]
+    refused = {line["request_id"]: line for line in lines if line["message"] == "request refused"}
+    assert answers["a long field"].headers["x-request-id"] in refused
+    assert refused[answers["a long field"].headers["x-request-id"]]["outcome"] == "head-too-large"
+    assert all(line["level"] == "INFO" and "traceback" not in line for line in lines)
 
 
 class TestAFinWithinABody:
