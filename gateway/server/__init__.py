@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from gateway.server.serve import configure_logging, run, until_signalled
+from gateway.server.serve import configure_logging, run
+from gateway.server.signals import until_signalled
 from gateway.server.workers import WorkersFailed, supervise
 
 __all__ = ["WorkersFailed", "configure_logging", "run", "supervise", "until_signalled"]

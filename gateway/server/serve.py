@@ -2,21 +2,19 @@
 
 aiohttp's own shutdown drops the bytes of uploads in flight as soon as it begins. So ours comes first:
 readiness turns to 503, the listener closes, new requests on open connections are refused, uploads in
-progress go on for up to `drain_seconds`; those that are left are cancelled, which keeps nothing of them
-(G3); only then aiohttp's clean-up runs.
+progress go on for up to `drain_seconds`, or until a second signal; those that are left are cancelled, which
+keeps nothing of them (G3); only then aiohttp's clean-up runs.
 """
 
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import ctypes
 import errno
 import gc
 import importlib
 import json
 import logging
-import signal
 import sys
 import time
 from collections.abc import AsyncIterator, Callable, Coroutine
@@ -31,23 +29,19 @@ from gateway.http.urls import authority, without_secrets
 from gateway.server.app import build_app, check_took_effect
 from gateway.server.connection import Server
 from gateway.server.services import SERVICES
+from gateway.server.signals import Ending, catch_signals, ignore_signals
 
 __all__ = [
-    "SIGNALS",
     "DrainingRunner",
-    "catch_signals",
     "collect_seldom",
     "configure_logging",
     "keep_freed_buffers",
     "run",
     "running",
     "serve",
-    "until_signalled",
 ]
 
 log = logging.getLogger("gateway.server")
-
-SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # malloc.h
 _KEPT_BUFFER_BYTES = 4 << 20
@@ -68,35 +62,38 @@ _CLEANUP_SECONDS = 2
 class DrainingRunner(web.AppRunner):
     """An AppRunner whose `cleanup` drains first, and whose connections answer a client that has sent its FIN."""
 
-    def __init__(self, app: web.Application, *, drain_seconds: float) -> None:
+    def __init__(self, app: web.Application, *, drain_seconds: float, ending: Ending | None = None) -> None:
         super().__init__(app, shutdown_timeout=_CLEANUP_SECONDS)
         self._drain_seconds = drain_seconds
+        self._ending = ending or Ending()
 
     async def _make_server(self) -> web.Server:
         return Server.like(await super()._make_server(), self.app[SERVICES].limits)
 
     async def cleanup(self) -> None:
         """Stop listening, let requests in progress end for `drain_seconds`, break the others off, and leave."""
-        services = self.app[SERVICES]
+        services, ending = self.app[SERVICES], self._ending
         services.gate.draining = True
         for site in list(self.sites):
             await site.stop()
-        if services.requests:
-            log.info("draining: %d requests in progress", len(services.requests))
+        if services.requests and not ending.hurried:
+            log.info(
+                "draining: %d requests in progress; another SIGTERM or SIGINT breaks them off", len(services.requests)
+            )
         loop = asyncio.get_running_loop()
-        deadline = loop.time() + self._drain_seconds
-        while services.requests and loop.time() < deadline:
-            await asyncio.wait(services.requests, timeout=deadline - loop.time())
+        deadline = loop.time() + (0 if ending.hurried else self._drain_seconds)
+        async with ending.patience(deadline):
+            while services.requests:
+                await asyncio.wait(services.requests)
         if services.requests:
             log.warning("draining: %d requests are broken off", len(services.requests))
             for request in list(services.requests):
                 request.cancel()
             await asyncio.wait(services.requests, timeout=_ABORT_SECONDS)
             deadline = loop.time() + _REMOVAL_SECONDS
-        with contextlib.suppress(TimeoutError):  # the sinks tell what they leave to the next start
-            async with asyncio.timeout_at(deadline):
-                for sink in services.sinks.values():
-                    await sink.cleaned_up()
+        async with ending.patience(deadline):  # the sinks tell what they leave to the next start
+            for sink in services.sinks.values():
+                await sink.cleaned_up()
         await super().cleanup()
 
 
@@ -105,58 +102,34 @@ def run(main: Coroutine[Any, Any, None], *, event_loop: str) -> None:
     factory = None if event_loop == "asyncio" else importlib.import_module(event_loop).new_event_loop
     with asyncio.Runner(loop_factory=factory) as runner:
         runner.run(main)
-        # Blocked first: Python complains of a handler that goes between a signal's arrival and its turn.
-        signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
-        for number in SIGNALS:
-            signal.signal(number, signal.SIG_IGN)
+        ignore_signals()
 
 
 async def serve(settings: Settings, *, started: Callable[[str, int], None] = lambda host, port: None) -> None:
-    """Serve until SIGTERM or SIGINT, then drain. `started` is told where it listens. Raises OSError where the
-    address cannot be had.
+    """Serve until a signal comes, then drain. `started` is told where it listens. Raises OSError where the address
+    cannot be had.
     """
-    async with running(build_app(settings), settings) as runner:
+    ending = Ending()
+    async with running(build_app(settings), settings, ending) as runner:
         await web.TCPSite(runner, settings.server.host, settings.server.port).start()
         log.info("listening on %s", ", ".join(f"http://{authority(host, port)}" for host, port, *_ in runner.addresses))
+        catch_signals(ending.signalled)
         started(*runner.addresses[0][:2])
-        await until_signalled()
+        await ending.wait()
 
 
 @asynccontextmanager
-async def running(app: web.Application, settings: Settings) -> AsyncIterator[DrainingRunner]:
+async def running(app: web.Application, settings: Settings, ending: Ending) -> AsyncIterator[DrainingRunner]:
     """The application, ready to be listened for; on leaving it drains."""
     keep_freed_buffers()
     collect_seldom()
-    runner = DrainingRunner(app, drain_seconds=settings.server.drain_seconds)
+    runner = DrainingRunner(app, drain_seconds=settings.server.drain_seconds, ending=ending)
     await runner.setup()
     try:
         check_took_effect(runner, settings)
         yield runner
     finally:
         await runner.cleanup()
-
-
-async def until_signalled() -> None:
-    """Wait for SIGTERM or SIGINT."""
-    await catch_signals().wait()
-
-
-def catch_signals() -> asyncio.Event:
-    """Set by SIGTERM or SIGINT. Later ones are ignored: they would end the process in the middle of its drain.
-
-    These are no handlers of the loop's, which puts the default back when it closes: a second signal would then end a
-    process that has drained, and whoever waits for it would be told of a death.
-    """
-    signalled = asyncio.Event()
-    loop = asyncio.get_running_loop()
-
-    def caught(*_: object) -> None:
-        with contextlib.suppress(RuntimeError):  # the loop is closed: it has drained, or it has failed
-            loop.call_soon_threadsafe(signalled.set)
-
-    for number in SIGNALS:
-        signal.signal(number, caught)
-    return signalled
 
 
 def collect_seldom() -> None:

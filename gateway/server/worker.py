@@ -24,12 +24,14 @@ from gateway.config.load import ConfigError
 from gateway.config.settings import Settings
 from gateway.server.app import build_app
 from gateway.server.metrics import Metrics, share_metrics
-from gateway.server.serve import SIGNALS, catch_signals, configure_logging, run, running
+from gateway.server.serve import configure_logging, run, running
+from gateway.server.signals import SIGNALS, Ending, catch_signals
 from gateway.server.slots import SharedCounts
 
-__all__ = ["LISTENING", "Orders", "work"]
+__all__ = ["HURRY", "LISTENING", "Orders", "work"]
 
 LISTENING = b"+"
+HURRY = b"!"
 _BACKLOG = 128
 """aiohttp's own."""
 _LEFT_SECONDS = 0.01
@@ -71,15 +73,19 @@ def work(descriptor: int) -> int:
 
 
 async def _work(orders: Orders, channel: socket.socket) -> None:
-    ending, orphaned = catch_signals(), asyncio.Event()
+    ending, orphaned = Ending(), asyncio.Event()
+    catch_signals(lambda number: ending.begin())  # a terminal, or systemd, signals all: only the parent counts
     loop = asyncio.get_running_loop()
 
-    def parent_is_gone() -> None:  # it says nothing more, so what can be read is its end
-        loop.remove_reader(channel)
+    def parent_speaks() -> None:
+        if channel.recv(1) == HURRY:
+            ending.hurry()
+            return
+        loop.remove_reader(channel)  # its end
         orphaned.set()
-        ending.set()
+        ending.begin()
 
-    loop.add_reader(channel, parent_is_gone)
+    loop.add_reader(channel, parent_speaks)
     settings = orders.settings
     signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
     with _shared(orders.directory, orphaned):
@@ -87,8 +93,8 @@ async def _work(orders: Orders, channel: socket.socket) -> None:
         shared = SharedCounts(orders.slots, number=orders.number)
         with closing(shared):
             app = build_app(settings, metrics=Metrics(orders.directory), shared=shared)
-            async with running(app, settings) as runner:
-                if ending.is_set():
+            async with running(app, settings, ending) as runner:
+                if ending.begun:
                     return
                 for descriptor in orders.listeners:
                     listener = _SharedListener(descriptor, runner, shared)

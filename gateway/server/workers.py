@@ -4,11 +4,12 @@
    connections. (With SO_REUSEPORT each worker has a queue of its own: the kernel fills them by a hash, be
    they busy or idle, what waits in one is lost with its worker, and a second gateway on the port is no error.)
 2. A worker is a fresh interpreter (what has threads must not fork), with a number that its successor gets.
-3. Parent and worker hold the two ends of a socket pair. It carries what the worker has to do, and one byte
-   when it listens; its end tells each of them that the other one is gone. A worker without a parent drains.
-4. SIGTERM and SIGINT end the parent: it closes its listener and sends SIGTERM to the workers, which drain as
-   a single process does. Ctrl-C reaches the workers by itself, too; for them a second signal is none. Until a
-   worker can handle signals they are blocked, and wait.
+3. Parent and worker hold the two ends of a socket pair. It carries what the worker has to do, one byte when it
+   listens, and one when what it does is to be broken off; its end tells each of them that the other one is gone. A
+   worker without a parent drains.
+4. SIGTERM, SIGINT and SIGHUP end the parent: it closes its listener and sends SIGTERM to the workers, which drain
+   as a single process does. Ctrl-C reaches the workers by itself, too; for them a second signal is none: that the
+   parent got one, it tells them through the socket pair. Until a worker can handle signals they are blocked, and wait.
 5. What counts for all of them lies in a directory of temporary files: upload slots and metrics.
 6. A worker that ends is replaced, after a pause that grows while they are short-lived. If one cannot start at
    first, or several in a row later, nobody can: the parent gives up.
@@ -34,9 +35,9 @@ from gateway.config.make import make_sinks_and_flows
 from gateway.config.settings import Settings
 from gateway.http.urls import authority
 from gateway.server.metrics import forget_process
-from gateway.server.serve import SIGNALS, catch_signals
+from gateway.server.signals import SIGNALS, Ending, catch_signals
 from gateway.server.slots import clear_slots, make_slots
-from gateway.server.worker import LISTENING, Orders
+from gateway.server.worker import HURRY, LISTENING, Orders
 
 __all__ = ["WorkersFailed", "supervise"]
 
@@ -59,7 +60,7 @@ class WorkersFailed(Exception):
 
 
 async def supervise(settings: Settings, *, started: Callable[[str, int], None] = lambda host, port: None) -> None:
-    """Serve with workers until SIGTERM or SIGINT, then let them drain. `started` is told where they listen.
+    """Serve with workers until a signal comes, then let them drain. `started` is told where they listen.
 
     Raises OSError where the address cannot be had, ConfigError, WorkersFailed.
     """
@@ -94,9 +95,9 @@ class _Parent:
         self._listeners = listeners
         self._directory = directory
         self._started = started
-        self._ending = asyncio.Event()
+        self._ending = Ending()
         self._one_at_a_time = asyncio.Lock()
-        self._running: dict[int, Process] = {}
+        self._running: dict[int, tuple[Process, socket.socket]] = {}
         self._listening: set[int] = set()
         self._announced = False
         self._failures = 0
@@ -104,7 +105,7 @@ class _Parent:
 
     async def run(self) -> None:
         """Keep the workers running until a signal comes, then let them drain. Raises WorkersFailed."""
-        self._ending = catch_signals()
+        catch_signals(self._signalled)
         make_slots(self._orders(0).slots, processes=self._settings.server.workers)
         async with asyncio.TaskGroup() as group:
             for number in range(self._settings.server.workers):
@@ -112,6 +113,7 @@ class _Parent:
             await self._ending.wait()
             for listener in self._listeners:
                 listener.close()
+            log.info("draining; another SIGTERM or SIGINT breaks off what is in progress")
             self._send(signal.SIGTERM)
             patience = asyncio.get_running_loop().call_later(
                 self._settings.server.drain_seconds + _PATIENCE_SECONDS, self._send, signal.SIGKILL
@@ -129,24 +131,33 @@ class _Parent:
             logging.getLogger().level,
         )
 
+    def _signalled(self, number: int) -> None:
+        was_hurried = self._ending.hurried
+        self._ending.signalled(number)
+        if self._ending.hurried and not was_hurried:
+            log.info("draining: what is left is broken off")
+            for _, channel in self._running.values():
+                with suppress(OSError):
+                    channel.send(HURRY)
+
     def _send(self, number: signal.Signals) -> None:
-        for process in self._running.values():
+        for process, _ in self._running.values():
             with suppress(ProcessLookupError):
                 process.send_signal(number)
 
     async def _keep(self, number: int) -> None:
         """Let there be a worker of this number until the end."""
         pause_seconds = _SHORT_PAUSE_SECONDS
-        while not self._ending.is_set():
+        while not self._ending.begun:
             began = time.monotonic()
             try:
                 how = await self._one(number)
             except OSError as error:
-                if self._ending.is_set():
+                if self._ending.begun:
                     return  # the listeners are closed already
                 how = f"cannot be started: {error}"
             extra = {"worker": number}
-            if self._ending.is_set():
+            if self._ending.begun:
                 if how != "exit code 0":
                     self._problem = self._problem or f"worker {number} did not end well: {how}"
                 return
@@ -158,7 +169,7 @@ class _Parent:
                 self._failures += 1
                 if self._failures >= (_MOST_FAILURES if self._announced else 1):
                     self._problem = f"worker {number} did not start: {how}"
-                    self._ending.set()
+                    self._ending.begin()
                     return
             if time.monotonic() - began >= _SHORT_LIFE_SECONDS:
                 pause_seconds = _SHORT_PAUSE_SECONDS
@@ -196,9 +207,9 @@ class _Parent:
                         stdin=asyncio.subprocess.DEVNULL,
                         pass_fds=(theirs.fileno(), *orders.listeners),
                     )
-            self._running[orders.number] = process
+            self._running[orders.number] = process, ours
             try:
-                if self._ending.is_set():  # since it was being started
+                if self._ending.begun:  # since it was being started
                     self._send(signal.SIGTERM)
                 yield process, ours
             finally:
@@ -208,7 +219,7 @@ class _Parent:
         self._failures = 0
         self._listening.add(number)
         log.info("worker %d listens", number, extra={"worker": number, "pid": pid})
-        if self._announced or len(self._listening) < self._settings.server.workers or self._ending.is_set():
+        if self._announced or len(self._listening) < self._settings.server.workers or self._ending.begun:
             return
         self._announced = True
         addresses = [listener.getsockname()[:2] for listener in self._listeners]

@@ -220,7 +220,8 @@ class TestDrain:
                 clients = [await stack.enter_async_context(_half_sent(process, root)) for _ in range(4)]
                 process.terminate()
                 await _refused(process.port)
-                process.terminate()  # a second one breaks nothing off
+                for pid in pids.values():
+                    os.kill(pid, signal.SIGTERM)  # a second one is none, unless it is the parent's
                 await idle.send(head("/readyz", "GET", content_type=""))
                 assert (await idle.answer()).status == 503
                 for client in clients:
@@ -278,7 +279,7 @@ class TestDrain:
                 os.kill(pid, signal.SIGINT)
                 time.sleep(0.0005)
 
-    @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+    @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
     async def test_a_signal_while_they_start_ends_all_of_them_quietly(
         self, tmp_path: Path, number: signal.Signals
     ) -> None:
