@@ -7,7 +7,7 @@ import zlib
 from collections.abc import AsyncIterable, AsyncIterator, Callable
 from typing import Protocol
 
-from gateway.errors import TooLarge
+from gateway.errors import Malformed, TooLarge
 from gateway.flows import BATCH_BYTES, FlowFile, Reject, batched, in_thread
 
 if sys.version_info >= (3, 14):
@@ -19,6 +19,10 @@ __all__ = ["gunzip", "gzip", "unzstd", "zstd"]
 
 _GZIP = 31  # zlib's number for a gzip wrapper around a 32 KiB window
 _SLICE_BYTES = 16 << 10
+_MAX_FRAMES, _FRAME_BYTES = 1000, 1024
+"""A frame of zstd costs twenty times what a member of gzip does, and may be empty: so many of them, or as many as have
+a KiB each, as those of its seekable format do.
+"""
 _FREE_BYTES = 1 << 20
 """The ratio is looked at from here on: a small file of zeros is no bomb."""
 
@@ -148,7 +152,7 @@ async def _decompressed(
 
 class _Members:
     """Members (gzip) or frames (zstd), one after the other. `work` runs in a thread, so that a file of very many
-    tiny ones costs no hop for each.
+    tiny ones costs no hop for each. Raises Malformed for too many tiny frames.
     """
 
     def __init__(self, member: Callable[[], Decompressor]) -> None:
@@ -157,6 +161,9 @@ class _Members:
         self._ended = False
         self._input = b""
         self._taken = 0
+        self._count = 1
+        self._all = 0
+        """How many members there were, in how many bytes."""
         self.hungry = True
         """Whether nothing more comes without more input."""
 
@@ -166,6 +173,7 @@ class _Members:
 
     def feed(self, data: bytes) -> None:
         self._input, self._taken, self.hungry = data, 0, False
+        self._all += len(data)
 
     def work(self, size: int) -> bytes:
         """About `size` bytes of output, or what the input gives."""
@@ -185,6 +193,9 @@ class _Members:
                     if not data:
                         continue
                     self._current, self._ended = self._member(), False
+                    self._count += 1
+                    if not self._pads and self._count > _MAX_FRAMES and self._all < self._count * _FRAME_BYTES:
+                        raise Malformed(f"it has more than {_MAX_FRAMES} frames, and they are tiny")
             output = self._current.decompress(data, size - made)
             made += len(output)
             pieces.append(output)

@@ -28,6 +28,12 @@ _TRAILERS = re.compile(rb"\r\n" + FIELDS + rb"\r\n")
 """With the end of the last chunk's size."""
 
 
+_CHUNK_BYTES, _FREE_BYTES = 64, 256 << 10
+"""A chunk costs as much as hundreds of bytes: they have so many on average, once so much of the body has come. That is
+milliseconds, and clients that write byte by byte are mostly tests, of some ten KiB.
+"""
+
+
 class Body(Protocol):
     """What is left of a body."""
 
@@ -58,7 +64,7 @@ class LengthBody:
 class ChunkedBody:
     """One that comes in chunks."""
 
-    __slots__ = ("_in_trailers", "_left", "_line", "ended")
+    __slots__ = ("_bytes", "_chunks", "_in_trailers", "_left", "_line", "ended")
 
     def __init__(self) -> None:
         self._left = 0
@@ -66,6 +72,7 @@ class ChunkedBody:
         self._line = b"\r\n"
         """What has come of the line between two chunks, as if there were one before the first; or of the trailers."""
         self._in_trailers = False
+        self._chunks = self._bytes = 0
         self.ended = False
 
     def take(self, data: bytes) -> tuple[bytes, int]:
@@ -91,6 +98,10 @@ class ChunkedBody:
         match = _SIZE.match(text, start)
         if match is not None:
             self._left = int(match[1], 16)
+            self._chunks += 1
+            self._bytes += self._left
+            if self._chunks * _CHUNK_BYTES > self._bytes > _FREE_BYTES:
+                raise Malformed(f"the chunks of the body have less than {_CHUNK_BYTES} bytes on average")
             self._line = b"" if self._left else b"\r\n"
             self._in_trailers = not self._left
             return match.end() - start - known

@@ -34,6 +34,7 @@ bytes fed in (for a relay that passes the wire bytes on); else `raw` is empty.
 
 from __future__ import annotations
 
+import re
 import sys
 from enum import Enum, auto
 from typing import NamedTuple
@@ -311,6 +312,12 @@ class Decoder:
         self._resume_at = self._block_at - 2  # the delimiter line's CRLF may be the first of the blank line's two
         return raw_at
 
+    def _next_real(self, buffer: bytes, start: int) -> int:
+        """Where a delimiter begins that is none of a few bytes only; -1: nowhere."""
+        pattern = re.escape(self._delimiter) + rb"(?:--?|[ \t]*+[\r\n]|[ \t]*+\Z|[ \t]{%d})" % (_MAX_PADDING_BYTES + 1)
+        found = re.compile(pattern).search(buffer, start)
+        return -1 if found is None else found.start()
+
     def _find_delimiter(self, buffer: bytes, start: int) -> tuple[int, int | None, bool]:
         """(where it begins, where what follows it begins, whether it closes), rule 2.
 
@@ -337,7 +344,12 @@ class Decoder:
                 return found, None, False
             if mark[0] == _LF:
                 raise Malformed("a delimiter line ends in a bare LF")
-            search_at = after  # a look-alike
+            # A look-alike: there may be nothing else, so the next one that could be more is searched for in one call.
+            other = self._next_real(buffer, after)
+            if other < 0:
+                search_at = after
+                break
+            search_at = other
         candidate = buffer.find(b"\r", max(search_at, length - len(delimiter) + 1))
         while candidate >= 0 and not delimiter.startswith(buffer[candidate:]):
             candidate = buffer.find(b"\r", candidate + 1)

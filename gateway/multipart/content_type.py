@@ -10,7 +10,7 @@ from __future__ import annotations
 import re
 
 from gateway.errors import Malformed
-from gateway.multipart.headers import MEDIA_TYPE, TOKEN, media_type
+from gateway.multipart.headers import MAX_PARAMETERS, MEDIA_TYPE, TOKEN, media_type
 
 __all__ = ["MIXED_TYPES", "boundary_of", "check_nested", "other_parameters"]
 
@@ -69,7 +69,11 @@ def _parameters(content_type: bytes) -> list[tuple[bytes, bytes]]:
     assert match is not None  # both ends of the pattern may be empty
     found: dict[bytes, bytes] = {}
     position = match.end()
+    count = 0
     while position < len(content_type):
+        count += 1
+        if count > MAX_PARAMETERS:
+            raise Malformed(f"the Content-Type has more than {MAX_PARAMETERS} parameters")
         parameter = _PARAMETER.match(content_type, position)
         if parameter is None:
             raise Malformed("the parameters of the Content-Type are malformed")

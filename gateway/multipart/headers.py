@@ -35,6 +35,7 @@ from gateway.errors import Malformed, TooLarge
 from gateway.model import text
 
 __all__ = [
+    "MAX_PARAMETERS",
     "MEDIA_TYPE",
     "TOKEN",
     "USUAL_HEAD",
@@ -52,7 +53,11 @@ __all__ = [
 ]
 
 TOKEN = rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]+"
-_HEADER = re.compile(rb"(" + TOKEN + rb"):[ \t]*([^\x00-\x08\x0a-\x1f\x7f]*)")
+_VALUE = rb"[^\x00-\x08\x0a-\x1f\x7f]*+"
+_HEADERS = re.compile(TOKEN + b"+:" + _VALUE + rb"(?:\r\n" + TOKEN + b"+:" + _VALUE + b")*+")
+_HEADER = re.compile(rb"(" + TOKEN + rb"+):[ \t]*+(" + _VALUE + rb")")
+MAX_PARAMETERS = 32
+"""Of one header: forms have two, and what has more is meant to be read for long."""
 _FOLD = re.compile(rb"\r\n[ \t]+")
 MEDIA_TYPE = re.compile(rb"[ \t]*([^;\s]*)[ \t]*")
 # One parameter. The unquoted form is wider than a token (people write `filename=a b.txt`), but has no quote.
@@ -65,8 +70,6 @@ _PLAIN_DISPOSITION = re.compile(
 )
 _NAMING_TYPE = re.compile(rb"(?i:(?:\A|;)[ \t]*name[ \t]*(?:[*=;]|\Z))")
 _NAME_OF_TYPE = re.compile(rb"name(?=\*|\Z)")
-_BACKSLASH_ESCAPE = re.compile(rb'\\(["\\])')
-_PERCENT_ESCAPE = re.compile(rb"%(?:22|0D|0A)")
 _ENCODED_ONLY = re.compile(rb"(?:[A-Za-z0-9._~-]|%[0-9A-Fa-f]{2})*")
 _OTHER_ESCAPE = re.compile(rb"%(?!22|0D|0A)[0-9A-Fa-f]{2}")
 _CONTROL = re.compile(rb"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f]")
@@ -87,7 +90,6 @@ _TEXTUAL = re.compile(
     rb"(?i:[ \t]*(?:text/|application/(?:json|x-www-form-urlencoded)[ \t]*(?:;|\Z)|[^;]*\+json[ \t]*(?:;|\Z))"
     rb"|(?![ \t]*" + TOKEN + rb"/" + TOKEN + rb"[ \t]*(?:;|\Z)))"
 )
-_WHATWG = {b"%22": b'"', b"%0D": b"\r", b"%0A": b"\n"}
 
 
 USUAL_HEAD = re.compile(
@@ -106,16 +108,11 @@ def parse_header_block(block: bytes, *, max_headers: int) -> list[tuple[bytes, b
         return []
     if b"\r\n " in block or b"\r\n\t" in block:
         block = _FOLD.sub(b" ", block)
-    headers = []
-    for line in block.split(b"\r\n"):
-        match = _HEADER.fullmatch(line)
-        if match is None:
-            raise Malformed("a part has a malformed header line")
-        name, value = match.groups()
-        headers.append((name.lower(), value.rstrip(b" \t")))
-    if max_headers and len(headers) > max_headers:
+    if not _HEADERS.fullmatch(block):
+        raise Malformed("a part has a malformed header line")
+    if max_headers and block.count(b"\r\n") >= max_headers:
         raise TooLarge(f"a part has more than {max_headers} headers", limit=max_headers)
-    return headers
+    return [(name.lower(), value.rstrip(b" \t")) for name, value in _HEADER.findall(block)]
 
 
 def parameters(value: bytes) -> tuple[bytes, dict[bytes, bytes]]:
@@ -124,8 +121,11 @@ def parameters(value: bytes) -> tuple[bytes, dict[bytes, bytes]]:
     assert match is not None  # both ends of the pattern may be empty
     kind, position = match[1].lower(), match.end()
     found: list[tuple[bytes, bytes]] = []
+    count = 0
     while position < len(value) and (match := _PARAMETER.match(value, position)):
-        position = match.end()
+        position, count = match.end(), count + 1
+        if count > MAX_PARAMETERS:
+            raise Malformed(f"a header has more than {MAX_PARAMETERS} parameters")
         name, quoted, plain = match.groups()
         if name is not None:
             found.append((name.lower(), plain.rstrip(b" \t") if quoted is None else _unquote(quoted)))
@@ -141,8 +141,10 @@ def _unquote(quoted: bytes) -> bytes:
     wholly_encoded = _OTHER_ESCAPE.search(quoted) and _ENCODED_ONLY.fullmatch(quoted)
     has_percents = b"%" in quoted and b'\\"' not in quoted and not wholly_encoded
     if b"\\" in quoted:
-        quoted = _BACKSLASH_ESCAPE.sub(rb"\1", quoted)
-    return _PERCENT_ESCAPE.sub(lambda match: _WHATWG[match[0]], quoted) if has_percents else quoted
+        quoted = b"\\".join([piece.replace(b'\\"', b'"') for piece in quoted.split(b"\\\\")])
+    if has_percents:
+        quoted = quoted.replace(b"%22", b'"').replace(b"%0D", b"\r").replace(b"%0A", b"\n")
+    return quoted
 
 
 def _extended(value: bytes | None) -> bytes | None:
