@@ -9,12 +9,15 @@ keeps nothing of them (G3); only then aiohttp's clean-up runs.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import ctypes
 import errno
 import gc
 import importlib
 import json
 import logging
+import math
+import resource
 import sys
 import time
 from collections.abc import AsyncIterator, Callable, Coroutine
@@ -36,6 +39,7 @@ __all__ = [
     "collect_seldom",
     "configure_logging",
     "keep_freed_buffers",
+    "raise_descriptor_limit",
     "run",
     "running",
     "serve",
@@ -118,9 +122,17 @@ async def serve(settings: Settings, *, started: Callable[[str, int], None] = lam
         await ending.wait()
 
 
+def raise_descriptor_limit() -> None:
+    """To what the process may have (RLIMIT_NOFILE): the usual 1,024 are fewer connections than that."""
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with contextlib.suppress(OSError, ValueError):  # where "unlimited" is more than the system takes
+        resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
+
+
 @asynccontextmanager
 async def running(app: web.Application, settings: Settings, ending: Ending) -> AsyncIterator[DrainingRunner]:
     """The application, ready to be listened for; on leaving it drains."""
+    raise_descriptor_limit()
     keep_freed_buffers()
     collect_seldom()
     runner = DrainingRunner(app, drain_seconds=settings.server.drain_seconds, ending=ending)
@@ -197,10 +209,19 @@ def _shown(value: object) -> object:
             return without_secrets(str(value))
 
 
+_told_at = -math.inf
+
+
 def quiet_system_faults(record: logging.LogRecord) -> bool:
-    """That the system has no descriptor for another connection is no mistake in code: a line without a traceback."""
+    """That the system has no descriptor for another connection is no mistake in code: a line without a traceback, and
+    one a second, for asyncio says so for each connection that waits.
+    """
+    global _told_at
     error = record.exc_info[1] if record.exc_info else None
     if isinstance(error, OSError) and error.errno in _OUT_OF:
+        if record.created - _told_at < 1:
+            return False
+        _told_at = record.created
         record.exc_info = record.exc_text = None
         record.levelno, record.levelname = logging.WARNING, "WARNING"
         record.msg, record.args = "a connection has to wait: %s", (error.strerror,)
