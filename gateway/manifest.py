@@ -150,7 +150,7 @@ def _document(entry: Entry) -> dict[str, object]:
 def results_json(manifest: Manifest) -> bytes:
     """What became of each file, in the order of the wire: the body of an answer of `/convert`."""
     entries = [entry for entry in manifest.entries if entry.part.is_file and (entry.receipts or entry.problem)]
-    return json.dumps([_result(entry) for entry in entries], ensure_ascii=False).encode()
+    return json.dumps([_result(entry) for entry in entries], ensure_ascii=False).encode() + b"\n"
 
 
 def _result(entry: Entry) -> dict[str, object]:

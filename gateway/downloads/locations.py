@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from gateway.multipart.filenames import safe_segment
 
-__all__ = ["ARCHIVE_PATH", "FILE_PATH", "UPLOAD_PATH", "file_location", "upload_location"]
+__all__ = ["ARCHIVE_PATH", "FILE_PATHS", "UPLOAD_PATH", "file_location", "upload_location"]
 
 UPLOAD_PATH = "/uploads/{id}"
 ARCHIVE_PATH = "/uploads/{id}/archive.zip"
-FILE_PATH = "/files/{id}/{index}/{filename}"
+FILE_PATHS = ("/files/{id}/{index}/{filename}", "/files/{id}/{index}")
 
 
 def upload_location(upload_id: str) -> str:

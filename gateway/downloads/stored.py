@@ -4,7 +4,8 @@
    bytes where the manifest has one, and the date is good for If-Range, too.
 2. Conditions are judged in the order of RFC 9110 13.2.2. HEAD is answered as GET is, ranges included.
 3. One range is served. Several, or one of invalid syntax, are answered with the whole (14.2 allows both).
-4. Whatever was stored is a download, never a page of ours: attachment, nosniff.
+4. Whatever was stored is a download, never a page of ours, nor a piece of another site's: attachment, nosniff, sandbox,
+   same-origin. No cache between gives it to others, or without asking whether it is still there.
 5. Who reads keeps nobody from removing the upload: a file that was opened is read to its end, an archive breaks off.
 6. A body that cannot be sent to its end breaks the connection, and never looks like a whole one.
 """
@@ -50,7 +51,12 @@ _CHUNK_BYTES = 256 << 10
 """Read in one job where sendfile cannot be had."""
 
 _OCTETS = "application/octet-stream"
-_NOSNIFF = {"X-Content-Type-Options": "nosniff"}
+_CACHING: dict[str, str] = {hdrs.CACHE_CONTROL: "private, no-cache"}
+_NO_PAGE = {
+    "X-Content-Type-Options": "nosniff",
+    "Content-Security-Policy": "sandbox",
+    "Cross-Origin-Resource-Policy": "same-origin",
+}
 _TOKEN = re.compile(r"[!#$%&'*+\-.^_`|~0-9A-Za-z]+")
 _INDEX = re.compile("0|[1-9][0-9]{0,8}")
 _FIELD_VALUE = re.compile("[\t\x20-\x7e\xa0-\ud7ff\ue000-\U0010ffff]+")
@@ -100,7 +106,7 @@ async def _answer_file(
     described = _as_stored(part, sink)
     digest, modified = described["sha256"], int(stored.modified)
     etag = f'"{digest}"' if digest else f'"{upload_id}-{part["index"]}"'
-    validators: dict[str, str] = {hdrs.ETAG: etag, hdrs.LAST_MODIFIED: formatdate(modified, usegmt=True)}
+    validators: dict[str, str] = {hdrs.ETAG: etag, hdrs.LAST_MODIFIED: formatdate(modified, usegmt=True), **_CACHING}
     status, start, stop = chosen(request.headers, etag=etag, modified=modified, size=stored.size)
     match status:
         case 304:
@@ -118,7 +124,7 @@ async def _answer_file(
         hdrs.CONTENT_DISPOSITION: _attachment(safe_name(described["filename"])),
         hdrs.ACCEPT_RANGES: "bytes",
         **validators,
-        **_NOSNIFF,
+        **_NO_PAGE,
     }
     codings = [coding.strip() for coding in part.get("content_encoding", "").split(",") if coding.strip()]
     if codings and all(map(_TOKEN.fullmatch, codings)):  # its bytes are as they came, or no flow was let to them
@@ -153,7 +159,9 @@ async def get_archive(request: web.Request) -> web.StreamResponse:
             hdrs.CONTENT_TYPE: "application/zip",
             hdrs.CONTENT_LENGTH: str(archive.left),
             hdrs.CONTENT_DISPOSITION: f'attachment; filename="{upload_id}.zip"',
-            **_NOSNIFF,
+            hdrs.ACCEPT_RANGES: "none",
+            **_CACHING,
+            **_NO_PAGE,
         }
         response = web.StreamResponse(headers=headers)
         return await _sent(request, response, lambda: _send_archive(response, archive, run))

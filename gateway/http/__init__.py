@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from gateway.http.answering import HEAD_LIMITS, HELD_HEAD_BYTES, AnswerConnector, AnswerHandler
-from gateway.http.answers import delivered, passed_through, reset, strip_aiohttp_headers
+from gateway.http.answers import SERVER_NAME, delivered, passed_through, reset, strip_aiohttp_headers
 from gateway.http.conditions import chosen
 from gateway.http.forwarding import (
     REQUEST_ID,
@@ -47,6 +47,7 @@ __all__ = [
     "PORTS",
     "RECEIVE_BYTES",
     "REQUEST_ID",
+    "SERVER_NAME",
     "TOKEN",
     "AnswerConnector",
     "AnswerHandler",

@@ -12,10 +12,11 @@ from aiohttp import ClientError, ClientResponse, hdrs, web
 from gateway.http.forwarding import answer_headers
 from gateway.http.obs_text import ForwardedResponse
 
-__all__ = ["delivered", "passed_through", "reset", "strip_aiohttp_headers"]
+__all__ = ["SERVER_NAME", "delivered", "passed_through", "reset", "strip_aiohttp_headers"]
 
 log = logging.getLogger("gateway.answers")
 
+SERVER_NAME = "gateway"
 _WRITE_BYTES = 64 << 10
 PASSED_THROUGH = web.ResponseKey("passed_through", list[str])
 
@@ -89,7 +90,11 @@ async def delivered(request: web.Request, response: web.Response) -> web.StreamR
 
 
 async def strip_aiohttp_headers(request: web.Request, response: web.StreamResponse) -> None:
-    """A signal handler: aiohttp adds headers of its own to a destination's answer, take them out again."""
+    """A signal handler: aiohttp adds headers of its own to a destination's answer, take them out again; in an answer of
+    ours it says its version, and Python's.
+    """
+    if PASSED_THROUGH not in response:
+        response.headers[hdrs.SERVER] = SERVER_NAME
     for name in response.get(PASSED_THROUGH, ()):
         response.headers.popall(name, None)
 

@@ -29,7 +29,7 @@ def problem(
 ) -> web.Response:
     """An error as problem+json (RFC 9457). `close` ends the connection with it: its body was not read."""
     document = problem_document(error, instance=instance)
-    response = web.Response(status=error.status, body=json.dumps(document).encode(), content_type=_PROBLEM)
+    response = web.Response(status=error.status, body=json.dumps(document).encode() + b"\n", content_type=_PROBLEM)
     if error.retry_after_seconds is not None:
         response.headers[hdrs.RETRY_AFTER] = str(error.retry_after_seconds)
     if coding := error.members.get("accept_encoding"):

@@ -32,6 +32,7 @@ from aiohttp.streams import EMPTY_PAYLOAD
 from aiohttp.web_protocol import RequestHandler, _ErrInfo
 
 from gateway.errors import ClientGone, GatewayError, Malformed
+from gateway.http.answers import SERVER_NAME
 from gateway.http.forwarding import REQUEST_ID
 from gateway.http.problems import problem
 from gateway.http.request_bodies import Body, ChunkedBody, LengthBody
@@ -227,11 +228,14 @@ class Connection(RequestHandler):
     ) -> web.StreamResponse:
         """A refusal as a problem with an id, and in the log with that; aiohttp's answer to anything else."""
         if not isinstance(exc, GatewayError):
-            return super().handle_error(request, status, exc, message)
+            response = super().handle_error(request, status, exc, message)
+            response.headers[hdrs.SERVER] = SERVER_NAME
+            return response
         identity = new_ulid()
         log_refused(exc, identity)
         response = problem(exc, close=True)
-        response.headers.update({REQUEST_ID: identity, hdrs.CONNECTION: "close"})  # aiohttp answers as HTTP/1.0 here
+        own = {REQUEST_ID: identity, hdrs.SERVER: SERVER_NAME, hdrs.CONNECTION: "close"}
+        response.headers.update(own)  # aiohttp answers as HTTP/1.0 here
         return response
 
     async def finish_response(

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import re
 
 from aiohttp import hdrs, web
 from aiohttp.typedefs import Handler
 
-from gateway.downloads.locations import ARCHIVE_PATH, FILE_PATH, UPLOAD_PATH, upload_location
+from gateway.config.settings import OWN_PATHS
+from gateway.downloads.locations import ARCHIVE_PATH, FILE_PATHS, UPLOAD_PATH, upload_location
 from gateway.downloads.stored import STORES, delete_upload, get_archive, get_file, get_upload
 from gateway.errors import (
     ClientGone,
@@ -111,7 +113,8 @@ def add_routes(app: web.Application) -> None:
             _add(app, route.path + "/{filename:[^/]*}", identified=True, PUT=uploads.upload)
     _add(app, UPLOAD_PATH, GET=_reading(get_upload), DELETE=delete_upload)
     _add(app, ARCHIVE_PATH, GET=_reading(get_archive))
-    _add(app, FILE_PATH, GET=_reading(get_file))
+    for path in FILE_PATHS:
+        _add(app, path, GET=_reading(get_file))
     _add(app, "/download/{url:(?s:.*)}", GET=get_download)  # (?s: so that %0a is refused there and not lost here
     _add(app, "/selftest/buffering", POST=selftest_buffering, PUT=selftest_buffering)
     _add(app, "/healthz", GET=healthz)
@@ -135,6 +138,8 @@ def _add(app: web.Application, path: str, *, identified: bool = False, **handler
     async def not_allowed(request: web.Request) -> web.StreamResponse:
         if identified:
             request[SENT_REQUEST_ID] = request_id(request.headers.items(), new_ulid())
+        if request.match_info.get("filename") == "":  # a slash too much, unless it is PUT there
+            raise _not_found_at(request)
         response = _problem(request, MethodNotAllowed(f"{request.method} is not one of {allow}"))
         response.headers[hdrs.ALLOW] = allow
         return response
@@ -147,7 +152,19 @@ async def _expect(request: web.Request) -> None:
 
 
 async def _not_found(request: web.Request) -> web.Response:
-    raise NotFound("there is nothing at this path")
+    raise _not_found_at(request)
+
+
+def _not_found_at(request: web.Request) -> NotFound:
+    """The 404, which names what was meant by a path with a slash too much. One path, one meaning: it is not served,
+    for a proxy in front may have rules for the other.
+    """
+    plain = re.sub("/{2,}", "/", request.path).rstrip("/")
+    ours = (*(route.path for route in request.app[SERVICES].routes), *OWN_PATHS)
+    meant = [path for path in ours if plain != request.path and (plain == path or plain.startswith(path + "/"))]
+    if not meant:
+        return NotFound("there is nothing at this path")
+    return NotFound(f"there is nothing at this path, but at {meant[0]}, without a doubled slash or one at the end")
 
 
 # -- errors

@@ -7,6 +7,7 @@ it sends: `seconds` between its first byte and its last.
 
 from __future__ import annotations
 
+import json
 import math
 import time
 
@@ -40,7 +41,8 @@ async def answer_buffering(request: web.Request, limits: Limits) -> web.Response
     if intake.received_bytes < 2:
         raise Malformed("a test has two bytes at least, the last one some seconds after the first")
     took = last - first
-    return web.json_response({"bytes": intake.received_bytes, "seconds": round(took, 3), "buffered": took < wanted / 2})
+    found = {"bytes": intake.received_bytes, "seconds": round(took, 3), "buffered": took < wanted / 2}
+    return web.json_response(text=json.dumps(found) + "\n")
 
 
 def _seconds(text: str) -> float:

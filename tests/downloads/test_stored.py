@@ -491,7 +491,10 @@ async def test_a_file_is_a_download_with_its_own_type_and_strong_validators(shop
         "Accept-Ranges": "bytes",
         "Etag": f'"{hashlib.sha256(data).hexdigest()}"',
         "Last-Modified": _DATE,
+        "Cache-Control": "private, no-cache",
         "X-Content-Type-Options": "nosniff",
+        "Content-Security-Policy": "sandbox",
+        "Cross-Origin-Resource-Policy": "same-origin",
         "Connection": "close",
     }
 
@@ -763,6 +766,13 @@ async def test_an_archive_of_many_files_opens_everywhere(shop: Shop, tmp_path: P
     if unzip := shutil.which("unzip"):
         (tmp_path / "archive.zip").write_bytes(answer.body)
         subprocess.run([unzip, "-tqq", str(tmp_path / "archive.zip")], check=True, capture_output=True)
+
+
+async def test_an_archive_has_no_ranges_and_is_no_page_either(shop: Shop) -> None:
+    answer = await shop.ask(f"/uploads/{await shop.store(b'x')}/archive.zip", Range="bytes=0-1")
+    shown = ("Accept-Ranges", "Cache-Control", "Content-Security-Policy", "Cross-Origin-Resource-Policy")
+    assert answer.status == 200
+    assert [answer.headers[name] for name in shown] == ["none", "private, no-cache", "sandbox", "same-origin"]
 
 
 async def test_an_upload_without_files_is_an_empty_archive(shop: Shop) -> None:

@@ -320,6 +320,54 @@ class TestHouse:
             assert await client.ended() == b""
 
 
+@pytest.mark.parametrize(
+    ("method", "typed", "meant"),
+    [
+        *(("POST", f"/upload{more}", "/upload") for more in ("/", "//")),
+        *(("POST", typed, "/proxy") for typed in ("/proxy/", "//proxy", "/proxy//")),
+        ("GET", "/healthz/", "/healthz"),
+        ("GET", f"/uploads/{UNKNOWN}/", "/uploads"),
+        ("GET", f"//files/{UNKNOWN}/0", "/files"),
+    ],
+)
+async def test_a_path_with_a_slash_too_much_is_told_what_was_meant(
+    gateway: RunningGateway, method: str, typed: str, meant: str
+) -> None:
+    answer = await ask(gateway.port, typed, method, form(file(b"x")) if method == "POST" else b"")
+    _is_problem(answer, 404, "not-found")
+    assert f"but at {meant}, without" in answer.json()["detail"]
+
+
+@pytest.mark.parametrize("path", ["/", "//", "/nothing/", "/uploadx/", "/proxy/x", "/proxyx//"])
+async def test_any_other_path_is_told_nothing(gateway: RunningGateway, path: str) -> None:
+    assert (await ask(gateway.port, path)).json()["detail"] == "there is nothing at this path"
+
+
+async def test_a_file_is_found_without_a_name(gateway: RunningGateway) -> None:
+    upload = (await _upload(gateway, file(b"abc")))["upload"]
+    answer = await ask(gateway.port, f"/files/{upload}/0")
+    assert (answer.status, answer.body) == (200, b"abc")
+    assert (await ask(gateway.port, f"/files/{upload}/1")).status == 404
+
+
+async def test_every_answer_says_who_answers_and_no_version(gateway: RunningGateway) -> None:
+    answers = [await ask(gateway.port, path) for path in ("/healthz", "/nothing", f"/uploads/{UNKNOWN}")]
+    answers.append(await ask(gateway.port, "/upload", "POST", form(file(b"x"))))
+    for refused in (b"NO HTTP\r\n\r\n", b"GET / HTTP/1.1\r\nHost: g\r\nA B: c\r\n\r\n"):
+        async with Client(gateway.port) as client:
+            await client.send(refused)
+            answers.append(await client.answer())
+    assert [answer.headers["server"] for answer in answers] == ["gateway"] * 6
+
+
+async def test_json_ends_in_a_newline_for_who_reads_it_on_a_terminal(gateway: RunningGateway) -> None:
+    for path, status in (("/upload", 201), ("/convert", 200), ("/nothing", 404), ("/selftest/buffering", 200)):
+        answer = await ask(gateway.port, path, "POST", form(file(b"x")))
+        assert answer.status == status
+        assert answer.json()
+        assert answer.body.endswith(b"\n")
+
+
 def test_upload_identifiers_sort_by_time_and_differ() -> None:
     identifiers = []
     for _ in range(20):
