@@ -11,7 +11,7 @@ WORKERS ?= 4
 BESIDE = --numprocesses $(WORKERS)
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 
-.PHONY: serve test aiohttp-tests check lint format docs bench bench-smoke lock system-packages clean
+.PHONY: serve test aiohttp-tests check lint format docs bench bench-smoke attack lock system-packages clean
 
 # The gateway with its demo destination. Ctrl-C, or SIGTERM, drains it.
 serve: .venv/.serving
@@ -60,6 +60,10 @@ docs: .venv/.documenting
 # The gateway beside its peers, 15 minutes at most: make bench ARGS='--only relay --body large --peers gateway,raw --rounds 1'
 bench: .venv/.benching
 	$(BIN)/python -m tests.bench $(ARGS)
+
+# What an attack costs, a minute long; ARGS='--root ../other' is another checkout, ARGS='--only zstd' some of it.
+attack: .venv/.testing
+	$(BIN)/python -m tests.bench.attack $(ARGS)
 
 # Small bodies, with nothing to be installed; it fails on a crash or a wrong answer, never on a number.
 bench-smoke: .venv/.testing

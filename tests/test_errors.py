@@ -18,6 +18,8 @@ STATUSES = {
     "MethodNotAllowed": 405,
     "Conflict": 409,
     "LengthRequired": 411,
+    "TargetTooLong": 414,
+    "HeadTooLarge": 431,
     "PreconditionFailed": 412,
     "NotMultipart": 415,
     "RangeNotSatisfiable": 416,
