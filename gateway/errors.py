@@ -32,6 +32,7 @@ __all__ = [
     "LoopDetected",
     "Malformed",
     "MethodNotAllowed",
+    "NoDescriptors",
     "NoRoute",
     "NotFound",
     "NotMultipart",
@@ -204,6 +205,12 @@ class Incomplete(SinkFault):
 
 class SinkUnavailable(SinkFault):
     status, title, retry_after_seconds = 503, "A server behind the gateway cannot be reached", 10
+
+
+class NoDescriptors(SinkFault):
+    """The process has no descriptor left for a sink, which is not to blame."""
+
+    status, title, retry_after_seconds = 503, "The gateway has too many files and connections open", 2
 
 
 class SinkTimeout(SinkFault):

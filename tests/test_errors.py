@@ -42,6 +42,7 @@ STATUSES = {
     "SinkRefused": 502,
     "Incomplete": 502,
     "SinkUnavailable": 503,
+    "NoDescriptors": 503,
     "SinkTimeout": 504,
     "SinkFull": 507,
     # a flow

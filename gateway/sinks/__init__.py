@@ -23,10 +23,10 @@ from typing import Any
 from aiohttp import ClientResponse
 
 from gateway.concurrency.pipe import Progress
-from gateway.errors import SinkFault, SinkFull, SinkRefused, SinkUnavailable
+from gateway.errors import NoDescriptors, SinkFault, SinkFull, SinkRefused, SinkUnavailable
 from gateway.model import Entry, Part, Receipt, Upload
 
-__all__ = ["Answered", "Delivery", "Sink", "Stage", "refused", "sink_fault"]
+__all__ = ["Answered", "Delivery", "Sink", "Stage", "no_descriptors", "refused", "sink_fault"]
 
 
 class Stage(IntEnum):
@@ -240,8 +240,16 @@ def refused(answered: Answered) -> SinkRefused:
     return SinkRefused(f"sink {answered.sink} answered {status}", sink=answered.sink, sink_status=status)
 
 
+def no_descriptors(name: str) -> NoDescriptors:
+    """That there is none for this sink."""
+    detail = f"there is no descriptor left for sink {name}: too many files and connections are open"
+    return NoDescriptors(detail, sink=name, reason="proxy_internal_error")
+
+
 def sink_fault(name: str, error: OSError) -> SinkFault:
-    """The system's error as ours: full is 507, anything else is a store that cannot be used."""
+    """The system's error as ours: full is 507, no descriptor is ours, anything else is a store that cannot be used."""
+    if error.errno in (errno.EMFILE, errno.ENFILE):
+        return no_descriptors(name)
     if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
         return SinkFull(f"the store of sink {name} is full", sink=name)
     reason = os.strerror(error.errno) if error.errno else type(error).__name__

@@ -6,11 +6,13 @@ After each of them: no task is left, and the destination never saw a whole body.
 from __future__ import annotations
 
 import asyncio
+import os
+import resource
 import socket
 import struct
 import time
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from typing import Any
 
 import pytest
@@ -18,6 +20,9 @@ from aiohttp import ClientError, ClientSession
 
 from tests.conftest import RunningGateway, StartGateway
 from tests.contract import END, FORM, answer_of, eventually, form, form_part, nothing_left_running
+from tests.support.clients import Client, ask, head
+from tests.support.clients import file as sent_file
+from tests.support.clients import form as sent_form
 from tests.support.doubles import (
     DeafUpstream,
     DyingUpstream,
@@ -403,3 +408,40 @@ async def test_a_body_that_ends_before_its_closing_delimiter_is_never_passed_on_
             assert (status, problem["type"]) == (400, "/problems/truncated")
         await eventually(lambda: all(exchange.lost for exchange in upstream.exchanges))
         assert not upstream.saw_a_whole_body
+
+
+@contextmanager
+def no_more_descriptors() -> Iterator[None]:
+    """This process cannot open another one."""
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    free = os.dup(0)
+    os.close(free)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (free, limits[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+
+
+@pytest.mark.parametrize("path", ["/proxy", "/store", "/upload"])
+async def test_where_no_descriptor_is_left_that_is_said_and_no_destination_is_blamed(
+    start_gateway: StartGateway, caplog: pytest.LogCaptureFixture, path: str
+) -> None:
+    body = sent_form(sent_file(b"abc"))
+    async with HonestUpstream() as upstream:
+        sinks = {"api": {"urls": [f"{upstream.url}/1", f"{upstream.url}/2"], "failures_to_open": 1}}
+        gateway = await start_gateway(sinks=sinks, routes=STORE)
+        async with Client(gateway.port) as client:
+            await client.send(b"GET /healthz HTTP/1.1\r\nHost: a\r\n\r\n")
+            assert (await client.answer()).status == 200
+            with no_more_descriptors():
+                await client.send(head(path, content_length=len(body)) + body)
+                answer = await client.answer()
+        assert (answer.status, answer.json()["type"]) == (503, "/problems/no-descriptors")
+        assert "descriptor" in answer.json()["detail"]
+        assert answer.headers["retry-after"] == "2"
+        if path == "/proxy":
+            assert "error=proxy_internal_error" in answer.headers["proxy-status"]
+        assert "in a row" not in caplog.text
+        assert upstream.exchanges == []
+        assert (await ask(gateway.port, path, "POST", body)).status in (200, 201)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import logging
 import ssl
 from collections.abc import Iterator
@@ -14,6 +15,7 @@ from aiohttp import hdrs
 from gateway.errors import SinkFault, SinkRefused, SinkUnavailable
 from gateway.http.answering import HEAD_LIMITS, AnswerConnector
 from gateway.http.sockets import destination_socket
+from gateway.sinks import no_descriptors
 
 __all__ = ["Connecting", "TlsFileError", "connection_fault", "tls_context"]
 
@@ -125,6 +127,8 @@ def connection_fault(name: str, error: Exception, *, sent_bytes: int = 0, may_ha
     if words := next((str(cause) for cause in causes if str(cause)), ""):
         log.info("sink %s: %s", name, words)
     for cause in causes:
+        if isinstance(cause, OSError) and cause.errno in (errno.EMFILE, errno.ENFILE):
+            return no_descriptors(name)
         if isinstance(cause, ssl.SSLCertVerificationError):
             return SinkUnavailable(
                 f"the certificate of sink {name} is not trusted",

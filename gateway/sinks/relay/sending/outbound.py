@@ -27,7 +27,7 @@ from contextlib import AbstractContextManager, nullcontext
 
 import aiohttp
 
-from gateway.errors import GatewayError, SinkRefused, SinkTimeout, SinkUnavailable
+from gateway.errors import GatewayError, NoDescriptors, SinkRefused, SinkTimeout, SinkUnavailable
 from gateway.http.lent_connection import ConnectionLost
 from gateway.sinks import Answered
 from gateway.sinks.relay.sending.destinations import Attempt, Destination, Destinations
@@ -170,6 +170,8 @@ class Outbound:
             except Broken as broken:
                 error = broken.error
                 self._explain(error)
+                if isinstance(error, NoDescriptors):  # says nothing of the destination, and there is none for another
+                    raise error from broken
                 assert attempt.exchange is not None
                 if not attempt.exchange.connection.reused:
                     attempt.failed()
