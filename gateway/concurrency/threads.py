@@ -199,6 +199,7 @@ def _run_into(result: Future[T], function: Callable[[], T]) -> None:
         value = function()
     except BaseException as error:
         result.set_exception(error)
+        del result, function  # or they go round with the error, whose traceback has this frame, and keep what they hold
     else:
         result.set_result(value)
 

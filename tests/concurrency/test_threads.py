@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import subprocess
 import sys
 import threading
@@ -100,6 +101,23 @@ class TestDaemonThreads:
             assert gone() is None
         with pytest.raises(CancelledError):
             job.result(_SECONDS)
+
+    def test_a_job_that_fails_is_gone_with_its_result_and_waits_for_no_collector(self, pool: DaemonThreads) -> None:
+        def fail() -> None:
+            raise KeyError
+
+        gc.collect()
+        gc.disable()
+        try:
+            job = pool.submit(fail)
+            gone = weakref.ref(job)
+            with pytest.raises(KeyError):
+                job.result(_SECONDS)
+            assert pool.stop(_SECONDS)
+            del job
+            assert gone() is None
+        finally:
+            gc.enable()
 
     def test_stopping_does_what_waits_and_takes_no_more(self, pool: DaemonThreads) -> None:
         with hanging(pool, 2):
