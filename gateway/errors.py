@@ -128,7 +128,7 @@ class LoopDetected(Refused):
 
 
 class Busy(Refused):
-    status, title, retry_after_seconds = 503, "All upload slots are taken", 2
+    status, title, retry_after_seconds = 503, "All slots are taken", 2
 
 
 class Draining(Refused):

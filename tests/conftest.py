@@ -18,6 +18,7 @@ from aiohttp.http_exceptions import HttpProcessingError
 from gateway.config.settings import DEFAULT_ROUTES, Settings
 from gateway.server.app import build_app, check_took_effect
 from gateway.server.demo_destination import receiver_app
+from gateway.server.listening import bound_sockets
 from gateway.server.serve import DrainingRunner
 from gateway.server.services import SERVICES, Services
 
@@ -138,11 +139,15 @@ async def start_gateway(tmp_path: Path) -> AsyncIterator[StartGateway]:
                 taken = [route["path"] for route in routes]
                 document["routes"] = [*routes, *(route for route in DEFAULT_ROUTES if route["path"] not in taken)]
             settings = Settings(**{**document, "server": server, "sinks": sinks})
-            runner = DrainingRunner(build_app(settings), drain_seconds=settings.server.drain_seconds)
+            runner = DrainingRunner(
+                build_app(settings),
+                drain_seconds=settings.server.drain_seconds,
+                max_connections=settings.server.max_connections,
+            )
             await runner.setup()
             stack.push_async_callback(runner.cleanup)
             check_took_effect(runner, settings)
-            await web.TCPSite(runner, "127.0.0.1", server.get("port", 0)).start()
+            runner.listen(*await bound_sockets("127.0.0.1", server.get("port", 0)))
             return RunningGateway(runner, root)
 
         yield start

@@ -311,7 +311,8 @@ def test_no_task_is_left_to_itself(name: str) -> None:
         last = called.rpartition(".")[2]
         assert last != "ensure_future", f"line {call.lineno}"
         assert called not in ("asyncio.create_task", "create_task"), f"line {call.lineno}"
-        assert not re.search(r"(loop|get_running_loop\(\))\.create_task$", called), f"line {call.lineno}"
+        if name != "concurrency.tasks":  # it holds them
+            assert not re.search(r"(loop|get_running_loop\(\))\.create_task$", called), f"line {call.lineno}"
 
 
 @each_module

@@ -5,7 +5,7 @@ from __future__ import annotations
 from gateway.concurrency.pipe import Pipe, Progress, Window, add_chunk, batches, gathered
 from gateway.concurrency.probe import Probe
 from gateway.concurrency.scope import Scope
-from gateway.concurrency.tasks import start
+from gateway.concurrency.tasks import OwnTasks, start
 from gateway.concurrency.threads import PATIENCE_SECONDS, CleanUps, DaemonThreads, TrackedExecutor, settled
 from gateway.concurrency.timer import RearmingTimer
 
@@ -13,6 +13,7 @@ __all__ = [
     "PATIENCE_SECONDS",
     "CleanUps",
     "DaemonThreads",
+    "OwnTasks",
     "Pipe",
     "Probe",
     "Progress",

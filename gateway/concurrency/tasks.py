@@ -1,4 +1,4 @@
-"""Tasks of groups that may be failing while one is started."""
+"""Tasks of groups that may be failing while one is started, and tasks of callbacks, which can wait for nobody."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import Coroutine
 from typing import Any
 
-__all__ = ["start"]
+__all__ = ["OwnTasks", "start"]
 
 
 def start(group: asyncio.TaskGroup, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
@@ -20,3 +20,17 @@ def start(group: asyncio.TaskGroup, work: Coroutine[Any, Any, None]) -> asyncio.
     except RuntimeError:
         work.close()
         raise
+
+
+class OwnTasks:
+    """Tasks that callbacks of the loop begin: held until they end, which is soon."""
+
+    def __init__(self) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    def start(self, work: Coroutine[Any, Any, None]) -> None:
+        """What it raises is logged as a mistake in code."""
+        task = self._loop.create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)

@@ -30,6 +30,7 @@ from gateway.upload.routes import BestEffort, Match, Route, Rule
 __all__ = [
     "BUILT_IN_FLOWS",
     "DEFAULT_ROUTES",
+    "HEALTH_PATHS",
     "OWN_PATHS",
     "DownloadSettings",
     "FlowSettings",
@@ -79,6 +80,8 @@ class ServerSettings(Table):
     """With the per-upload bound it makes the memory bound that `gateway check` prints."""
     max_reads: Count = 256
     """More than uploads, since one holds less: see the bound that `gateway check` prints."""
+    max_connections: Count = 1000
+    """Fifteen for each upload. One that is idle costs some 10 KiB and a descriptor, and not all systems give many."""
     drain_seconds: Seconds = 60
     """What orchestrators commonly wait for, or can be told to."""
     read_buffer_bytes: Annotated[int, Field(ge=4096, le=16 << 20)] = 256 << 10
@@ -223,6 +226,8 @@ DEFAULT_ROUTES: tuple[dict[str, Any], ...] = (
     {"path": "/proxy", "kind": "relay", "parts": [{"sinks": ["api"]}]},
     {"path": "/convert", "kind": "convert", "parts": [{"flows": ["sniff", "gzip"], "sinks": ["disk"]}]},
 )
+HEALTH_PATHS = ("/healthz", "/readyz")
+"""Answered where anything else is refused."""
 OWN_PATHS = ("/uploads", "/files", "/download", "/selftest", "/healthz", "/readyz", "/metrics")
 """What is served beside the routes, with all below."""
 

@@ -13,6 +13,8 @@ aiohttp's parser is given whole heads that `request_heads` has looked at, and no
 4. A FIN within a body, whatever its framing, is a hang-up as ever: the request is aborted (G3). Where whole requests
    stand before it they are answered, and it is not begun. So is half a head dropped.
 5. With nothing to answer a FIN closes the connection at once.
+6. On one that came when there were more than are served nothing but health is answered, or a problem that says so, and
+   that is the last answer, unless enough of the others have ended by then.
 
 A client that quits right after its last byte looks the same from here. Its upload completes, and only writing the
 answer can tell that nobody is left to take it: one line in the log.
@@ -23,6 +25,7 @@ TLS has no half-close: there a FIN stays what aiohttp makes of it.
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 from typing import Any
 
 from aiohttp import StreamReader, hdrs, web
@@ -31,17 +34,16 @@ from aiohttp.http_parser import HttpRequestParser, RawRequestMessage
 from aiohttp.streams import EMPTY_PAYLOAD
 from aiohttp.web_protocol import RequestHandler, _ErrInfo
 
-from gateway.errors import ClientGone, GatewayError, Malformed
+from gateway.config.settings import HEALTH_PATHS
+from gateway.errors import Busy, ClientGone, GatewayError, Malformed
 from gateway.http.answers import SERVER_NAME
 from gateway.http.forwarding import REQUEST_ID
 from gateway.http.problems import problem
 from gateway.http.request_bodies import Body, ChunkedBody, LengthBody
 from gateway.http.request_heads import ENOUGH_BYTES, MAX_FIELDS, RECEIVE_BYTES, checked_head, end_of_head
-from gateway.model import Limits
-from gateway.server.answer_clocks import AnswerClocks
 from gateway.server.record import log_refused, log_untaken, new_ulid
 
-__all__ = ["Connection", "Server"]
+__all__ = ["Connection"]
 
 _BODY_RECEIVE_BYTES = 256 << 10
 """asyncio's own. Intake has more for large bodies."""
@@ -49,13 +51,15 @@ _NO_HTTP = "the head of the request is no HTTP: its target is no URL, or a field
 
 
 class Connection(RequestHandler):
-    """aiohttp's handler of one connection, which finds its requests by itself: rules 1 to 5."""
+    """aiohttp's handler of one connection, which finds its requests by itself: rules 1 to 6."""
 
     __slots__ = (
         "_body",
         "_has_ended",
         "_is_answered",
+        "_is_beyond",
         "_is_last",
+        "_is_over",
         "_looked_at",
         "_max_head_bytes",
         "_reader",
@@ -63,7 +67,15 @@ class Connection(RequestHandler):
         "_refused",
     )
 
-    def __init__(self, manager: Server, *, max_head_bytes: int, **settings: Any) -> None:
+    def __init__(
+        self,
+        manager: web.Server,
+        *,
+        is_beyond: bool,
+        is_over: Callable[[], bool],
+        max_head_bytes: int,
+        **settings: Any,
+    ) -> None:
         super().__init__(manager, **settings)
         self._parser = HttpRequestParser(
             self,
@@ -76,6 +88,10 @@ class Connection(RequestHandler):
             response_with_body=False,  # a message is over with its head
         )
         self._max_head_bytes = max_head_bytes
+        self._is_beyond = is_beyond
+        """Whether as many as are served were there before this one."""
+        self._is_over = is_over
+        """Whether there are more than that now."""
         self._received = bytearray()
         """From the beginning of a request on that is not begun."""
         self._looked_at = 0
@@ -162,7 +178,13 @@ class Connection(RequestHandler):
         rest = bytes(received[end:])
         received.clear()
         self._looked_at = 0
-        self._is_answered, self._is_last = False, message.should_close or head.asked_for_upgrade
+        if self._is_beyond:
+            self._is_beyond = self._is_over()
+            if self._is_beyond and message.url.path not in HEALTH_PATHS:
+                self._refuse(Busy("more clients are connected than are served"))
+                return
+        self._is_answered = False
+        self._is_last = message.should_close or head.asked_for_upgrade or self._is_beyond
         self._reader = EMPTY_PAYLOAD
         if head.length != 0:
             self._reader = StreamReader(self, self._read_bufsize, loop=self._loop)
@@ -270,35 +292,3 @@ class Connection(RequestHandler):
         self._is_answered = True
         self._go_on()
         return not self._is_answered
-
-
-class Server(web.Server):
-    """aiohttp's, with connections of ours, and clocks on what is answered there."""
-
-    def __init__(self, handler: Any, *, limits: Limits, **settings: Any) -> None:
-        super().__init__(handler, **settings)
-        self._clocks = AnswerClocks(
-            self._connections, idle_seconds=limits.idle_seconds, min_rate_bytes=limits.min_answer_rate_bytes
-        )
-        self._clocks.start()
-
-    def __call__(self) -> Connection:
-        """A connection's handler. Raises TypeError for a setting that it does not know."""
-        return Connection(self, loop=self._loop, **self._kwargs)
-
-    async def shutdown(self, timeout: float | None = None) -> None:  # noqa: ASYNC109 - aiohttp's own
-        """As aiohttp's: the end of all connections."""
-        await super().shutdown(timeout)
-        self._clocks.stop()
-
-    @classmethod
-    def like(cls, server: web.Server, limits: Limits) -> Server:
-        """One with the settings of aiohttp's own, which makes them of an application."""
-        return cls(
-            server.request_handler,
-            limits=limits,
-            request_factory=server.request_factory,
-            handler_cancellation=server.handler_cancellation,
-            loop=server._loop,
-            **server._kwargs,
-        )

@@ -9,15 +9,12 @@ keeps nothing of them (G3); only then aiohttp's clean-up runs.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import ctypes
-import errno
 import gc
 import importlib
 import json
 import logging
-import math
-import resource
+import socket
 import sys
 import time
 from collections.abc import AsyncIterator, Callable, Coroutine
@@ -30,7 +27,8 @@ from aiohttp import web
 from gateway.config.settings import Settings
 from gateway.http.urls import authority, without_secrets
 from gateway.server.app import build_app, check_took_effect
-from gateway.server.connection import Server
+from gateway.server.descriptors import within_descriptors
+from gateway.server.listening import Listener, Server, SharedConnections, bound_sockets
 from gateway.server.services import SERVICES
 from gateway.server.signals import Ending, catch_signals, ignore_signals
 
@@ -39,7 +37,6 @@ __all__ = [
     "collect_seldom",
     "configure_logging",
     "keep_freed_buffers",
-    "raise_descriptor_limit",
     "run",
     "running",
     "serve",
@@ -52,9 +49,6 @@ _KEPT_BUFFER_BYTES = 4 << 20
 _KEPT_BYTES = 16 << 20
 _COLLECT_AFTER_OBJECTS = 10_000
 
-_OUT_OF = frozenset([errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM])
-"""What a connection that cannot be accepted fails with, for asyncio to try again in a second."""
-
 _ABORT_SECONDS = 5
 """For what was broken off to be removed from its sinks."""
 _REMOVAL_SECONDS = 0.5
@@ -66,20 +60,42 @@ _CLEANUP_SECONDS = 2
 class DrainingRunner(web.AppRunner):
     """An AppRunner whose `cleanup` drains first, and whose connections answer a client that has sent its FIN."""
 
-    def __init__(self, app: web.Application, *, drain_seconds: float, ending: Ending | None = None) -> None:
+    def __init__(
+        self,
+        app: web.Application,
+        *,
+        drain_seconds: float,
+        max_connections: int = 0,
+        shared: SharedConnections | None = None,
+        ending: Ending | None = None,
+    ) -> None:
         super().__init__(app, shutdown_timeout=_CLEANUP_SECONDS)
         self._drain_seconds = drain_seconds
+        self._max_connections = max_connections
+        self._shared = shared
         self._ending = ending or Ending()
+        self._listeners: list[Listener] = []
 
     async def _make_server(self) -> web.Server:
-        return Server.like(await super()._make_server(), self.app[SERVICES].limits)
+        made = await super()._make_server()
+        return Server.like(made, self.app[SERVICES].limits, max_connections=self._max_connections, shared=self._shared)
+
+    def listen(self, *bound: socket.socket) -> None:
+        """After `setup`: let connections in from these sockets, which are ours from now on."""
+        assert isinstance(self.server, Server)
+        self._listeners += [self.server.listen(one) for one in bound]
+
+    @property
+    def addresses(self) -> list[Any]:
+        """As aiohttp's: where it listens."""
+        return [listener.address for listener in self._listeners]
 
     async def cleanup(self) -> None:
         """Stop listening, let requests in progress end for `drain_seconds`, break the others off, and leave."""
         services, ending = self.app[SERVICES], self._ending
         services.gate.draining = True
-        for site in list(self.sites):
-            await site.stop()
+        for listener in self._listeners:
+            listener.close()
         if services.requests and not ending.hurried:
             log.info(
                 "draining: %d requests in progress; another SIGTERM or SIGINT breaks them off", len(services.requests)
@@ -114,28 +130,29 @@ async def serve(settings: Settings, *, started: Callable[[str, int], None] = lam
     cannot be had.
     """
     ending = Ending()
+    settings = within_descriptors(settings)
     async with running(build_app(settings), settings, ending) as runner:
-        await web.TCPSite(runner, settings.server.host, settings.server.port).start()
+        runner.listen(*await bound_sockets(settings.server.host, settings.server.port))
         log.info("listening on %s", ", ".join(f"http://{authority(host, port)}" for host, port, *_ in runner.addresses))
         catch_signals(ending.signalled)
         started(*runner.addresses[0][:2])
         await ending.wait()
 
 
-def raise_descriptor_limit() -> None:
-    """To what the process may have (RLIMIT_NOFILE): the usual 1,024 are fewer connections than that."""
-    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
-    with contextlib.suppress(OSError, ValueError):  # where "unlimited" is more than the system takes
-        resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
-
-
 @asynccontextmanager
-async def running(app: web.Application, settings: Settings, ending: Ending) -> AsyncIterator[DrainingRunner]:
-    """The application, ready to be listened for; on leaving it drains."""
-    raise_descriptor_limit()
+async def running(
+    app: web.Application, settings: Settings, ending: Ending, shared: SharedConnections | None = None
+) -> AsyncIterator[DrainingRunner]:
+    """The application, ready to be listened for; on leaving it drains. `shared` is what several processes count."""
     keep_freed_buffers()
     collect_seldom()
-    runner = DrainingRunner(app, drain_seconds=settings.server.drain_seconds, ending=ending)
+    runner = DrainingRunner(
+        app,
+        drain_seconds=settings.server.drain_seconds,
+        max_connections=settings.server.max_connections,
+        shared=shared,
+        ending=ending,
+    )
     await runner.setup()
     try:
         check_took_effect(runner, settings)
@@ -209,25 +226,6 @@ def _shown(value: object) -> object:
             return without_secrets(str(value))
 
 
-_told_at = -math.inf
-
-
-def quiet_system_faults(record: logging.LogRecord) -> bool:
-    """That the system has no descriptor for another connection is no mistake in code: a line without a traceback, and
-    one a second, for asyncio says so for each connection that waits.
-    """
-    global _told_at
-    error = record.exc_info[1] if record.exc_info else None
-    if isinstance(error, OSError) and error.errno in _OUT_OF:
-        if record.created - _told_at < 1:
-            return False
-        _told_at = record.created
-        record.exc_info = record.exc_text = None
-        record.levelno, record.levelname = logging.WARNING, "WARNING"
-        record.msg, record.args = "a connection has to wait: %s", (error.strerror,)
-    return True
-
-
 def configure_logging(level: str | int = "INFO", *, worker: int | None = None) -> None:
     """JSON lines on standard error; those of a worker have its number as a member."""
     handler = logging.StreamHandler(sys.stderr)
@@ -240,4 +238,3 @@ def configure_logging(level: str | int = "INFO", *, worker: int | None = None) -
 
         handler.addFilter(numbered)
     logging.basicConfig(level=level, handlers=[handler], force=True)
-    logging.getLogger("asyncio").addFilter(quiet_system_faults)

@@ -8,9 +8,11 @@ counts stay, until whoever sees it die clears them.
 from __future__ import annotations
 
 import fcntl
+import math
 import mmap
 import os
 import struct
+import time
 from pathlib import Path
 
 __all__ = ["SharedCounts", "clear_slots", "make_slots"]
@@ -18,6 +20,8 @@ __all__ = ["SharedCounts", "clear_slots", "make_slots"]
 _MANY = 0xFFFFFFFF
 """Connections of who accepts none, and is not to be waited for."""
 _UPLOADS, _READS, _CONNECTIONS = range(3)
+_LEFT_SECONDS = 0.01
+"""As long as it may take until an idle process runs; one that hangs costs others so much for each connection."""
 _NOBODY = struct.pack("III", 0, 0, _MANY)
 
 
@@ -38,14 +42,9 @@ class SharedCounts:
         """Likewise."""
         return _CountedSlots(self, limit, self._number, _READS)
 
-    def others_have_fewer(self, connections: int) -> bool:
-        """Whether another process has fewer than this one, which has so many."""
-        self.counts[3 * self._number + _CONNECTIONS] = connections
-        return min(self.counts[_CONNECTIONS::3]) < connections
-
-    def accept_no_more(self) -> None:
-        """Have no other process leave a connection to this one."""
-        self.counts[3 * self._number + _CONNECTIONS] = _MANY
+    def connections(self) -> _CountedConnections:
+        """Those of all processes."""
+        return _CountedConnections(self.counts, self._number)
 
     def close(self) -> None:
         """Leave the file; what was counted in it stays there."""
@@ -76,6 +75,45 @@ class _CountedSlots:
 
     def give_back(self) -> None:
         self._shared.counts[self._ours] -= 1
+
+
+class _CountedConnections:
+    """SharedConnections, of which a process leaves the next one to others that have fewer, if these take it soon.
+
+    All wake up for each, and the first one would take a whole burst, because nobody's queue fills. One that leaves it
+    is asked again at once, by a listener that is still readable.
+    """
+
+    def __init__(self, counts: memoryview, number: int) -> None:
+        self._counts = counts
+        self._ours = 3 * number + _CONNECTIONS
+        self._left_since = self._left_last = -math.inf
+        self._accepts = True
+
+    def tell(self, connections: int) -> None:
+        if self._accepts:
+            self._counts[self._ours] = connections
+
+    def of_others(self) -> int:
+        return sum(count for count in self._counts[_CONNECTIONS::3] if count != _MANY) - self._counts[self._ours]
+
+    def is_our_turn(self) -> bool:
+        if min(self._counts[_CONNECTIONS::3]) >= self._counts[self._ours]:
+            return True
+        now = time.monotonic()
+        if now - self._left_last > _LEFT_SECONDS:  # the one before was taken: this is another one
+            self._left_since = now
+        if now - self._left_since < _LEFT_SECONDS:
+            self._left_last = now
+            os.sched_yield()
+            return False
+        self._left_last = -math.inf
+        return True
+
+    def accept_no_more(self) -> None:
+        """Have no other process leave a connection to this one."""
+        self._accepts = False
+        self._counts[self._ours] = _MANY
 
 
 def make_slots(path: Path, *, processes: int) -> None:

@@ -4,21 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import fcntl
-import math
 import os
 import pickle
 import shutil
 import signal
 import socket
 import sys
-import time
 from collections.abc import Iterator
 from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
-
-from aiohttp import web
 
 from gateway.config.load import ConfigError
 from gateway.config.settings import Settings
@@ -32,10 +27,6 @@ __all__ = ["HURRY", "LISTENING", "Orders", "work"]
 
 LISTENING = b"+"
 HURRY = b"!"
-_BACKLOG = 128
-"""aiohttp's own."""
-_LEFT_SECONDS = 0.01
-"""As long as it may take until an idle process runs; one that hangs costs others so much for each connection."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,50 +84,19 @@ async def _work(orders: Orders, channel: socket.socket) -> None:
         shared = SharedCounts(orders.slots, number=orders.number)
         with closing(shared):
             app = build_app(settings, metrics=Metrics(orders.directory), shared=shared)
-            async with running(app, settings, ending) as runner:
+            connections = shared.connections()
+            async with running(app, settings, ending, connections) as runner:
                 if ending.begun:
                     return
                 for descriptor in orders.listeners:
-                    listener = _SharedListener(descriptor, runner, shared)
+                    listener = socket.socket(fileno=descriptor)
                     listener.set_inheritable(False)
-                    await web.SockSite(runner, listener, backlog=1).start()
-                    listener.listen()  # uvloop asks the kernel itself, for a backlog of 1
-                shared.others_have_fewer(0)
+                    runner.listen(listener)
+                connections.tell(0)
                 with suppress(ConnectionError):
                     channel.send(LISTENING)
                 await ending.wait()
-                shared.accept_no_more()
-
-
-class _SharedListener(socket.socket):
-    """A listener that leaves connections to workers that have fewer of them, if these take them soon.
-
-    All workers wake up for each connection, and the first one would take a whole burst, because nobody's queue
-    fills. A worker that leaves one is called again at once, by a listener that is still readable.
-    """
-
-    def __init__(self, descriptor: int, runner: web.AppRunner, shared: SharedCounts) -> None:
-        super().__init__(fileno=descriptor)
-        self._runner = runner
-        self._shared = shared
-        self._left_since = self._left_last = -math.inf
-
-    def listen(self, backlog: int = _BACKLOG) -> None:
-        # asyncio accepts as many at a time as its backlog may hold; it is told of one, and the kernel of all.
-        super().listen(_BACKLOG)
-
-    def accept(self) -> tuple[socket.socket, Any]:
-        assert self._runner.server is not None
-        if self._shared.others_have_fewer(len(self._runner.server.connections)):
-            now = time.monotonic()
-            if now - self._left_last > _LEFT_SECONDS:  # the one before was taken: this is another one
-                self._left_since = now
-            if now - self._left_since < _LEFT_SECONDS:
-                self._left_last = now
-                os.sched_yield()
-                raise BlockingIOError
-            self._left_last = -math.inf
-        return super().accept()
+                connections.accept_no_more()
 
 
 @contextmanager

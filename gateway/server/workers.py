@@ -19,7 +19,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import os
 import pickle
 import signal
 import socket
@@ -34,6 +33,8 @@ from tempfile import TemporaryDirectory
 from gateway.config.make import make_sinks_and_flows
 from gateway.config.settings import Settings
 from gateway.http.urls import authority
+from gateway.server.descriptors import within_descriptors
+from gateway.server.listening import bound_sockets
 from gateway.server.metrics import forget_process
 from gateway.server.signals import SIGNALS, Ending, catch_signals
 from gateway.server.slots import clear_slots, make_slots
@@ -64,23 +65,14 @@ async def supervise(settings: Settings, *, started: Callable[[str, int], None] =
 
     Raises OSError where the address cannot be had, ConfigError, WorkersFailed.
     """
+    settings = within_descriptors(settings)
     make_sinks_and_flows(settings)  # what cannot be made is said once, and before anything runs
     with ExitStack() as stack:
-        listeners = await _bound(settings.server.host, settings.server.port)
+        listeners = await bound_sockets(settings.server.host, settings.server.port)
         for listener in listeners:
             stack.enter_context(listener)
         directory = Path(stack.enter_context(TemporaryDirectory(prefix="gateway-", ignore_cleanup_errors=True)))
         await _Parent(settings, listeners, directory, started).run()
-
-
-async def _bound(host: str, port: int) -> list[socket.socket]:
-    """Sockets as one process would listen on, not listening yet: that is left to the first worker."""
-    loop = asyncio.get_running_loop()
-    server = await loop.create_server(asyncio.Protocol, host, port, start_serving=False)
-    try:
-        return [socket.socket(fileno=os.dup(bound.fileno())) for bound in server.sockets]
-    finally:
-        server.close()
 
 
 class _Parent:

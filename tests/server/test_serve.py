@@ -6,7 +6,6 @@ import asyncio
 import contextlib
 import json
 import os
-import resource
 import signal
 import socket
 import subprocess
@@ -20,7 +19,7 @@ import pytest
 
 from gateway.config.settings import Settings
 from gateway.server.app import build_app, check_took_effect
-from gateway.server.serve import DrainingRunner, raise_descriptor_limit
+from gateway.server.serve import DrainingRunner
 from tests.conftest import StartDestination, StartGateway
 from tests.support.clients import Client, VanishingClient, ask, eventually, file, form, head
 from tests.support.processes import Process, gateway_process
@@ -116,35 +115,6 @@ class TestSettings:
         assert line.startswith("gateway: ")
         assert str(port) in line
         assert "in use" in line
-
-
-class TestDescriptors:
-    def test_there_are_as_many_as_the_process_may_have(self) -> None:
-        soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-        resource.setrlimit(resource.RLIMIT_NOFILE, (min(256, hard), hard))
-        try:
-            raise_descriptor_limit()
-            assert resource.getrlimit(resource.RLIMIT_NOFILE) == (hard, hard)
-        finally:
-            resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
-
-    @pytest.mark.sockets
-    async def test_that_there_are_none_left_is_a_line_a_second_and_passes(self, tmp_path: Path) -> None:
-        with gateway_process(tmp_path) as process:
-            _, hard = resource.prlimit(process.pid, resource.RLIMIT_NOFILE)
-            in_use = len(os.listdir(f"/proc/{process.pid}/fd"))
-            resource.prlimit(process.pid, resource.RLIMIT_NOFILE, (in_use + 20, hard))
-            clients = [Client(process.port) for _ in range(60)]
-            async with contextlib.AsyncExitStack() as stack:
-                for client in clients:
-                    await stack.enter_async_context(client)
-                await asyncio.sleep(2.5)
-                lines = [line for line in _lines(process) if "has to wait" in line["message"]]
-                assert 1 <= len(lines) <= 4
-            answer = await ask(process.port, "/healthz")  # by a connection that waited for the others to end
-            assert answer.status == 200
-            await asyncio.sleep(1.5)  # asyncio begins to listen again, a second later
-        assert not [line for line in _lines(process) if "traceback" in line]
 
 
 class TestG6CleanDrain:

@@ -423,28 +423,40 @@ class TestSlots:
             one, other = (getattr(count, kind)(3) for count in counts)
             for count in counts:  # the other kind's, and connections, are none of them
                 assert (count.reads if kind == "uploads" else count.uploads)(2).take()
-                count.others_have_fewer(7)
+                count.connections().tell(7)
             assert [one.take(), other.take(), one.take(), other.take(), one.take()] == [True, True, True, False, False]
             other.give_back()
             assert [one.take(), other.take()] == [True, False]
             clear_slots(path, 0)
             assert [other.take(), other.take(), other.take(), other.take()] == [True, True, True, False]
 
-    def test_who_has_most_connections_is_known_and_the_dead_are_not_waited_for(self, tmp_path: Path) -> None:
+    def test_who_has_most_connections_leaves_the_next_one_for_a_moment_and_the_dead_are_not_waited_for(
+        self, tmp_path: Path
+    ) -> None:
         path = tmp_path / "slots"
         make_slots(path, processes=2)
-        one, other = (SharedCounts(path, number=number) for number in (0, 1))
-        with contextlib.closing(one), contextlib.closing(other):
-            assert not one.others_have_fewer(5)  # there is nobody else yet
-            assert not other.others_have_fewer(5)
-            assert not other.others_have_fewer(4)
-            assert one.others_have_fewer(5)
+        with contextlib.ExitStack() as stack:
+            counts = [stack.enter_context(contextlib.closing(SharedCounts(path, number=number))) for number in (0, 1)]
+            one, other = (count.connections() for count in counts)
+            one.tell(5)
+            assert (one.is_our_turn(), one.of_others()) == (True, 0)  # there is nobody else yet
+            other.tell(5)
+            assert one.is_our_turn()
+            assert other.is_our_turn()
+            other.tell(4)
+            assert (one.is_our_turn(), one.of_others(), other.of_others()) == (False, 4, 5)
+            assert other.is_our_turn()
+            time.sleep(0.02)
+            assert not one.is_our_turn()  # another one than before
+            while not one.is_our_turn():  # that nobody takes
+                pass
             clear_slots(path, 1)
-            assert not one.others_have_fewer(5)
-            assert not other.others_have_fewer(4)
-            assert one.others_have_fewer(5)
+            assert one.is_our_turn()
+            other.tell(4)
+            assert not one.is_our_turn()
             other.accept_no_more()
-            assert not one.others_have_fewer(5)
+            other.tell(3)
+            assert (one.is_our_turn(), one.of_others()) == (True, 0)
 
 
 class TestEventLoop:

@@ -4,21 +4,28 @@ from __future__ import annotations
 
 import os
 import re
+import resource
 import signal
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
 
-__all__ = ["Process", "gateway_process", "receiver_process"]
+__all__ = ["Process", "gateway_process", "gateway_short_of_descriptors", "receiver_process"]
 
 _START_SECONDS = 60
 
 
 class Process:
-    """A command that says where it listens. Ends with the `with` block, killed if need be."""
+    """A command that says where it listens. Ends with the `with` block, killed if need be.
 
-    def __init__(self, *arguments: str, log: Path, env: dict[str, str] | None = None) -> None:
+    `descriptors` are what it may have at most.
+    """
+
+    def __init__(
+        self, *arguments: str, log: Path, env: dict[str, str] | None = None, descriptors: int | None = None
+    ) -> None:
         self.log = log
         with log.open("wb") as output:
             self._process = subprocess.Popen(
@@ -26,6 +33,7 @@ class Process:
                 stdout=output,
                 stderr=subprocess.STDOUT,
                 env={**os.environ, "PYTHONUNBUFFERED": "1", **(env or {})},
+                preexec_fn=None if descriptors is None else partial(_limit_descriptors, descriptors),
             )
         self.url = self._wait_for_url()
         self.port = int(self.url.rpartition(":")[2])
@@ -78,13 +86,31 @@ class Process:
         return int(match[1]) * 1024
 
 
+def _limit_descriptors(count: int) -> None:
+    resource.setrlimit(resource.RLIMIT_NOFILE, (count, count))
+
+
 def gateway_process(directory: Path, config: str = "", **env: str) -> Process:
     """A gateway on a free port; `config` is TOML, its disk root is `directory/uploads` unless it says otherwise."""
+    return _gateway(directory, config, env)
+
+
+def gateway_short_of_descriptors(directory: Path, config: str = "", *, descriptors: int) -> Process:
+    """One that may have so many, and no more."""
+    return _gateway(directory, config, {}, descriptors)
+
+
+def _gateway(directory: Path, config: str, env: dict[str, str], descriptors: int | None = None) -> Process:
     number = len(list(directory.glob("gateway-*.toml")))
     path = directory / f"gateway-{number}.toml"
     path.write_text(config)
     defaults = {"GATEWAY_SERVER__PORT": "0", "GATEWAY_SINKS__DISK__ROOT": str(directory / "uploads")}
-    return Process("serve", "--config", str(path), log=path.with_suffix(".log"), env={**defaults, **env})
+    return Process(
+        *("serve", "--config", str(path)),
+        log=path.with_suffix(".log"),
+        env={**defaults, **env},
+        descriptors=descriptors,
+    )
 
 
 def receiver_process(directory: Path) -> Process:
