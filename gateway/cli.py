@@ -15,9 +15,10 @@ from aiohttp import web
 from gateway import __version__
 from gateway.config.doubts import doubts
 from gateway.config.environment import unknown_variables
-from gateway.config.load import ConfigError, load
+from gateway.config.load import load
 from gateway.config.make import make_sinks_and_flows
 from gateway.config.memory import memory_bound_bytes, read_bound_bytes, unlimited_keys
+from gateway.config.messages import ConfigError
 from gateway.config.settings import OWN_PATHS, Settings
 from gateway.config.sinks import RelaySettings
 from gateway.http.urls import authority
@@ -66,6 +67,21 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0
 
 
+class _Once(argparse.Action):
+    """A file that is named twice is two configurations, of which one would be passed over."""
+
+    def __call__(
+        self,
+        parser: argparse.ArgumentParser,
+        namespace: argparse.Namespace,
+        values: object,
+        option_string: str | None = None,
+    ) -> None:
+        if getattr(namespace, self.dest) is not None:
+            parser.error(f"{option_string} is given twice")
+        setattr(namespace, self.dest, values)
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="gateway", description="A streaming multipart relay gateway.")
     parser.add_argument("--version", action="version", version=f"gateway {__version__}")
@@ -87,7 +103,7 @@ def _parser() -> argparse.ArgumentParser:
     explain.add_argument("--filename", default="", help="the part's file name")
     explain.add_argument("--content-type", default=None, help="the part's type")
     for command in (serve, check, explain):
-        command.add_argument("--config", metavar="FILE", help="a TOML file (default: the built-in defaults)")
+        command.add_argument("--config", metavar="FILE", action=_Once, help="a TOML file (default: built-in defaults)")
     receiver = commands.add_parser("receiver", help="run the demo destination")
     receiver.add_argument("--host", default="127.0.0.1")
     receiver.add_argument("--port", type=int, default=8081)

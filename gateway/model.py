@@ -5,11 +5,11 @@ Sizes are in bytes. `None` means unknown: it is never replaced by a guess.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar
 
-from annotated_types import Ge
+from annotated_types import Ge, Le
 
 __all__ = [
     "ENCODING_HEADERS",
@@ -25,9 +25,28 @@ __all__ = [
     "text",
 ]
 
-Count = Annotated[int, Ge(0)]
-"""Bytes, or a number of things; where it is configured, something negative is a mistake."""
-Seconds = Annotated[float, Ge(0)]
+
+class _NoBoolean:
+    """For pydantic, which takes true for 1: whoever writes it where a number belongs means something else."""
+
+    def __get_pydantic_core_schema__(self, source: Any, handler: Callable[[Any], Any]) -> Any:
+        from pydantic_core import core_schema
+
+        return core_schema.no_info_before_validator_function(self._checked, handler(source))
+
+    @staticmethod
+    def _checked(value: Any) -> Any:
+        if isinstance(value, bool):
+            raise ValueError("should be a number, not true or false")
+        return value
+
+
+Count = Annotated[int, Ge(0), Le((1 << 63) - 1), _NoBoolean()]
+"""Bytes, or a number of things; where it is configured, something negative is a mistake, and so is what no counter of
+the system holds.
+"""
+Seconds = Annotated[float, Ge(0), Le(1e9), _NoBoolean()]
+"""Thirty years at most: threads can wait no longer than some hundred."""
 
 
 class _Nothing(dict[str, Any]):
@@ -204,7 +223,8 @@ class Upload:
 class Limits:
     """Bytes and seconds; 0 = unlimited. These are the keys of `[limits]`; config/gateway.toml has their reasons."""
 
-    __pydantic_config__: ClassVar = {"extra": "forbid"}  # for whoever configures them: a key that is none is a mistake
+    # for whoever configures them: a key that is none is a mistake, and a number has to be one
+    __pydantic_config__: ClassVar = {"extra": "forbid", "allow_inf_nan": False}
 
     max_body_bytes: Count = 0
     max_file_bytes: Count = 0

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from gateway.config.environment import unknown_variables
-from gateway.config.load import ConfigError
 from gateway.config.make import make_sinks_and_flows
 from gateway.config.memory import memory_bound_bytes, read_bound_bytes, unlimited_keys
+from gateway.config.messages import ConfigError
 from gateway.config.settings import HEALTH_PATHS, OWN_PATHS, ServerSettings, Settings
 from gateway.config.sinks import RelaySettings
 

@@ -6,6 +6,7 @@ import re
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 from gateway.config.messages import did_you_mean
 from gateway.config.settings import BUILT_IN_FLOWS, OWN_PATHS, FlowSettings, RouteSettings
@@ -27,7 +28,8 @@ def contradictions(
     problems: list[str] = []
     for name, flow in flows.items():
         if flow is not None and flow.use is None and name not in BUILT_IN_FLOWS:
-            problems.append(f"flows.{name}.use: needed, since {name} is not one of {', '.join(BUILT_IN_FLOWS)}")
+            built_in = f"{', '.join(BUILT_IN_FLOWS)}{did_you_mean(name, BUILT_IN_FLOWS)}"
+            problems.append(f"flows.{name}.use: needed, since {name} is not one of {built_in}")
     for name, sink in sinks.items():
         if isinstance(sink, RelaySettings):
             problems += _of_relay(f"sinks.{name}", sink)
@@ -81,6 +83,9 @@ def _of_route(where: str, route: RouteSettings) -> Iterator[str]:
         yield f"{where}.methods: a route of kind {route.kind} takes POST and PUT"
     first = {use.sink: use for use in reversed(route.uses)}
     for place, rule in enumerate(route.parts):
+        for name, times in Counter(use.sink for use in rule.sinks).items():
+            if times > 1:
+                yield f"{where}.parts.{place}.sinks: {name} is given twice"
         for use in rule.sinks:
             name, here = use.sink, f"{where}.parts.{place}.sinks"
             if use.is_required and use.lag != BestEffort():
@@ -137,6 +142,11 @@ def _stores(routed: _Routed) -> Iterator[str]:
     where, disks = routed.where, routed.disks
     if len({disk.keep_seconds for disk in disks.values()}) > 1:
         yield f"{where}: its disk sinks have different keep_seconds, so that an upload would expire in part"
+    roots: dict[Path, str] = {}
+    for name, disk in disks.items():
+        other = roots.setdefault(Path(disk.root).resolve(), name)
+        if other != name:
+            yield f"{where}: {other} and {name} have one root, where an upload can lie only once (sinks.{name}.root)"
     for keeper in list(disks)[:1]:
         if keeper in routed.route.best_effort:
             yield f"{where}: {keeper} keeps the manifest, being its first disk sink, so it has to be required"
@@ -156,7 +166,8 @@ def _answers(routed: _Routed) -> Iterator[str]:
     if route.answer is not None and route.kind == "convert":
         yield f"{where}.answer: a route of kind convert answers its results"
     elif route.answer is not None and (route.answer not in relays or route.answer in route.best_effort):
-        yield f"{where}.answer: {route.answer} is no required relay of this route"
+        could = [name for name in relays if name not in route.best_effort]
+        yield f"{where}.answer: {route.answer} is no required relay of this route; {' or '.join(could) or 'none'} is"
     elif route.answer is None and route.kind == "relay":
         for first in list(relays)[:1]:
             if first in route.best_effort:

@@ -6,12 +6,26 @@ import inspect
 import os
 from collections.abc import Iterator, Mapping
 
-from gateway.config.settings import RouteSettings, Settings
+from gateway.config.settings import DownloadSettings, RouteSettings, Settings
 from gateway.config.sinks import DiskSettings, RelaySettings
 from gateway.flows import Flow
 from gateway.http.urls import PORTS, split_url
+from gateway.model import Limits
 
 __all__ = ["doubts"]
+
+_NESTED = (
+    ("max_field_bytes", "max_fields_bytes"),
+    ("max_fields_bytes", "max_body_bytes"),
+    ("max_file_bytes", "max_body_bytes"),
+    ("max_value_bytes", "max_field_bytes"),
+    ("idle_seconds", "deadline_seconds"),
+    ("idle_seconds", "total_seconds"),
+    ("connect_seconds", "total_seconds"),
+    ("first_byte_seconds", "total_seconds"),
+    ("read_seconds", "total_seconds"),
+)
+"""Limits of a thing, and of what it is in."""
 
 
 def doubts(settings: Settings, flows: Mapping[str, Flow]) -> list[str]:
@@ -24,6 +38,7 @@ def doubts(settings: Settings, flows: Mapping[str, Flow]) -> list[str]:
         for url in sink.all_urls
         if _is_own(url, settings)
     ]
+    lines += _of_limits(settings)
     used = {use.sink for route in settings.routes for use in route.uses}
     given = settings.sinks.keys() - Settings().sinks.keys()
     lines += [f"sinks.{name}: no route names it" for name in sorted(given - used)]
@@ -42,6 +57,22 @@ def doubts(settings: Settings, flows: Mapping[str, Flow]) -> list[str]:
     if settings.server.trusted_header == "forwarded" and not settings.server.trusted_networks:
         lines.append("server.trusted_header: nobody is believed, for there are no server.trusted_networks")
     return lines
+
+
+def _of_limits(settings: Settings) -> Iterator[str]:
+    """The limits that somebody has set, and that are never reached, since another one is."""
+    tables: dict[str, tuple[object, object]] = {
+        "limits": (settings.limits, Limits()),
+        "download": (settings.download, DownloadSettings()),
+    }
+    for name, sink in settings.sinks.items():
+        if isinstance(sink, RelaySettings):
+            tables[f"sinks.{name}"] = (sink, RelaySettings(type="relay"))
+    for where, (table, default) in tables.items():
+        for inside, around in _NESTED:
+            inner, outer = getattr(table, inside, None), getattr(table, around, None)
+            if inner and outer and inner > outer and inner != getattr(default, inside):
+                yield f"{where}.{inside}: {around} is less, so it is never reached"
 
 
 def _is_own(url: str, settings: Settings) -> bool:

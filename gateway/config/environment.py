@@ -6,18 +6,18 @@ Others have variables that begin like ours. Kubernetes sets some for each servic
 
 from __future__ import annotations
 
+import json
 import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from typing import Any
-
-from pydantic_settings import BaseSettings, EnvSettingsSource, SettingsConfigDict, SettingsError
 
 from gateway.config.messages import did_you_mean, keys_at
 from gateway.config.settings import Settings
 from gateway.config.sinks import sink_tag
 
-__all__ = ["misspelt_variables", "read_environment", "unknown_variables", "variable_of"]
+__all__ = ["laid_over", "misspelt_variables", "read_environment", "unknown_variables", "variable_below", "variable_of"]
 
 _PREFIX = "GATEWAY_"
 _OF_KUBERNETES = re.compile(
@@ -27,36 +27,57 @@ _ADDRESS = re.compile(r"(tcp|udp|sctp)://")
 """What Kubernetes puts into `..._PORT`; no key of ours has such a value."""
 
 
-class _Environment(BaseSettings, Settings):
-    """Which variables there may be: pydantic-settings asks a class of its own kind."""
-
-    model_config = SettingsConfigDict(env_prefix=_PREFIX, env_nested_delimiter="__")
-
-
 def read_environment(document: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
     """(settings as a document, a line for each variable that cannot be what it looks like).
 
-    The document of the file says which sinks there are.
+    The document of the file says which sinks there are. Whether a value suits its key is looked at later, with the
+    file's.
     """
     misspelt = misspelt_variables(document)
     lines = [
         f"{path}: two underscores belong between a table and its key: {right} ({variable})"
         for variable, (path, right) in misspelt.items()
     ]
-    for variable in _ours():
-        table, separator, _ = variable.upper().removeprefix(_PREFIX).lower().partition("__")
-        if separator and table not in Settings.model_fields and variable not in misspelt:
-            lines.append(f"{table}: there is no such table{did_you_mean(table, Settings.model_fields)} ({variable})")
-    source = EnvSettingsSource(_Environment)
-    skipped = {variable.lower() for variable in misspelt}
-    source.env_vars = {name: value for name, value in source.env_vars.items() if name.lower() not in skipped}
-    try:
-        return source(), lines
-    except SettingsError as error:
-        field = re.search(r'field "(\w+)"', str(error))
-        table = field[1] if field else "?"
-        named = ", ".join(one for one in _ours() if one.upper().startswith(f"{_PREFIX}{table.upper()}"))
-        return {}, [*lines, f"{table}: a list or a table is written as JSON, and this is none ({named})"]
+    found: dict[str, Any] = {}
+    for path, variable in sorted((_path_of(variable), variable) for variable in _ours() if variable not in misspelt):
+        if path[0] in Settings.model_fields:
+            value: Any = _value(path, os.environ[variable], laid_over(document, found))
+            for key in reversed(path):
+                value = {key: value}
+            found = laid_over(found, value)
+        elif path[1:]:
+            suggestion = did_you_mean(path[0], Settings.model_fields)
+            lines.append(f"{path[0]}: there is no such table{suggestion} ({variable})")
+    return found, lines
+
+
+def laid_over(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
+    """A document with the keys of another in place of its own, table by table."""
+    merged = dict(below)
+    for key, value in above.items():
+        under = merged.get(key)
+        if isinstance(value, Mapping) and isinstance(under, Mapping):
+            value = laid_over(under, value)
+        merged[key] = value
+    return merged
+
+
+def _value(path: Sequence[str], text: str, document: Mapping[str, Any]) -> Any:
+    """A list or a table is written as JSON, and so is what has no type here: the options of flows and own sinks."""
+    if text.lstrip()[:1] in ("[", "{") or _is_an_option(path, document):
+        with suppress(ValueError, RecursionError):
+            return json.loads(text)
+    return text
+
+
+def _is_an_option(path: Sequence[str], document: Mapping[str, Any]) -> bool:
+    match path:
+        case ("flows", _, key, *_):
+            return key != "use"
+        case ("sinks", name, key, *_):
+            sinks = document.get("sinks")
+            return key != "type" and isinstance(sinks, Mapping) and sink_tag(sinks.get(name)) == "own"
+    return False
 
 
 def misspelt_variables(document: Mapping[str, Any]) -> dict[str, tuple[str, str]]:
@@ -93,9 +114,18 @@ def variable_of(path: Sequence[str]) -> str | None:
     return next((set_ones[name] for name in names if name in set_ones), None)
 
 
+def variable_below(path: Sequence[str]) -> str | None:
+    """A variable that makes a table of what stands at this path; None for none."""
+    return next((variable for variable in _ours() if variable.upper().startswith(f"{variable_name(path)}__")), None)
+
+
 def variable_name(path: Sequence[str]) -> str:
     """What the variable of a key is called."""
     return _PREFIX + "__".join(path).upper()
+
+
+def _path_of(variable: str) -> tuple[str, ...]:
+    return tuple(variable.upper().removeprefix(_PREFIX).lower().split("__"))
 
 
 def _ours() -> list[str]:

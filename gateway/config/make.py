@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import importlib
 import inspect
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from gateway.config.load import ConfigError
+from gateway.config.messages import ConfigError, did_you_mean
 from gateway.config.settings import BUILT_IN_FLOWS, FlowSettings, Settings
 from gateway.config.sinks import DiscardSettings, DiskSettings, OwnSinkSettings, RelaySettings, SinkSettings
 from gateway.flows import Flow
@@ -19,6 +19,7 @@ from gateway.sinks import Sink
 from gateway.sinks.discard import DiscardSink
 from gateway.sinks.disk import DiskSink, unusable
 from gateway.sinks.relay.sending.connect import Connecting, TlsFileError, tls_context
+from gateway.sinks.relay.sending.spool import try_spool
 from gateway.sinks.relay.sink import RelaySink
 from gateway.sinks.store import Store
 from gateway.upload.routes import Route
@@ -92,6 +93,11 @@ def _relay(name: str, settings: RelaySettings, limits: Limits) -> RelaySink:
     options = settings.model_dump(exclude={"type", "url", "urls", *_CONNECTING, *_RULES})
     if not settings.all_urls:
         raise ConfigError([f"sinks.{name}.url: needed, or urls"])
+    if settings.spool_dir:  # the system's own is there, or nothing is
+        try:
+            try_spool(settings.spool_dir)
+        except OSError as error:
+            raise ConfigError([f"sinks.{name}.spool_dir: {settings.spool_dir}: {error.strerror}"]) from error
     for clock in ("write_seconds", "first_byte_seconds", "read_seconds"):
         if options[clock] is None:
             options[clock] = limits.stall_seconds
@@ -141,13 +147,32 @@ def _flow(name: str, settings: FlowSettings) -> Flow:
     try:
         function = _import(path)
         if inspect.iscoroutinefunction(function):
-            raise TypeError("it is a coroutine function, so it yields nothing: a flow has a `yield`")
-        inspect.signature(function).bind(None, None, **settings.options)
+            raise ValueError("it is a coroutine function, so it yields nothing: a flow has a `yield`")
+        _check_options(f"flows.{name}", function, settings.options, given=2)
         if hasattr(function, "check"):
             function.check(**settings.options)
+    except ConfigError:
+        raise
+    except TypeError as error:
+        raise ConfigError([f"flows.{name}: {path} cannot be called as flows are, (file, chunks): {error}"]) from error
     except Exception as error:
         raise ConfigError([f"flows.{name}: {error}"]) from error
     return Flow(name, function, settings.options)
+
+
+def _check_options(where: str, function: Callable[..., Any], options: Mapping[str, Any], *, given: int = 0) -> None:
+    """Raise ConfigError for options that it does not take, or misses, beside the first ones that it is `given`."""
+    signature = inspect.signature(function)
+    parameters = list(signature.parameters.values())[given:]
+    names = [one.name for one in parameters if one.kind in (one.KEYWORD_ONLY, one.POSITIONAL_OR_KEYWORD)]
+    missed = [one.name for one in parameters if one.name in names and one.default is one.empty]
+    problems = [f"{where}.{name}: needed" for name in missed if name not in options]
+    if not any(one.kind is one.VAR_KEYWORD for one in parameters):
+        unknown = [name for name in options if name not in names]
+        problems += [f"{where}.{name}: there is no such key{did_you_mean(name, names)}" for name in unknown]
+    if problems:
+        raise ConfigError(problems)
+    signature.bind(*[None] * given, **options)
 
 
 def _import(path: str) -> Any:
@@ -163,7 +188,10 @@ def _own_sink(name: str, settings: OwnSinkSettings) -> Sink:
         arguments = settings.arguments
         if "name" in inspect.signature(make).parameters:
             arguments.setdefault("name", name)
+        _check_options(f"sinks.{name}", make, arguments)
         sink = make(**arguments)
+    except ConfigError:
+        raise
     except Exception as error:
         raise ConfigError([f"sinks.{name}: {settings.type} cannot be made: {error!r}"]) from error
     if not isinstance(sink, Sink):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import fields
 
 from pydantic import BaseModel, ValidationError
@@ -20,7 +20,7 @@ from gateway.config.settings import (
 from gateway.config.sinks import BUILT_IN_SINKS, DiskSettings, RelaySettings, TlsSettings
 from gateway.model import Limits
 
-__all__ = ["did_you_mean", "key_path", "keys_at", "mistakes"]
+__all__ = ["ConfigError", "did_you_mean", "key_path", "keys_at", "mistakes"]
 
 _WORDS = {
     "missing": "needed",
@@ -43,19 +43,63 @@ _WORDS = {
 """By pydantic's types of errors; others are told in its own words, which have the limit or the choice in them."""
 
 
-def mistakes(error: ValidationError, *, source: Callable[[Sequence[str]], str]) -> Iterator[str]:
-    """A line for each, led by the path of its key. `source` says where a key comes from: a file, a variable."""
+class ConfigError(Exception):
+    """The configuration cannot be used; `problems` has a line per key path."""
+
+    def __init__(self, problems: Iterable[str]) -> None:
+        self.problems = [_printable(problem) for problem in dict.fromkeys(problems)]
+        super().__init__("\n".join(self.problems))
+
+
+def _printable(line: str) -> str:
+    """One line, whatever the names in it are made of."""
+    return "".join(one if one.isprintable() else one.encode("unicode_escape").decode() for one in line)
+
+
+def mistakes(
+    error: ValidationError, *, file: str, variable: Callable[[Sequence[str], bool], str | None]
+) -> Iterator[str]:
+    """A line for each, led by the path of its key.
+
+    `variable` says which one a key comes from, if from any; whether the key is missing is its second argument.
+    """
     details = error.errors(include_url=False, include_input=False, include_context=False)
     for detail in details:
         place, path = detail["loc"], key_path(detail["loc"])
         if detail["type"] == "too_short" and any(place == one["loc"][: len(place)] != one["loc"] for one in details):
             continue  # what is in the list is wrong, which is told already
+        is_missing, origin = detail["type"] == "missing", variable(path, detail["type"] == "missing")
         message = _WORDS.get(detail["type"]) or detail["msg"].removeprefix("Value error, ").removeprefix("Input ")
         if detail["type"] in ("extra_forbidden", "unexpected_keyword_argument"):
-            message = "there is no such key" + did_you_mean(path[-1], keys_at(place[:-1]))
-        elif path[0] == "sinks" and path[-1] == "type":
-            message = f"not one of {', '.join(BUILT_IN_SINKS)}, nor of the form package.module:Class"
-        yield f"{'.'.join(path)}: {message} ({source(path)})"
+            message = "there is no such key" + _what_is_there(path[-1], place[:-1])
+        elif path[0] == "sinks" and path[2:] == ["type"]:
+            message = f"{', '.join(BUILT_IN_SINKS)}, or of the form package.module:Class"
+            message = f"needed: {message}" if is_missing else f"should be {message}"
+        elif origin and message in ("should be a list", "should be a table"):
+            message += ", written as JSON"
+        yield f"{'.'.join(path)}: {message} ({origin or file})"
+
+
+def _what_is_there(key: str, table: Sequence[str | int]) -> str:
+    """Where the key belongs, or what it is called; to append."""
+    homes = [home for home, place in _HOMES.items() if key.lower() in keys_at(place)]
+    if key.lower() in Settings().sinks and not table:
+        return f"; did you mean sinks.{key.lower()}?"
+    if homes and key != "type" and key.lower() not in keys_at(table):
+        return f" here, but in {' and '.join(homes)}"
+    return did_you_mean(key, keys_at(table))
+
+
+_HOMES: dict[str, tuple[str | int, ...]] = {
+    "[server]": ("server",),
+    "[limits]": ("limits",),
+    "[download]": ("download",),
+    "sinks of type disk": ("sinks", "", "disk"),
+    "sinks of type relay": ("sinks", "", "relay"),
+    "their tls": ("sinks", "", "relay", "tls"),
+    "[[routes]]": ("routes", 0),
+    "[[routes.parts]]": ("routes", 0, "parts", 0),
+}
 
 
 def did_you_mean(word: str, known: Collection[str]) -> str:
@@ -69,6 +113,8 @@ def key_path(location: Sequence[str | int]) -> list[str]:
     path = [str(key) for key in location]
     if path[0] == "sinks" and len(path) > 2:
         del path[2]  # which kind of sink it was taken for
+    if path[-1] == "[key]":
+        del path[-2:]  # which is a name that the table gives
     return path
 
 

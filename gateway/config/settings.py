@@ -7,8 +7,11 @@ routes of the defaults are there where none is configured: who names what is to 
 from __future__ import annotations
 
 import importlib.util
+import re
 import secrets
 from collections.abc import Mapping
+from contextlib import suppress
+from ipaddress import ip_address
 from typing import Annotated, Any, Literal
 
 from pydantic import (
@@ -43,6 +46,7 @@ __all__ = [
     "with_defaults",
 ]
 
+_NAME = r"[!#$%&'*+.^_`|~0-9A-Za-z-]{1,64}"
 BUILT_IN_FLOWS = {
     "sniff": "gateway.flows.sniff:sniff",
     "gzip": "gateway.flows.compress:gzip",
@@ -59,6 +63,15 @@ def _installed(event_loop: str) -> str:
     return event_loop
 
 
+def _listening(host: str) -> str:
+    with suppress(ValueError):
+        ip_address(host)
+        return host
+    if not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_.-]*", host) or host.rsplit(".", 1)[-1].isdigit():
+        raise ValueError('neither an address, such as "0.0.0.0" or "::", nor a host name; a port has a key of its own')
+    return host
+
+
 def _networks(networks: tuple[str, ...]) -> tuple[str, ...]:
     TrustedNetworks(networks)  # its ValueError names the range
     return networks
@@ -67,12 +80,14 @@ def _networks(networks: tuple[str, ...]) -> tuple[str, ...]:
 class ServerSettings(Table):
     """`[server]`: where it listens, and how many uploads it takes."""
 
-    host: str = "127.0.0.1"
+    host: Annotated[str, AfterValidator(_listening)] = "127.0.0.1"
     """Loopback: what listens on a network is somebody's decision."""
-    port: Annotated[int, Field(ge=0, le=65535)] = 8080
-    name: Annotated[str, Field(pattern=r"^[!#$%&'*+.^_`|~0-9A-Za-z-]{1,64}$")] | None = None
+    port: Annotated[Count, Field(le=65535)] = 8080
+    name: Annotated[str, matching(_NAME, "should be 1 to 64 letters, digits, and characters such as - . _")] | None = (
+        None
+    )
     """A random one: two instances with one name would take each other for a loop, and it tells nothing."""
-    workers: Annotated[int, Field(ge=1, le=64)] = 1
+    workers: Annotated[Count, Field(ge=1, le=64)] = 1
     """More are for more cores, and whoever has those knows how many to give."""
     event_loop: Annotated[Literal["asyncio", "uvloop"], AfterValidator(_installed)] = "asyncio"
     """What every Python has. uvloop answers more small requests per second, and is no faster with large ones."""
@@ -84,9 +99,9 @@ class ServerSettings(Table):
     """Fifteen for each upload. One that is idle costs some 10 KiB and a descriptor, and not all systems give many."""
     drain_seconds: Seconds = 60
     """What orchestrators commonly wait for, or can be told to."""
-    read_buffer_bytes: Annotated[int, Field(ge=4096, le=16 << 20)] = 256 << 10
+    read_buffer_bytes: Annotated[Count, Field(ge=4096, le=16 << 20)] = 256 << 10
     """Half of what is received in one call, and of what waits to be parsed; smaller ones cost a wake-up each."""
-    max_head_bytes: Annotated[int, Field(ge=4096, le=1 << 20)] = 64 << 10
+    max_head_bytes: Annotated[Count, Field(ge=4096, le=1 << 20)] = 64 << 10
     """A request's line and fields. Tickets and cookies make 16 KiB; nginx and Apache take 32 KiB and more in all."""
     trusted_networks: Annotated[tuple[str, ...], AfterValidator(_networks)] = ()
     """None: anybody can write into a header where they come from."""
@@ -124,9 +139,9 @@ class SinkUseSettings(Table):
 
     sink: str
     mode: Literal["required", "best_effort"] = "required"
-    lag_bytes: Annotated[int, Field(gt=0)] = 8 << 20
+    lag_bytes: Annotated[Count, Field(gt=0)] = 8 << 20
     """A moment's worth at a gigabit, so that it is not dropped for a hiccup; memory, per upload."""
-    lag_seconds: Annotated[float, Field(gt=0)] = 5
+    lag_seconds: Annotated[Seconds, Field(gt=0)] = 5
     """What a client waits for its answer at most, because of a sink that it does not depend on."""
 
     @property
@@ -170,8 +185,9 @@ class RouteSettings(Table):
     path: Annotated[
         str,
         matching(
-            r"(/[A-Za-z0-9._~-]+)+",
-            "not a path: a slash ahead of each segment, none at the end; letters, digits, and . _ ~ - in between",
+            r"(/(?!\.\.?(/|$))[A-Za-z0-9._~-]+)+",
+            "not a path: a slash ahead of each segment, none at the end; letters, digits, and . _ ~ - in between, "
+            "and not . or .. alone",
         ),
     ]
     kind: Literal["upload", "relay", "convert", "opaque"] = "upload"
@@ -267,7 +283,7 @@ class DownloadSettings(Table):
     allow_private: Annotated[tuple[str, ...], AfterValidator(_ranges)] = ()
     """No range: a name that is allowed may point anywhere, today or tomorrow."""
     max_bytes: Count = 0
-    max_redirects: Annotated[int, Field(ge=0, le=5)] = 5
+    max_redirects: Annotated[Count, Field(le=5)] = 5
     connect_seconds: Seconds = 10
     idle_seconds: Seconds = 30
     total_seconds: Seconds = 0

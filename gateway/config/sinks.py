@@ -70,13 +70,14 @@ def _health_path(path: str) -> str:
 
 Url = Annotated[str, AfterValidator(_url)]
 LENGTHS = ("chunked", "passthrough", "spool", "known")
-FileName = Annotated[str, Field(min_length=1)]
+_NO_ZERO = matching("[^\0]*", "no file name has a zero byte in it")
+FileName = Annotated[str, Field(min_length=1), _NO_ZERO]
 
 
 class Table(BaseModel):
     """Keys that are none of it are mistakes; values are never shown, since they may be secrets."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, hide_input_in_errors=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, hide_input_in_errors=True, allow_inf_nan=False)
 
 
 def _mode(example: str) -> BeforeValidator:
@@ -96,7 +97,7 @@ class DiskSettings(Table):
     """A directory of this machine's."""
 
     type: Literal["disk"]
-    root: Annotated[str, Field(min_length=1)] = "var/uploads"
+    root: FileName = "var/uploads"
     fsync: bool = True
     keep_seconds: Seconds = 0
     """0: for ever. What is kept for a while only has to be asked for."""
@@ -113,8 +114,22 @@ def _ways(length: Any) -> str | tuple[str, ...]:
     return length if isinstance(length, str) else tuple(ways)
 
 
-def _all_none_or_some(value: Any, pattern: re.Pattern[str] = TOKEN) -> Any:
+def _boolean(value: Any) -> Any:
+    """True or false as a variable has them; anything else as it is."""
+    return {"true": True, "false": False}.get(value.lower(), value) if isinstance(value, str) else value
+
+
+def _expect(value: Any) -> Any:
     """One message for a union, which would give one for each of its arms."""
+    value = _boolean(value)
+    if isinstance(value, bool) or value == "reused":
+        return value
+    raise ValueError('should be true, false or "reused"')
+
+
+def _all_none_or_some(value: Any, pattern: re.Pattern[str] = TOKEN) -> Any:
+    """One message, again."""
+    value = _boolean(value)
     if isinstance(value, bool):
         return value
     if isinstance(value, list | tuple) and all(isinstance(one, str) and pattern.fullmatch(one) for one in value):
@@ -142,7 +157,7 @@ class TlsSettings(Table):
     @model_validator(mode="after")
     def _paired(self) -> TlsSettings:
         if self.key is not None and self.cert is None:
-            raise ValueError("a key without cert")
+            raise ValueError("a key without the certificate that it belongs to, cert")
         return self
 
 
@@ -186,17 +201,17 @@ class RelaySettings(Table):
     urls: tuple[Url, ...] = ()
     length: Annotated[str | tuple[str, ...], BeforeValidator(_ways)] = "chunked"
     """Any body can be sent so, and nearly every server takes it."""
-    spool_dir: str = ""
+    spool_dir: Annotated[str, _NO_ZERO] = ""
     replay_bytes: Count = 1 << 20
     """What a small form has; memory per upload."""
     failures_to_open: Count = 3
-    open_seconds: Annotated[float, Field(gt=0)] = 10
+    open_seconds: Annotated[Seconds, Field(gt=0)] = 10
     health_path: Annotated[str, AfterValidator(_health_path)] = ""
-    health_seconds: Annotated[float, Field(gt=0)] = 10
-    expect_continue: bool | Literal["reused"] = "reused"
+    health_seconds: Annotated[Seconds, Field(gt=0)] = 10
+    expect_continue: Annotated[bool | Literal["reused"], BeforeValidator(_expect)] = "reused"
     """A round trip per upload, and a second at a server that ignores it: only where it saves a body."""
-    expect_seconds: Annotated[float, Field(gt=0)] = 1
-    connect_seconds: Annotated[float, Field(gt=0)] = 10
+    expect_seconds: Annotated[Seconds, Field(gt=0)] = 1
+    connect_seconds: Annotated[Seconds, Field(gt=0)] = 10
     write_seconds: Seconds | None = None
     first_byte_seconds: Seconds | None = None
     read_seconds: Seconds | None = None
@@ -232,7 +247,7 @@ class RelaySettings(Table):
         if tls is not None and any(
             url.startswith("http:") for url in [info.data.get("url") or "", *info.data.get("urls", ())]
         ):
-            raise ValueError("a url is not https")
+            raise ValueError("only of use to urls of https://, and one here is of http://")
         return tls
 
     @property

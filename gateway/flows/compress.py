@@ -64,7 +64,7 @@ async def zstd(file: FlowFile, chunks: AsyncIterable[bytes], *, level: int = 3) 
 
 def _check_level(highest: int, lowest: int) -> Callable[..., None]:
     def check(*, level: int = lowest) -> None:
-        if not isinstance(level, int) or not lowest <= level <= highest:
+        if type(level) is not int or not lowest <= level <= highest:
             raise ValueError(f"level is {lowest} to {highest}")
 
     return check
@@ -109,7 +109,7 @@ async def unzstd(
 
 def _check_caps(*, max_output_bytes: int = 0, max_ratio: float = 0) -> None:
     for name, cap in (("max_output_bytes", max_output_bytes), ("max_ratio", max_ratio)):
-        if not isinstance(cap, int | float) or cap < 0:
+        if type(cap) not in (int, float) or not cap >= 0:
             raise ValueError(f"{name} is a number, 0 = unlimited")
 
 

@@ -93,7 +93,7 @@ def check(*, policy: str = "record", allow: Sequence[str] = ()) -> None:
     """Raises ValueError for options that mean nothing."""
     if policy not in ("record", "require_match"):
         raise ValueError(f"policy {policy!r} is neither record nor require_match")
-    if isinstance(allow, str):
+    if not isinstance(allow, list | tuple) or not all(isinstance(glob, str) for glob in allow):
         raise ValueError("allow is a list of globs")
 
 

@@ -66,7 +66,7 @@ _OF_THE_BODY = frozenset(["digest", "repr-digest"])
 _MADE_HERE = frozenset(["forwarded", "x-forwarded-for", "x-forwarded-proto", "x-forwarded-host", "via", "x-request-id"])
 _NOT_FORWARDED = _OF_THIS_HOP | _MADE_HERE | {"content-length", "content-type"}
 """Of the client's end-to-end headers those that are made anew, or not at all, in lower case."""
-_NOT_STATIC = _HOP_BY_HOP | {"host", "expect", "content-length", "digest", "repr-digest"}
+_NOT_STATIC = _HOP_BY_HOP | {"host", "expect", "via", "content-length", "digest", "repr-digest"}
 
 _CGI_SAFE = re.compile(r"[a-z0-9-]+")
 _REQUEST_ID = re.compile(r"[\x21-\x7e]{1,128}")

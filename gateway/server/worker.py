@@ -15,7 +15,7 @@ from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from gateway.config.load import ConfigError
+from gateway.config.messages import ConfigError
 from gateway.config.settings import Settings
 from gateway.server.app import build_app
 from gateway.server.metrics import Metrics, share_metrics

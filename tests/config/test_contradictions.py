@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from gateway.config.contradictions import contradictions
-from gateway.config.load import ConfigError, load
+from gateway.config.load import load
+from gateway.config.messages import ConfigError
 from gateway.config.settings import Settings
 
 

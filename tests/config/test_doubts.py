@@ -73,6 +73,23 @@ def test_check_warns_of_what_was_hardly_meant(tmp_path: Path, capsys: pytest.Cap
     ]
 
 
+def test_check_warns_of_limits_that_are_never_reached(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    document = """
+    [limits]
+    max_file_bytes = 2000
+    max_body_bytes = 1000
+    max_value_bytes = 100
+    deadline_seconds = 20
+    [sinks.api]
+    connect_seconds = 20
+    total_seconds = 15
+    """
+    assert [line for line in _checked(tmp_path, document, capsys) if line.startswith("warning: ")] == [
+        "warning: limits.max_file_bytes: max_body_bytes is less, so it is never reached",
+        "warning: sinks.api.connect_seconds: total_seconds is less, so it is never reached",
+    ]
+
+
 def test_check_warns_of_a_header_that_nobody_may_write(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     header = '[server]\ntrusted_header = "forwarded"\n'
     for more, warned in (("", True), ('trusted_networks = ["10.0.0.0/8"]', False)):

@@ -16,7 +16,7 @@ import aiohttp
 import pytest
 
 from gateway.concurrency.pipe import Progress
-from gateway.config.load import ConfigError
+from gateway.config.messages import ConfigError
 from gateway.flows import FlowFile, in_thread, working
 from tests.conftest import StartDestination, StartGateway
 from tests.support.flow_support import OURS, fetch, form, post, route

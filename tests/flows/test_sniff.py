@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from gateway.config.load import ConfigError
+from gateway.config.messages import ConfigError
 from tests.conftest import StartGateway
 from tests.support.flow_support import fetch, form, post, route
 

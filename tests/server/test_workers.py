@@ -20,7 +20,8 @@ from typing import Any
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from gateway.config.load import ConfigError, load
+from gateway.config.load import load
+from gateway.config.messages import ConfigError
 from gateway.server.slots import SharedCounts, clear_slots, make_slots
 from tests.support.clients import Client, ask, eventually, file, form, head
 from tests.support.ports import free_port

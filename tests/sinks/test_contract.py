@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 from aiohttp import ClientSession
 
-from gateway.config.load import ConfigError, load
+from gateway.config.load import load
+from gateway.config.messages import ConfigError
 from gateway.model import Receipt, Upload
 from gateway.sinks import Delivery, Sink, Stage
 from tests.conftest import RunningGateway, StartDestination, StartGateway

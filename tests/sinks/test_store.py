@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from aiohttp import ClientSession
 
-from gateway.config.load import ConfigError
+from gateway.config.messages import ConfigError
 from gateway.sinks.store import manifest_keeper
 from tests.conftest import StartGateway
 from tests.contract import END, FORM, SinkContract, Subject, form_part, sha256

@@ -6,7 +6,8 @@ from typing import Any
 
 import pytest
 
-from gateway.config.load import ConfigError, load
+from gateway.config.load import load
+from gateway.config.messages import ConfigError
 from gateway.config.settings import Settings
 from tests.conftest import RunningGateway, StartDestination, StartGateway
 from tests.support.clients import Client, ask, eventually, file, form, head

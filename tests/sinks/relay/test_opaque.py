@@ -12,7 +12,8 @@ from typing import Any
 import pytest
 from aiohttp import ClientSession
 
-from gateway.config.load import ConfigError, load
+from gateway.config.load import load
+from gateway.config.messages import ConfigError
 from gateway.config.settings import Settings
 from tests.conftest import RunningGateway, StartGateway
 from tests.contract import eventually, nothing_left_running

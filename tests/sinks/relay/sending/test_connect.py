@@ -16,7 +16,8 @@ from typing import Any
 import pytest
 from aiohttp import web
 
-from gateway.config.load import ConfigError, load
+from gateway.config.load import load
+from gateway.config.messages import ConfigError
 from gateway.server.app import build_app
 from gateway.server.demo_destination import receiver_app
 from gateway.sinks.relay.sending.connect import TlsFileError, tls_context
