@@ -24,7 +24,8 @@ from gateway.config.sinks import RelaySettings
 from gateway.http.urls import authority
 from gateway.model import Part
 from gateway.server.demo_destination import receiver_app
-from gateway.server.serve import configure_logging, run, serve
+from gateway.server.logs import configure_logging
+from gateway.server.serve import run, serve
 from gateway.server.signals import until_signalled
 from gateway.server.workers import WorkersFailed, supervise
 from gateway.upload.routes import Route, Rule

@@ -15,7 +15,7 @@ from urllib.parse import quote
 
 import pytest
 
-from gateway.server.serve import JsonLines
+from gateway.server.logs import JsonLines
 from tests.support.certificates import Authority
 from tests.support.clients import Answer, Client, ask, file, form
 from tests.support.doubles import (
@@ -180,10 +180,3 @@ def test_no_url_in_a_line_of_the_log_has_its_user_info_or_its_query() -> None:
     assert "cannot ask http://h/p for it" in shown["traceback"]
     assert shown["detail"] == "http://h/p\nnext"
     assert (shown["sinks"], shown["seconds"]) == ([{"url": "http://h/p", "n": 1}, ["http://h/p"]], 1.5)
-
-
-def test_a_line_without_a_url_is_as_it_was_said() -> None:
-    record = logging.LogRecord("x", logging.INFO, "", 0, 'is it? "a@b" \\ ü', (), None)
-    record.filename_ = "what?.txt"
-    shown = json.loads(JsonLines().format(record))
-    assert (shown["message"], shown["filename_"]) == ('is it? "a@b" \\ ü', "what?.txt")

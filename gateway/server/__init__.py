@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from gateway.server.serve import configure_logging, run
+from gateway.server.logs import configure_logging
+from gateway.server.serve import run
 from gateway.server.signals import until_signalled
 from gateway.server.workers import WorkersFailed, supervise
 

@@ -18,8 +18,9 @@ from pathlib import Path
 from gateway.config.messages import ConfigError
 from gateway.config.settings import Settings
 from gateway.server.app import build_app
+from gateway.server.logs import configure_logging
 from gateway.server.metrics import Metrics, share_metrics
-from gateway.server.serve import configure_logging, run, running
+from gateway.server.serve import run, running
 from gateway.server.signals import SIGNALS, Ending, catch_signals
 from gateway.server.slots import SharedCounts
 
