@@ -9,6 +9,7 @@ import socket
 import sys
 from collections.abc import Sequence
 from contextlib import AsyncExitStack
+from operator import itemgetter
 
 from aiohttp import web
 
@@ -164,7 +165,8 @@ def _check(settings: Settings) -> None:
     print("the configuration is valid")
     _print_bound(settings)
     for route in settings.as_routes():
-        print(f"{route.path} ({route.kind}): {'; '.join(_told(route, rule) for rule in route.rules) or 'no file'}")
+        told = [_told(route, rule) for rule in route.rules] or ["no file"]
+        print(f"{route.path} ({route.kind}):", *told, sep=" " if len(told) == 1 else "\n    ")
     print(f"also served: {', '.join(OWN_PATHS)}")
     for doubt in doubts(settings, flows):
         print(f"warning: {doubt}")
@@ -174,8 +176,12 @@ def _check(settings: Settings) -> None:
 
 def _print_bound(settings: Settings) -> None:
     total, bounds = memory_bound_bytes(settings)
-    for what, size in bounds.items():
-        print(f"{size / 2**20:10.2f} MiB  {what}")
+    rest = total
+    for what, size in sorted(bounds.items(), key=itemgetter(1), reverse=True):
+        if size * 100 >= total:
+            print(f"{size / 2**20:10.2f} MiB  {what}")
+            rest -= size
+    print(f"{rest / 2**20:10.2f} MiB  what is less than a hundredth of it")
     print(f"{total / 2**20:10.2f} MiB  per upload at most, and about 1 KiB for each part")
     uploads, reads, parts = settings.server.max_uploads, settings.server.max_reads, settings.limits.max_parts
     if unbounded := unlimited_keys(settings):

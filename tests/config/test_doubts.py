@@ -42,10 +42,13 @@ def test_check_prints_each_route_with_its_rules_and_what_is_served_beside_them(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     lines = _checked(tmp_path, ROUTES, capsys)
-    assert (
-        "/papers (upload): filename *.pdf and content_type application/* through good to disk, api; "
-        "name * to none; name b to none; every file to api"
-    ) in lines
+    at = lines.index("/papers (upload):")
+    assert lines[at + 1 : at + 5] == [
+        "    filename *.pdf and content_type application/* through good to disk, api",
+        "    name * to none",
+        "    name b to none",
+        "    every file to api",
+    ]
     assert "/nothing (upload): no file" in lines
     assert "also served: /uploads, /files, /download, /selftest, /healthz, /readyz, /metrics" in lines
     assert not any(line.startswith(("/upload ", "/proxy ", "/convert ")) for line in lines)
@@ -131,3 +134,59 @@ def test_a_url_that_leads_back_is_told(
 ) -> None:
     lines = _checked(tmp_path, f'server.host = "{host}"\nsinks.api.url = "{url}"\n', capsys)
     assert (f"warning: sinks.api: {url} leads back to this gateway" in lines) == is_own
+
+
+REALISTIC = """
+[server]
+host = "0.0.0.0"
+workers = 2
+[sinks.disk]
+root = "uploads"
+[sinks.scanner]
+type = "relay"
+urls = ["https://scan-1.internal/v1", "https://scan-2.internal/v1"]
+length = ["known", "spool"]
+[sinks.erp]
+type = "relay"
+url = "https://erp.internal/documents"
+keepalive_seconds = 20
+[sinks.archive]
+type = "relay"
+url = "https://archive.internal/"
+[flows.pdf]
+use = "gateway.flows.sniff:sniff"
+policy = "require_match"
+allow = ["application/pdf"]
+[[routes]]
+path = "/documents"
+[[routes.parts]]
+match = { filename = "*.pdf" }
+flows = ["pdf"]
+sinks = ["disk", "erp", { sink = "archive", mode = "best_effort" }]
+[[routes.parts]]
+match = { content_type = "image/*" }
+sinks = ["disk", "scanner"]
+[[routes.parts]]
+sinks = ["disk"]
+[[routes]]
+path = "/erp"
+kind = "relay"
+parts = [{ sinks = ["erp"] }]
+[[routes]]
+path = "/raw"
+kind = "opaque"
+parts = [{ sinks = ["scanner"] }]
+[[routes]]
+path = "/images"
+kind = "convert"
+parts = [{ match = { content_type = "image/*" }, flows = ["sniff", "gzip"], sinks = ["disk"] }]
+"""
+
+
+@pytest.mark.parametrize(("document", "rows"), [("", 24), (REALISTIC, 30)])
+def test_what_check_prints_is_read_on_one_screen(
+    document: str, rows: int, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    lines = _checked(tmp_path, document, capsys)
+    assert sum(-(-len(line) // 80) for line in lines) < rows, "\n".join(lines)
