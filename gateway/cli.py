@@ -9,6 +9,7 @@ import socket
 import sys
 from collections.abc import Sequence
 from contextlib import AsyncExitStack
+from functools import partial
 from operator import itemgetter
 
 from aiohttp import web
@@ -20,7 +21,7 @@ from gateway.config.load import load
 from gateway.config.make import make_sinks_and_flows
 from gateway.config.memory import memory_bound_bytes, read_bound_bytes, unlimited_keys
 from gateway.config.messages import ConfigError
-from gateway.config.settings import OWN_PATHS, Settings
+from gateway.config.settings import Settings
 from gateway.config.sinks import RelaySettings
 from gateway.http.urls import authority
 from gateway.model import Part
@@ -126,10 +127,10 @@ async def _serve(settings: Settings, *, receiver_port: int | None) -> None:
             settings = settings.model_copy(
                 update={"sinks": {**settings.sinks, "api": api.model_copy(update={"url": url})}}
             )
-        await serve_all(settings, started=_print_examples)
+        await serve_all(settings, started=partial(_print_examples, settings))
 
 
-def _print_examples(host: str, port: int) -> None:
+def _print_examples(settings: Settings, host: str, port: int) -> None:
     gateway = f"http://{authority('127.0.0.1' if host in ('0.0.0.0', '::') else host, port)}"
     print(
         "\nTry it in another terminal:\n"
@@ -139,7 +140,7 @@ def _print_examples(host: str, port: int) -> None:
         f"  curl -F file=@README.md '{gateway}/proxy?status=503'\n"
         f"  curl -F file=@README.md {gateway}/both\n"
         f"  curl -F file=@README.md -F file=@LICENSE {gateway}/convert\n"
-        f"  curl {gateway}/metrics\n",
+        + (f"  curl {gateway}/metrics\n" if "/metrics" in settings.own_paths else ""),
         flush=True,
     )
 
@@ -167,7 +168,11 @@ def _check(settings: Settings) -> None:
     for route in settings.as_routes():
         told = [_told(route, rule) for rule in route.rules] or ["no file"]
         print(f"{route.path} ({route.kind}):", *told, sep=" " if len(told) == 1 else "\n    ")
-    print(f"also served: {', '.join(OWN_PATHS)}")
+    print(f"also served: {', '.join(settings.own_paths)}")
+    management = settings.management
+    if management.port is not None:
+        at = f"http://{authority(management.host, management.port)}"
+        print(f"for management at {at}: {', '.join(settings.management_paths)}")
     for doubt in doubts(settings, flows):
         print(f"warning: {doubt}")
     for variable in unknown_variables(settings.model_dump()):

@@ -16,7 +16,7 @@ from aiohttp import web
 from aiohttp.http_exceptions import HttpProcessingError
 
 from gateway.config.settings import DEFAULT_ROUTES, Settings
-from gateway.server.app import build_app, check_took_effect
+from gateway.server.app import build_app, build_management, check_took_effect
 from gateway.server.demo_destination import receiver_app
 from gateway.server.listening import bound_sockets
 from gateway.server.serve import DrainingRunner
@@ -139,15 +139,19 @@ async def start_gateway(tmp_path: Path) -> AsyncIterator[StartGateway]:
                 taken = [route["path"] for route in routes]
                 document["routes"] = [*routes, *(route for route in DEFAULT_ROUTES if route["path"] not in taken)]
             settings = Settings(**{**document, "server": server, "sinks": sinks})
+            app = build_app(settings)
             runner = DrainingRunner(
-                build_app(settings),
+                app,
                 drain_seconds=settings.server.drain_seconds,
                 max_connections=settings.server.max_connections,
+                management=build_management(app, settings),
             )
             await runner.setup()
             stack.push_async_callback(runner.cleanup)
             check_took_effect(runner, settings)
             runner.listen(*await bound_sockets("127.0.0.1", server.get("port", 0)))
+            if runner.management is not None:
+                runner.management.listen(*await bound_sockets("127.0.0.1", 0))
             return RunningGateway(runner, root)
 
         yield start

@@ -122,7 +122,7 @@ def test_the_complete_configuration_file_has_every_key() -> None:
     document = tomllib.loads(CONFIG_FILES[0].read_text())
     defaults = load().model_dump()
     assert document.keys() == defaults.keys() == Settings.model_fields.keys()
-    for table in ("server", "limits", "download"):
+    for table in ("server", "management", "limits", "download"):
         assert document[table].keys() == {key for key, value in defaults[table].items() if value is not None}
     for name, sink in defaults["sinks"].items():
         given = {key for key, value in sink.items() if value not in (None, ())}  # others stand there as comments

@@ -32,6 +32,7 @@ from gateway.config.settings import (
     BUILT_IN_FLOWS,
     DownloadSettings,
     FlowSettings,
+    ManagementSettings,
     MatchSettings,
     PartsSettings,
     RouteSettings,
@@ -524,6 +525,7 @@ def section(text: str, heading: str) -> str:
 
 TABLES: dict[str, type[BaseModel] | type[Limits]] = {
     "Server": ServerSettings,
+    "Management": ManagementSettings,
     "Limits": Limits,
     "disk": DiskSettings,
     "relay": RelaySettings,

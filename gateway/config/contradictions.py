@@ -9,11 +9,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from gateway.config.messages import did_you_mean
-from gateway.config.settings import BUILT_IN_FLOWS, OWN_PATHS, FlowSettings, RouteSettings
+from gateway.config.settings import BUILT_IN_FLOWS, OWN_PATHS, FlowSettings, RouteSettings, Settings
 from gateway.config.sinks import DOTTED_PATH, DiskSettings, RelaySettings, SinkSettings
 from gateway.upload.routes import BestEffort
 
-__all__ = ["contradictions"]
+__all__ = ["contradictions", "listener_contradictions"]
 
 
 def contradictions(
@@ -47,6 +47,14 @@ def contradictions(
         if known.keys() == named.keys():
             problems += _of_route_and_sinks(_Routed(where, route, known))
     return problems
+
+
+def listener_contradictions(settings: Settings) -> list[str]:
+    """Likewise, of where it listens."""
+    server, management = settings.server, settings.management
+    if management.port and (management.host, management.port) == (server.host, server.port):
+        return [f"management.port: {management.port} is server.port, too; leave it out to have one listener"]
+    return []
 
 
 # -- one table

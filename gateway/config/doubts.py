@@ -56,6 +56,8 @@ def doubts(settings: Settings, flows: Mapping[str, Flow]) -> list[str]:
     ]
     if settings.server.trusted_header == "forwarded" and not settings.server.trusted_networks:
         lines.append("server.trusted_header: nobody is believed, for there are no server.trusted_networks")
+    if "host" in settings.management.model_fields_set and settings.management.port is None:
+        lines.append("management.host: nothing listens there, for there is no management.port")
     return lines
 
 

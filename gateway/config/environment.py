@@ -134,7 +134,7 @@ def _ours() -> list[str]:
 
 def _paths(document: Mapping[str, Any]) -> Iterator[tuple[str, ...]]:
     """All keys that a single variable can set, of the tables that there are."""
-    for table in ("server", "limits", "download"):
+    for table in ("server", "management", "limits", "download"):
         for key in keys_at((table,)):
             yield table, key
     sinks = document.get("sinks")

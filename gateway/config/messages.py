@@ -10,6 +10,7 @@ from pydantic import BaseModel, ValidationError
 
 from gateway.config.settings import (
     DownloadSettings,
+    ManagementSettings,
     MatchSettings,
     PartsSettings,
     RouteSettings,
@@ -92,6 +93,7 @@ def _what_is_there(key: str, table: Sequence[str | int]) -> str:
 
 _HOMES: dict[str, tuple[str | int, ...]] = {
     "[server]": ("server",),
+    "[management]": ("management",),
     "[limits]": ("limits",),
     "[download]": ("download",),
     "sinks of type disk": ("sinks", "", "disk"),
@@ -126,6 +128,8 @@ def keys_at(location: Sequence[str | int]) -> list[str]:
             kind = Settings
         case ("server",):
             kind = ServerSettings
+        case ("management",):
+            kind = ManagementSettings
         case ("limits",):
             return [one.name for one in fields(Limits)]
         case ("download",):

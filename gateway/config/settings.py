@@ -37,6 +37,7 @@ __all__ = [
     "OWN_PATHS",
     "DownloadSettings",
     "FlowSettings",
+    "ManagementSettings",
     "MatchSettings",
     "PartsSettings",
     "RouteSettings",
@@ -107,6 +108,18 @@ class ServerSettings(Table):
     """None: anybody can write into a header where they come from."""
     trusted_header: Family = "x-forwarded"
     """What nearly every proxy writes."""
+
+
+class ManagementSettings(Table):
+    """`[management]`: what is for operators, and a listener of its own for that."""
+
+    host: str = "127.0.0.1"
+    """Loopback: there is no password."""
+    port: Annotated[int, Field(ge=0, le=65535)] | None = None
+    """None: there is no such listener, and all is served where uploads are."""
+    metrics: bool = True
+    selftest: bool = True
+    readyz: bool = True
 
 
 class FlowSettings(BaseModel):
@@ -245,7 +258,8 @@ DEFAULT_ROUTES: tuple[dict[str, Any], ...] = (
 HEALTH_PATHS = ("/healthz", "/readyz")
 """Answered where anything else is refused."""
 OWN_PATHS = ("/uploads", "/files", "/download", "/selftest", "/healthz", "/readyz", "/metrics")
-"""What is served beside the routes, with all below."""
+"""What may be served beside the routes, with all below."""
+_MANAGEMENT_PATHS = ("/selftest", "/healthz", "/readyz", "/metrics")
 
 
 def with_defaults(document: Mapping[str, Any]) -> dict[str, Any]:
@@ -293,6 +307,7 @@ class Settings(Table):
     """The whole configuration: each key is valid for itself. What they say together: contradictions.py."""
 
     server: ServerSettings = ServerSettings()
+    management: ManagementSettings = ManagementSettings()
     limits: Limits = Limits()
     sinks: dict[str, SinkSettings] = Field(default_factory=dict)
     flows: dict[str, FlowSettings] = Field(default_factory=dict)
@@ -310,6 +325,20 @@ class Settings(Table):
             return self
         server = self.server.model_copy(update={"name": f"gateway-{secrets.token_hex(4)}"})
         return self.model_copy(update={"server": server})
+
+    @property
+    def own_paths(self) -> list[str]:
+        """What is served beside the routes, where uploads are."""
+        moved = {"/selftest", "/metrics"} if self.management.port is not None else set()
+        return [path for path in OWN_PATHS if path not in moved and self._is_on(path)]
+
+    @property
+    def management_paths(self) -> list[str]:
+        """What is served at the management listener, if there is one."""
+        return [path for path in _MANAGEMENT_PATHS if self.management.port is not None and self._is_on(path)]
+
+    def _is_on(self, path: str) -> bool:
+        return bool(getattr(self.management, path[1:], True))
 
     def as_routes(self) -> list[Route]:
         """The routes as the dispatcher takes them."""

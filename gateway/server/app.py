@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import AsyncIterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AsyncExitStack
+from dataclasses import replace
 from typing import Any
 
 from aiohttp import web
@@ -20,7 +21,7 @@ from gateway.server.metrics import Metrics
 from gateway.server.services import SERVICES, Services
 from gateway.server.slots import SharedCounts
 
-__all__ = ["build_app", "check_took_effect"]
+__all__ = ["build_app", "build_management", "check_took_effect"]
 
 _KEEPALIVE_SECONDS = 30
 """Bounds idle connections, and how long a client may take over its headers: aiohttp has no other clock for those."""
@@ -38,9 +39,7 @@ def build_app(
     `metrics` and `shared` are those that several processes have together.
     """
     sinks, flows = make_sinks_and_flows(settings)
-    app = web.Application(
-        middlewares=[problems], client_max_size=_READ_WHOLE_BYTES, handler_args=_handler_args(settings)
-    )
+    app = _application(settings)
     settings = settings.named()
     assert settings.server.name is not None
     downloader = Downloader(**settings.download.model_dump(), gateway=settings.server.name)
@@ -51,6 +50,7 @@ def build_app(
         gate=_gate(settings.server, shared),
         sinks=sinks,
         routes=settings.as_routes(),
+        served=[*(route.path for route in settings.routes), *settings.own_paths],
         flows=flows,
         executor=hashing,
         downloader=downloader,
@@ -68,9 +68,27 @@ def build_app(
             yield
 
     app.cleanup_ctx.append(running)
+    add_routes(app)
+    return app
+
+
+def build_management(app: web.Application, settings: Settings) -> web.Application | None:
+    """What is served at the management listener, of an application that `build_app` has made. None: nothing."""
+    if settings.management.port is None:
+        return None
+    management = _application(settings)
+    # Requests of its own: no drain waits for them.
+    management[SERVICES] = replace(app[SERVICES], served=settings.management_paths, requests=set())
+    add_routes(management)
+    return management
+
+
+def _application(settings: Settings) -> web.Application:
+    app = web.Application(
+        middlewares=[problems], client_max_size=_READ_WHOLE_BYTES, handler_args=_handler_args(settings)
+    )
     app.on_response_prepare.append(strip_aiohttp_headers)
     app.on_response_prepare.append(add_request_id)
-    add_routes(app)
     return app
 
 

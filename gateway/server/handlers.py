@@ -5,11 +5,11 @@ from __future__ import annotations
 import asyncio
 import logging
 import re
+from collections.abc import Mapping
 
 from aiohttp import hdrs, web
 from aiohttp.typedefs import Handler
 
-from gateway.config.settings import OWN_PATHS
 from gateway.downloads.locations import ARCHIVE_PATH, FILE_PATHS, UPLOAD_PATH, upload_location
 from gateway.downloads.stored import STORES, delete_upload, get_archive, get_file, get_upload
 from gateway.errors import (
@@ -60,7 +60,7 @@ async def get_download(request: web.Request) -> web.StreamResponse:
 
 
 def _reading(handler: Handler) -> Handler:
-    """What is kept here, read in one of the slots of reads."""
+    """A handler that works in one of the slots of reads."""
 
     async def read(request: web.Request) -> web.StreamResponse:
         with request.app[SERVICES].gate.reads.slot():
@@ -73,11 +73,12 @@ def _reading(handler: Handler) -> Handler:
 
 
 async def selftest_buffering(request: web.Request) -> web.StreamResponse:
-    """Whether a proxy in front holds bodies back. It takes a slot, for it reads a body."""
+    """Whether a proxy in front holds bodies back."""
     services = request.app[SERVICES]
+    if services.gate.draining:
+        raise Draining
     check_headers(request, services.limits, kind="opaque")
-    with services.gate.slot():
-        return await answer_buffering(request, services.limits)
+    return await answer_buffering(request, services.limits)
 
 
 async def healthz(request: web.Request) -> web.Response:
@@ -102,34 +103,46 @@ async def metrics(request: web.Request) -> web.Response:
 # -- the map
 
 
+_OWN: dict[str, list[tuple[str, dict[str, Handler]]]] = {
+    "/uploads": [
+        (UPLOAD_PATH, {"GET": _reading(get_upload), "DELETE": delete_upload}),
+        (ARCHIVE_PATH, {"GET": _reading(get_archive)}),
+    ],
+    "/files": [(path, {"GET": _reading(get_file)}) for path in FILE_PATHS],
+    # (?s: so that %0a is refused there and not lost here
+    "/download": [("/download/{url:(?s:.*)}", {"GET": get_download})],
+    "/selftest": [("/selftest/buffering", dict.fromkeys(("POST", "PUT"), _reading(selftest_buffering)))],
+    "/healthz": [("/healthz", {"GET": healthz})],
+    "/readyz": [("/readyz", {"GET": readyz})],
+    "/metrics": [("/metrics", {"GET": metrics})],
+}
+"""What is below each of the gateway's own paths."""
+
+
 def add_routes(app: web.Application) -> None:
-    """Every path there is; last, one for all others, which is a 404 of ours."""
+    """Every path that is served; last, one for all others, which is a 404 of ours."""
     services = app[SERVICES]
     app[STORES] = services.stores
     for route in services.routes:
+        if route.path not in services.served:
+            continue
         uploads = UploadHandler(route, services)
-        _add(app, route.path, identified=True, **dict.fromkeys(route.methods, uploads.upload))
+        _add(app, route.path, dict.fromkeys(route.methods, uploads.upload), identified=True)
         if route.kind not in ("relay", "opaque"):
-            _add(app, route.path + "/{filename:[^/]*}", identified=True, PUT=uploads.upload)
-    _add(app, UPLOAD_PATH, GET=_reading(get_upload), DELETE=delete_upload)
-    _add(app, ARCHIVE_PATH, GET=_reading(get_archive))
-    for path in FILE_PATHS:
-        _add(app, path, GET=_reading(get_file))
-    _add(app, "/download/{url:(?s:.*)}", GET=get_download)  # (?s: so that %0a is refused there and not lost here
-    _add(app, "/selftest/buffering", POST=selftest_buffering, PUT=selftest_buffering)
-    _add(app, "/healthz", GET=healthz)
-    _add(app, "/readyz", GET=readyz)
-    _add(app, "/metrics", GET=metrics)
+            _add(app, route.path + "/{filename:[^/]*}", {"PUT": uploads.upload}, identified=True)
+    for own in services.served:
+        for path, handlers in _OWN.get(own, ()):
+            _add(app, path, handlers)
     app.router.add_resource("/{anything:(?s:.*)}").add_route("*", _not_found, expect_handler=_expect)
 
 
-def _add(app: web.Application, path: str, *, identified: bool = False, **handlers: Handler) -> None:
+def _add(app: web.Application, path: str, handlers: Mapping[str, Handler], *, identified: bool = False) -> None:
     """A resource. Our own 404 and 405, because aiohttp's come after it has told the client to go on.
 
     `identified`: its requests have an identity, those that nobody takes among them.
     """
     if "GET" in handlers:
-        handlers["HEAD"] = handlers["GET"]
+        handlers = {**handlers, "HEAD": handlers["GET"]}
     resource = app.router.add_resource(path)
     for method, handler in handlers.items():
         resource.add_route(method, handler, expect_handler=_expect)
@@ -160,8 +173,8 @@ def _not_found_at(request: web.Request) -> NotFound:
     for a proxy in front may have rules for the other.
     """
     plain = re.sub("/{2,}", "/", request.path).rstrip("/")
-    ours = (*(route.path for route in request.app[SERVICES].routes), *OWN_PATHS)
-    meant = [path for path in ours if plain != request.path and (plain == path or plain.startswith(path + "/"))]
+    served = request.app[SERVICES].served
+    meant = [path for path in served if plain != request.path and (plain == path or plain.startswith(path + "/"))]
     if not meant:
         return NotFound("there is nothing at this path")
     return NotFound(f"there is nothing at this path, but at {meant[0]}, without a doubled slash or one at the end")

@@ -14,17 +14,19 @@ import logging
 import math
 import os
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any, Protocol
 
 from aiohttp import web
 
 from gateway.concurrency.tasks import OwnTasks
+from gateway.config.settings import Settings
+from gateway.http.urls import authority
 from gateway.model import Limits
 from gateway.server.answer_clocks import AnswerClocks
 from gateway.server.connection import Connection
 
-__all__ = ["Listener", "Server", "SharedConnections", "bound_sockets"]
+__all__ = ["Listener", "Server", "SharedConnections", "bound_listeners", "bound_sockets", "told_addresses"]
 
 log = logging.getLogger("gateway.server")
 
@@ -214,6 +216,31 @@ class Listener:
         if now - self._told_at >= _RETRY_SECONDS:
             self._told_at = now
             log.warning("a connection has to wait: %s", error.strerror)
+
+
+async def bound_listeners(settings: Settings) -> tuple[list[socket.socket], list[socket.socket]]:
+    """(those for uploads, those for management), not listening yet. Raises OSError where an address cannot be had."""
+    management = settings.management
+    listeners = await bound_sockets(settings.server.host, settings.server.port)
+    try:
+        return listeners, [] if management.port is None else await bound_sockets(management.host, management.port)
+    except OSError as error:
+        for listener in listeners:
+            listener.close()
+        if isinstance(error, socket.gaierror):
+            raise OSError(f"management.host: {error.strerror}") from error
+        raise
+
+
+def told_addresses(listeners: Iterable[socket.socket], of_management: Iterable[socket.socket]) -> str:
+    """Where they listen, in words."""
+
+    def told(bound: Iterable[socket.socket]) -> str:
+        addresses = [one.getsockname()[:2] for one in bound]
+        return ", ".join(f"http://{authority(host, port)}" for host, port in addresses)
+
+    management = told(of_management)
+    return told(listeners) + (f", management on {management}" if management else "")
 
 
 async def bound_sockets(host: str, port: int) -> list[socket.socket]:

@@ -1,5 +1,7 @@
 """The process: listen, and on SIGTERM drain before anything is torn down.
 
+The management listener, if there is one, answers until all that has ended.
+
 aiohttp's own shutdown drops the bytes of uploads in flight as soon as it begins. So ours comes first:
 readiness turns to 503, the listener closes, new requests on open connections are refused, uploads in
 progress go on for up to `drain_seconds`, or until a second signal; those that are left are cancelled, which
@@ -21,15 +23,15 @@ from typing import Any
 from aiohttp import web
 
 from gateway.config.settings import Settings
-from gateway.http.urls import authority
-from gateway.server.app import build_app, check_took_effect
+from gateway.server.app import build_app, build_management, check_took_effect
 from gateway.server.descriptors import within_descriptors
-from gateway.server.listening import Listener, Server, SharedConnections, bound_sockets
+from gateway.server.listening import Listener, Server, SharedConnections, bound_listeners, told_addresses
 from gateway.server.services import SERVICES
 from gateway.server.signals import Ending, catch_signals, ignore_signals
 
 __all__ = [
     "DrainingRunner",
+    "ListeningRunner",
     "collect_seldom",
     "keep_freed_buffers",
     "run",
@@ -50,25 +52,19 @@ _REMOVAL_SECONDS = 0.5
 """For what a disk that hangs has not removed by then."""
 _CLEANUP_SECONDS = 2
 """For connections that are idle, or whose upload was cancelled just now."""
+_MANAGEMENT_CONNECTIONS = 16
+"""In each process. A monitor and an orchestrator have one each."""
 
 
-class DrainingRunner(web.AppRunner):
-    """An AppRunner whose `cleanup` drains first, and whose connections answer a client that has sent its FIN."""
+class ListeningRunner(web.AppRunner):
+    """An AppRunner with listeners and connections of ours: these answer a client that has sent its FIN."""
 
     def __init__(
-        self,
-        app: web.Application,
-        *,
-        drain_seconds: float,
-        max_connections: int = 0,
-        shared: SharedConnections | None = None,
-        ending: Ending | None = None,
+        self, app: web.Application, *, max_connections: int = 0, shared: SharedConnections | None = None
     ) -> None:
         super().__init__(app, shutdown_timeout=_CLEANUP_SECONDS)
-        self._drain_seconds = drain_seconds
         self._max_connections = max_connections
         self._shared = shared
-        self._ending = ending or Ending()
         self._listeners: list[Listener] = []
 
     async def _make_server(self) -> web.Server:
@@ -85,12 +81,58 @@ class DrainingRunner(web.AppRunner):
         """As aiohttp's: where it listens."""
         return [listener.address for listener in self._listeners]
 
-    async def cleanup(self) -> None:
-        """Stop listening, let requests in progress end for `drain_seconds`, break the others off, and leave."""
-        services, ending = self.app[SERVICES], self._ending
-        services.gate.draining = True
+    def accept_no_more(self) -> None:
+        """Close the listeners."""
         for listener in self._listeners:
             listener.close()
+
+    async def cleanup(self) -> None:
+        """Accept no more, and leave as aiohttp does."""
+        self.accept_no_more()
+        await super().cleanup()
+
+
+class DrainingRunner(ListeningRunner):
+    """One whose `cleanup` drains first. `management` is an application that is served until then, by a runner that is
+    set up and left together with this one.
+    """
+
+    def __init__(
+        self,
+        app: web.Application,
+        *,
+        drain_seconds: float,
+        max_connections: int = 0,
+        shared: SharedConnections | None = None,
+        ending: Ending | None = None,
+        management: web.Application | None = None,
+    ) -> None:
+        super().__init__(app, max_connections=max_connections, shared=shared)
+        self._drain_seconds = drain_seconds
+        self._ending = ending or Ending()
+        self.management: ListeningRunner | None = None
+        if management is not None:
+            self.management = ListeningRunner(management, max_connections=_MANAGEMENT_CONNECTIONS)
+
+    async def setup(self) -> None:
+        """As aiohttp's."""
+        await super().setup()
+        if self.management is not None:
+            await self.management.setup()
+
+    async def cleanup(self) -> None:
+        """Stop listening, let requests in progress end for `drain_seconds`, break the others off, and leave."""
+        try:
+            await self._drain()
+            await super().cleanup()
+        finally:
+            if self.management is not None:
+                await self.management.cleanup()
+
+    async def _drain(self) -> None:
+        services, ending = self.app[SERVICES], self._ending
+        services.gate.draining = True
+        self.accept_no_more()
         if services.requests and not ending.hurried:
             log.info(
                 "draining: %d requests in progress; another SIGTERM or SIGINT breaks them off", len(services.requests)
@@ -109,7 +151,6 @@ class DrainingRunner(web.AppRunner):
         async with ending.patience(deadline):  # the sinks tell what they leave to the next start
             for sink in services.sinks.values():
                 await sink.cleaned_up()
-        await super().cleanup()
 
 
 def run(main: Coroutine[Any, Any, None], *, event_loop: str) -> None:
@@ -127,8 +168,11 @@ async def serve(settings: Settings, *, started: Callable[[str, int], None] = lam
     ending = Ending()
     settings = within_descriptors(settings)
     async with running(build_app(settings), settings, ending) as runner:
-        runner.listen(*await bound_sockets(settings.server.host, settings.server.port))
-        log.info("listening on %s", ", ".join(f"http://{authority(host, port)}" for host, port, *_ in runner.addresses))
+        listeners, of_management = await bound_listeners(settings)
+        log.info("listening on %s", told_addresses(listeners, of_management))
+        runner.listen(*listeners)
+        if runner.management is not None:
+            runner.management.listen(*of_management)
         catch_signals(ending.signalled)
         started(*runner.addresses[0][:2])
         await ending.wait()
@@ -147,6 +191,7 @@ async def running(
         max_connections=settings.server.max_connections,
         shared=shared,
         ending=ending,
+        management=build_management(app, settings),
     )
     await runner.setup()
     try:

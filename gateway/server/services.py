@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from concurrent.futures import Executor
 from dataclasses import dataclass, field
 
@@ -33,6 +33,8 @@ class Services:
     gate: Gate
     sinks: Mapping[str, Sink]
     routes: list[Route]
+    served: Collection[str]
+    """The paths of these, and the gateway's own that are served beside them."""
     flows: Mapping[str, Flow]
     executor: Executor
     """For hashing."""

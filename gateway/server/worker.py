@@ -10,7 +10,7 @@ import shutil
 import signal
 import socket
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -37,6 +37,7 @@ class Orders:
     number: int
     settings: Settings
     listeners: tuple[int, ...]
+    of_management: tuple[int, ...]
     directory: Path
     log_level: int
 
@@ -89,15 +90,22 @@ async def _work(orders: Orders, channel: socket.socket) -> None:
             async with running(app, settings, ending, connections) as runner:
                 if ending.begun:
                     return
-                for descriptor in orders.listeners:
-                    listener = socket.socket(fileno=descriptor)
-                    listener.set_inheritable(False)
-                    runner.listen(listener)
+                runner.listen(*_inherited(orders.listeners))
+                if runner.management is not None:
+                    runner.management.listen(*_inherited(orders.of_management))
                 connections.tell(0)
                 with suppress(ConnectionError):
                     channel.send(LISTENING)
                 await ending.wait()
                 connections.accept_no_more()
+
+
+def _inherited(descriptors: Iterable[int]) -> list[socket.socket]:
+    """The parent's sockets, for us alone from now on."""
+    sockets = [socket.socket(fileno=descriptor) for descriptor in descriptors]
+    for one in sockets:
+        one.set_inheritable(False)
+    return sockets
 
 
 @contextmanager

@@ -10,6 +10,7 @@
 4. SIGTERM, SIGINT and SIGHUP end the parent: it closes its listener and sends SIGTERM to the workers, which drain
    as a single process does. Ctrl-C reaches the workers by itself, too; for them a second signal is none: that the
    parent got one, it tells them through the socket pair. Until a worker can handle signals they are blocked, and wait.
+   The management listener stays open until the last worker has ended: any of them answers there.
 5. What counts for all of them lies in a directory of temporary files: upload slots and metrics.
 6. A worker that ends is replaced, after a pause that grows while they are short-lived. If one cannot start at
    first, or several in a row later, nobody can: the parent gives up.
@@ -32,9 +33,8 @@ from tempfile import TemporaryDirectory
 
 from gateway.config.make import make_sinks_and_flows
 from gateway.config.settings import Settings
-from gateway.http.urls import authority
 from gateway.server.descriptors import within_descriptors
-from gateway.server.listening import bound_sockets
+from gateway.server.listening import bound_listeners, told_addresses
 from gateway.server.metrics import forget_process
 from gateway.server.signals import SIGNALS, Ending, catch_signals
 from gateway.server.slots import clear_slots, make_slots
@@ -68,11 +68,11 @@ async def supervise(settings: Settings, *, started: Callable[[str, int], None] =
     settings = within_descriptors(settings)
     make_sinks_and_flows(settings)  # what cannot be made is said once, and before anything runs
     with ExitStack() as stack:
-        listeners = await bound_sockets(settings.server.host, settings.server.port)
-        for listener in listeners:
+        listeners, of_management = await bound_listeners(settings)
+        for listener in (*listeners, *of_management):
             stack.enter_context(listener)
         directory = Path(stack.enter_context(TemporaryDirectory(prefix="gateway-", ignore_cleanup_errors=True)))
-        await _Parent(settings, listeners, directory, started).run()
+        await _Parent(settings, listeners, of_management, directory, started).run()
 
 
 class _Parent:
@@ -80,11 +80,13 @@ class _Parent:
         self,
         settings: Settings,
         listeners: list[socket.socket],
+        of_management: list[socket.socket],
         directory: Path,
         started: Callable[[str, int], None],
     ) -> None:
         self._settings = settings.named()  # together they are one gateway
         self._listeners = listeners
+        self._of_management = of_management
         self._directory = directory
         self._started = started
         self._ending = Ending()
@@ -119,6 +121,7 @@ class _Parent:
             number,
             self._settings,
             tuple(listener.fileno() for listener in self._listeners),
+            tuple(listener.fileno() for listener in self._of_management),
             self._directory,
             logging.getLogger().level,
         )
@@ -197,7 +200,7 @@ class _Parent:
                     process = await asyncio.create_subprocess_exec(
                         *(sys.executable, "-c", _BOOTSTRAP, str(theirs.fileno()), *sys.path),
                         stdin=asyncio.subprocess.DEVNULL,
-                        pass_fds=(theirs.fileno(), *orders.listeners),
+                        pass_fds=(theirs.fileno(), *orders.listeners, *orders.of_management),
                     )
             self._running[orders.number] = process, ours
             try:
@@ -214,9 +217,8 @@ class _Parent:
         if self._announced or len(self._listening) < self._settings.server.workers or self._ending.begun:
             return
         self._announced = True
-        addresses = [listener.getsockname()[:2] for listener in self._listeners]
-        log.info("listening on %s", ", ".join(f"http://{authority(host, port)}" for host, port in addresses))
-        self._started(*addresses[0])
+        log.info("listening on %s", told_addresses(self._listeners, self._of_management))
+        self._started(*self._listeners[0].getsockname()[:2])
 
 
 @contextmanager
