@@ -6,7 +6,7 @@ import inspect
 import os
 from collections.abc import Iterator, Mapping
 
-from gateway.config.settings import DownloadSettings, RouteSettings, Settings
+from gateway.config.settings import DownloadSettings, ManagementSettings, RouteSettings, Settings
 from gateway.config.sinks import DiskSettings, RelaySettings
 from gateway.flows import Flow
 from gateway.http.urls import PORTS, split_url
@@ -56,7 +56,7 @@ def doubts(settings: Settings, flows: Mapping[str, Flow]) -> list[str]:
     ]
     if settings.server.trusted_header == "forwarded" and not settings.server.trusted_networks:
         lines.append("server.trusted_header: nobody is believed, for there are no server.trusted_networks")
-    if "host" in settings.management.model_fields_set and settings.management.port is None:
+    if settings.management.host != ManagementSettings().host and settings.management.port is None:
         lines.append("management.host: nothing listens there, for there is no management.port")
     return lines
 

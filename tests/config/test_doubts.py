@@ -54,6 +54,33 @@ def test_check_prints_each_route_with_its_rules_and_what_is_served_beside_them(
     assert not any(line.startswith(("/upload ", "/proxy ", "/convert ")) for line in lines)
 
 
+@pytest.mark.parametrize(
+    ("management", "printed"),
+    [
+        ("metrics = false", ["also served: /uploads, /files, /download, /selftest, /healthz, /readyz"]),
+        (
+            "port = 9090\nselftest = false",
+            [
+                "also served: /uploads, /files, /download, /healthz, /readyz",
+                "for management at http://127.0.0.1:9090: /healthz, /readyz, /metrics",
+            ],
+        ),
+        (
+            'host = "::1"',
+            [
+                "also served: /uploads, /files, /download, /selftest, /healthz, /readyz, /metrics",
+                "warning: management.host: nothing listens there, for there is no management.port",
+            ],
+        ),
+    ],
+)
+def test_check_prints_what_is_served_for_management_and_where(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], management: str, printed: list[str]
+) -> None:
+    lines = _checked(tmp_path, f"[management]\n{management}\n", capsys)
+    assert [line for line in lines if "served" in line or "management" in line] == printed
+
+
 def test_check_warns_of_modes_that_the_umask_narrows(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     before = os.umask(0o027)
     try:

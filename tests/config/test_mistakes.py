@@ -36,7 +36,13 @@ def _printed(document: str, capsys: pytest.CaptureFixture[str]) -> list[str]:
 
 IN_A_FILE = [
     ("prot = 8080", "prot: there is no such key (my.toml)"),
-    ("port = 8080", "port: there is no such key here, but in [server] (my.toml)"),
+    ('[management]\nport = "high"', "management.port: should be a whole number (my.toml)"),
+    (
+        "[management]\nport = 8080",
+        "management.port: 8080 is server.port, too; leave it out to have one listener",
+    ),
+    ("[management]\nmetric = false", "management.metric: there is no such key; did you mean metrics? (my.toml)"),
+    ("port = 8080", "port: there is no such key here, but in [server] and [management] (my.toml)"),
     ('[disk]\nroot = "a"', "disk: there is no such key; did you mean sinks.disk? (my.toml)"),
     ("[server]\nmax_parts = 5", "server.max_parts: there is no such key here, but in [limits] (my.toml)"),
     ("[limits]\nmax_uploads = 5", "limits.max_uploads: there is no such key here, but in [server] (my.toml)"),
@@ -507,8 +513,8 @@ routes.1.path: not a path: a slash ahead of each segment, none at the end; lette
 routes.3.kind: should be 'upload', 'relay', 'convert' or 'opaque' (my.toml)
 routes.4.digests: sha3 is not one of sha256, sha512, sha1, md5, crc32, blake3 (my.toml)
 routes.8.parts.0.sinks: should not be empty (my.toml)
-port: there is no such key here, but in [server] (my.toml)
-host: there is no such key here, but in [server] (my.toml)
+port: there is no such key here, but in [server] and [management] (my.toml)
+host: there is no such key here, but in [server] and [management] (my.toml)
 disk: there is no such key; did you mean sinks.disk? (my.toml)
 flows.mine.use: needed, since mine is not one of sniff, gzip, gunzip, zstd, unzstd, lines
 sinks.nowhere.url: needed, or urls
