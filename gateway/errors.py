@@ -155,7 +155,7 @@ class Truncated(BadMultipart):
 
 
 class Stalled(ClientFault):
-    status, title = 408, "The body came too slowly"
+    status, title = 408, "The request came too slowly"
 
 
 class TooLarge(BadMultipart):

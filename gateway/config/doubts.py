@@ -26,6 +26,8 @@ _NESTED = (
     ("read_seconds", "total_seconds"),
 )
 """Limits of a thing, and of what it is in."""
+_BALANCERS_SECONDS = 60
+"""For which nginx and AWS's balancer keep an idle connection."""
 
 
 def doubts(settings: Settings, flows: Mapping[str, Flow]) -> list[str]:
@@ -58,6 +60,11 @@ def doubts(settings: Settings, flows: Mapping[str, Flow]) -> list[str]:
         lines.append("server.trusted_header: nobody is believed, for there are no server.trusted_networks")
     if settings.management.host != ManagementSettings().host and settings.management.port is None:
         lines.append("management.host: nothing listens there, for there is no management.port")
+    if settings.server.trusted_networks and settings.server.keepalive_seconds <= _BALANCERS_SECONDS:
+        lines.append(
+            "server.keepalive_seconds: should be longer than the proxy in front keeps an idle connection, which is "
+            f"{_BALANCERS_SECONDS} s with most"
+        )
     return lines
 
 

@@ -104,6 +104,10 @@ class ServerSettings(Table):
     """Half of what is received in one call, and of what waits to be parsed; smaller ones cost a wake-up each."""
     max_head_bytes: Annotated[Count, Field(ge=4096, le=1 << 20)] = 64 << 10
     """A request's line and fields. Tickets and cookies make 16 KiB; nginx and Apache take 32 KiB and more in all."""
+    head_seconds: Annotated[Seconds, Field(gt=0)] = 30
+    """A head is one packet or a few; who takes longer is far away, or keeps connections busy on purpose."""
+    keepalive_seconds: Annotated[Seconds, Field(gt=0)] = 75
+    """Longer than balancers keep an idle connection, which is 60 commonly: it is they who should close it."""
     trusted_networks: Annotated[tuple[str, ...], AfterValidator(_networks)] = ()
     """None: anybody can write into a header where they come from."""
     trusted_header: Family = "x-forwarded"

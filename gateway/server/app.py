@@ -23,8 +23,6 @@ from gateway.server.slots import SharedCounts
 
 __all__ = ["build_app", "build_management", "check_took_effect"]
 
-_KEEPALIVE_SECONDS = 30
-"""Bounds idle connections, and how long a client may take over its headers: aiohttp has no other clock for those."""
 _LINGERING_SECONDS = 3
 """After an early answer the rest of the body is read and dropped for so long, so that the client gets to read it."""
 _READ_WHOLE_BYTES = 65536
@@ -105,7 +103,8 @@ def _handler_args(settings: Settings) -> dict[str, Any]:
         "read_bufsize": settings.server.read_buffer_bytes,
         "max_head_bytes": settings.server.max_head_bytes,
         "lingering_time": _LINGERING_SECONDS,
-        "keepalive_timeout": _KEEPALIVE_SECONDS,
+        "keepalive_timeout": settings.server.keepalive_seconds,
+        "head_seconds": settings.server.head_seconds,
         "handler_cancellation": False,  # a commit is not to be torn by a hang-up; reads notice it
         "access_log": None,  # the upload's own line says more
     }
@@ -124,6 +123,7 @@ def check_took_effect(runner: web.AppRunner, settings: Settings) -> None:
         "lingering_time": handler._lingering_time,
         "keepalive_timeout": handler._keepalive_timeout,
         "max_head_bytes": server._kwargs.get("max_head_bytes"),
+        "head_seconds": server._kwargs.get("head_seconds"),
         "client_max_size": runner.app._client_max_size,
     }
     wanted = {**_handler_args(settings), "client_max_size": _READ_WHOLE_BYTES}

@@ -15,6 +15,9 @@ aiohttp's parser is given whole heads that `request_heads` has looked at, and no
 5. With nothing to answer a FIN closes the connection at once.
 6. On one that came when there were more than are served nothing but health is answered, or a problem that says so, and
    that is the last answer, unless enough of the others have ended by then.
+7. A head has `head_seconds`: the first one from the beginning of the connection on, others from their first byte, or
+   from the answer before if that is later. Half a head is answered with 408 then, nothing with nothing. Between an
+   answer and the next head aiohttp's clock runs, `keepalive_timeout`.
 
 A client that quits right after its last byte looks the same from here. Its upload completes, and only writing the
 answer can tell that nobody is left to take it: one line in the log.
@@ -35,7 +38,7 @@ from aiohttp.streams import EMPTY_PAYLOAD
 from aiohttp.web_protocol import RequestHandler, _ErrInfo
 
 from gateway.config.settings import HEALTH_PATHS
-from gateway.errors import Busy, ClientGone, GatewayError, Malformed
+from gateway.errors import Busy, ClientGone, GatewayError, Malformed, Stalled
 from gateway.http.answers import SERVER_NAME
 from gateway.http.forwarding import REQUEST_ID
 from gateway.http.problems import problem
@@ -51,11 +54,13 @@ _NO_HTTP = "the head of the request is no HTTP: its target is no URL, or a field
 
 
 class Connection(RequestHandler):
-    """aiohttp's handler of one connection, which finds its requests by itself: rules 1 to 6."""
+    """aiohttp's handler of one connection, which finds its requests by itself: rules 1 to 7."""
 
     __slots__ = (
         "_body",
         "_has_ended",
+        "_head_clock",
+        "_head_seconds",
         "_is_answered",
         "_is_beyond",
         "_is_last",
@@ -74,6 +79,7 @@ class Connection(RequestHandler):
         is_beyond: bool,
         is_over: Callable[[], bool],
         max_head_bytes: int,
+        head_seconds: float,
         **settings: Any,
     ) -> None:
         super().__init__(manager, **settings)
@@ -88,6 +94,9 @@ class Connection(RequestHandler):
             response_with_body=False,  # a message is over with its head
         )
         self._max_head_bytes = max_head_bytes
+        self._head_seconds = head_seconds
+        self._head_clock: asyncio.TimerHandle | None = None
+        """While a head is waited for, or comes."""
         self._is_beyond = is_beyond
         """Whether as many as are served were there before this one."""
         self._is_over = is_over
@@ -113,10 +122,12 @@ class Connection(RequestHandler):
         """As aiohttp's."""
         super().connection_made(transport)
         self._receive_at_most(RECEIVE_BYTES)
+        self._start_head_clock()
 
     def connection_lost(self, exc: BaseException | None) -> None:
         """As aiohttp's."""
         super().connection_lost(exc)
+        self._stop_head_clock()
         if self._refused is not None:
             self._refused.feed_eof()
 
@@ -136,6 +147,8 @@ class Connection(RequestHandler):
         if self.transport is None or self.ssl_context is not None:
             return False
         self._has_ended = True
+        if self._refused is not None:
+            self._refused.feed_eof()  # it has read why, or does not care
         return self._body is None and not self._is_answered
 
     def pause_reading(self) -> None:
@@ -164,6 +177,8 @@ class Connection(RequestHandler):
         try:
             end = end_of_head(received, self._looked_at, max_bytes=self._max_head_bytes) if received else None
             if end is None:
+                if received and self._head_clock is None:
+                    self._start_head_clock()
                 self._looked_at = len(received)
                 return
             head = checked_head(bytes(received[:end]))
@@ -201,6 +216,7 @@ class Connection(RequestHandler):
 
     def _hand_over(self, message: RawRequestMessage | _ErrInfo, reader: StreamReader) -> None:
         """To aiohttp, whose task may wait for it."""
+        self._stop_head_clock()
         self._request_count += 1
         self._messages.append((message, reader))
         if self._body is None:
@@ -211,6 +227,29 @@ class Connection(RequestHandler):
     def _wake(self) -> None:
         if self._waiter is not None and not self._waiter.done():
             self._waiter.set_result(None)
+
+    def _start_head_clock(self) -> None:
+        self._head_clock = self._loop.call_later(self._head_seconds, self._end_head)
+
+    def _stop_head_clock(self) -> None:
+        if self._head_clock is not None:
+            self._head_clock.cancel()
+            self._head_clock = None
+
+    def _end_head(self) -> None:
+        """Rule 7."""
+        self._head_clock = None
+        if self._received:
+            self._refuse(Stalled(f"the head of the request was not whole after {self._head_seconds:g} s"))
+        else:
+            self.force_close()
+
+    def _process_keepalive(self) -> None:
+        """As aiohttp's, which would end a connection within a head, too; it is set anew with each answer."""
+        if self._head_clock is None:
+            super()._process_keepalive()
+        else:
+            self._keepalive_handle = None
 
     def _feed_body(self, data: bytes) -> bytes:
         """What is behind it."""

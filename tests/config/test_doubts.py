@@ -128,6 +128,15 @@ def test_check_warns_of_a_header_that_nobody_may_write(tmp_path: Path, capsys: p
         assert (said in lines) is warned
 
 
+def test_check_warns_of_idle_connections_that_end_before_the_balancer_would(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    trusted = 'trusted_networks = ["10.0.0.0/8"]\n'
+    for more, warned in (("", False), (f"{trusted}", False), (f"{trusted}keepalive_seconds = 60", True)):
+        lines = _checked(tmp_path, f"[server]\n{more}", capsys)
+        assert any(line.startswith("warning: server.keepalive_seconds: ") for line in lines) is warned
+
+
 def test_the_defaults_are_beyond_doubt(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for document in ("", '[[routes]]\npath = "/x"\nparts = [{sinks = ["none"]}]'):
         assert not any(line.startswith("warning") for line in _checked(tmp_path, document, capsys))

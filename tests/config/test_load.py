@@ -149,6 +149,8 @@ def _sinks(*rules: str, **members: str) -> str:
         ('[sinks.api]\nforward_cookies = ["a b"]', "sinks.api.forward_cookies"),
         ("[sinks.api]\nforward_authorization = 2", "sinks.api.forward_authorization"),
         ('[server]\ntrusted_header = "x-real-ip"', "server.trusted_header"),
+        ("[server]\nhead_seconds = 0", "server.head_seconds"),
+        ("[server]\nkeepalive_seconds = 0", "server.keepalive_seconds"),
         ('[sinks.api]\nforward_query = "a"', "sinks.api.forward_query"),
         ('[sinks.api]\nforward_query = [""]', "sinks.api.forward_query"),
         ("[sinks.api]\nforward_query = 1", "sinks.api.forward_query"),

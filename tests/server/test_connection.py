@@ -646,3 +646,110 @@ def _established(port: int) -> bool:
     ours = f"{socket.inet_aton('127.0.0.1')[::-1].hex().upper()}:{port:04X}"
     rows = [line.split() for line in Path("/proc/net/tcp").read_text().splitlines()[1:]]
     return any(row[1] == ours and row[3] in ("01", "08") for row in rows)  # ESTABLISHED, CLOSE_WAIT
+
+
+class TestClocks:
+    """`head_seconds` and `keepalive_seconds`, each of them short where the other one must not count."""
+
+    REQUEST = _get("/healthz")
+    HALF = REQUEST[:20]
+
+    @staticmethod
+    async def _times(client: Client) -> tuple[bytes, float]:
+        """What comes until the gateway ends the connection, and after how long."""
+        loop = asyncio.get_running_loop()
+        began = loop.time()
+        return await client.ended(SOON), loop.time() - began
+
+    async def _is_refused_after(self, client: Client, least: float) -> None:
+        received, seconds = await self._times(client)
+        assert received.startswith(b"HTTP/1.0 408 ")
+        assert b"/problems/stalled" in received
+        assert least - 0.05 <= seconds < least + 5
+
+    @pytest.mark.parametrize("answered", [0, 1], ids=["the first request", "another one"])
+    async def test_half_a_head_is_answered_with_408(
+        self, start_gateway: StartGateway, caplog: pytest.LogCaptureFixture, answered: int
+    ) -> None:
+        gateway = await start_gateway(server={"head_seconds": 0.4, "keepalive_seconds": 20})
+        caplog.set_level(logging.INFO)
+        async with Client(gateway.port) as client:
+            for _ in range(answered):
+                await client.send(self.REQUEST)
+                assert (await client.answer()).status == 200
+                await asyncio.sleep(0.6)  # the clock begins with the first byte
+            await client.send(self.HALF)
+            await self._is_refused_after(client, 0.4)
+        (line,) = [record for record in caplog.records if record.message == "request refused"]
+        assert vars(line)["outcome"] == "stalled"
+
+    async def test_a_head_that_comes_bit_by_bit_has_no_longer(self, start_gateway: StartGateway) -> None:
+        gateway = await start_gateway(server={"head_seconds": 0.4})
+
+        async def dribble(client: Client) -> None:
+            for place in range(len(self.REQUEST) - 1):
+                await client.send(self.REQUEST[place : place + 1])
+                await asyncio.sleep(0.1)
+
+        async with Client(gateway.port) as client, asyncio.TaskGroup() as group:
+            dribbling = group.create_task(dribble(client))
+            await self._is_refused_after(client, 0.4)
+            assert not dribbling.done()
+            dribbling.cancel()
+
+    async def test_a_client_that_sends_nothing_is_closed_without_a_word(self, start_gateway: StartGateway) -> None:
+        gateway = await start_gateway(server={"head_seconds": 0.4, "keepalive_seconds": 20})
+        async with Client(gateway.port) as client:
+            received, seconds = await self._times(client)
+        assert received == b""
+        assert 0.35 <= seconds < 5
+
+    @pytest.mark.parametrize("sent", [b"", b"\r\n"], ids=["nothing", "an empty line"])
+    async def test_an_idle_connection_is_kept_for_its_own_time(self, start_gateway: StartGateway, sent: bytes) -> None:
+        gateway = await start_gateway(server={"head_seconds": 0.2, "keepalive_seconds": 0.8})
+        async with Client(gateway.port) as client:
+            for _ in range(2):
+                await client.send(self.REQUEST)
+                assert (await client.answer()).status == 200
+                await asyncio.sleep(0.4)
+                await client.send(sent)  # RFC 9112 2.2: not the beginning of a head
+            received, seconds = await self._times(client)
+        assert received == b""
+        assert 0.3 <= seconds < 5
+
+    @pytest.mark.parametrize("answered", [0, 1], ids=["the first request", "another one"])
+    async def test_a_head_may_take_longer_than_an_idle_connection(
+        self, start_gateway: StartGateway, answered: int
+    ) -> None:
+        gateway = await start_gateway(server={"head_seconds": 20, "keepalive_seconds": 0.3})
+        async with Client(gateway.port) as client:
+            for _ in range(answered):
+                await client.send(self.REQUEST)
+                assert (await client.answer()).status == 200
+            await client.send(self.HALF)
+            await asyncio.sleep(0.6)
+            await client.send(self.REQUEST[20:])
+            assert (await client.answer()).status == 200
+            received, seconds = await self._times(client)
+        assert received == b""
+        assert 0.25 <= seconds < 5
+
+    async def test_half_a_head_behind_a_request_has_its_time_from_the_answer_on(
+        self, start_gateway: StartGateway, slow_destination: Destination
+    ) -> None:
+        gateway = await start_gateway(
+            api=f"{slow_destination.url}/in", routes=OPAQUE, server={"head_seconds": 0.4, "keepalive_seconds": 0.2}
+        )
+        async with Client(gateway.port) as client:
+            await client.send(_raw(b"hello", "/raw") + self.HALF)
+            assert (await client.answer()).status == 201  # after half a second
+            await self._is_refused_after(client, 0.4)
+
+    async def test_neither_counts_while_a_body_comes(self, start_gateway: StartGateway) -> None:
+        gateway = await start_gateway(server={"head_seconds": 0.2, "keepalive_seconds": 0.2})
+        request = _raw(b"hello")
+        async with Client(gateway.port) as client:
+            await client.send(request[:-2])
+            await asyncio.sleep(0.5)
+            await client.send(request[-2:])
+            assert (await client.answer()).status == 201

@@ -85,7 +85,7 @@ class TestSettings:
 
     async def test_another_value_than_was_set_is_not_passed_over(self, tmp_path: Path) -> None:
         settings = _settings(tmp_path)
-        for argument in ("read_bufsize", "lingering_time", "keepalive_timeout"):
+        for argument in ("read_bufsize", "lingering_time", "keepalive_timeout", "head_seconds"):
             app = build_app(settings)
             app._handler_args = {**(app._handler_args or {}), argument: 17}
             runner = DrainingRunner(app, drain_seconds=0)
