@@ -13,7 +13,7 @@ from gateway.config.settings import BUILT_IN_FLOWS, OWN_PATHS, FlowSettings, Rou
 from gateway.config.sinks import DOTTED_PATH, DiskSettings, RelaySettings, SinkSettings
 from gateway.upload.routes import BestEffort
 
-__all__ = ["contradictions", "listener_contradictions"]
+__all__ = ["contradictions", "server_contradictions"]
 
 
 def contradictions(
@@ -49,12 +49,19 @@ def contradictions(
     return problems
 
 
-def listener_contradictions(settings: Settings) -> list[str]:
-    """Likewise, of where it listens."""
+def server_contradictions(settings: Settings) -> Iterator[str]:
+    """Likewise, of where it listens, and what is asked for there."""
     server, management = settings.server, settings.management
+    if server.base_path:
+        for path in (*OWN_PATHS, *(route.path for route in settings.routes)):
+            if _is_below(path, server.base_path):
+                yield f"server.base_path: {path} is below it, and would be taken for what is behind it"
     if management.port and (management.host, management.port) == (server.host, server.port):
-        return [f"management.port: {management.port} is server.port, too; leave it out to have one listener"]
-    return []
+        yield f"management.port: {management.port} is server.port, too; leave it out to have one listener"
+
+
+def _is_below(path: str, above: str) -> bool:
+    return f"{path}/".startswith(f"{above}/")
 
 
 # -- one table
@@ -85,7 +92,7 @@ def _of_relay(where: str, relay: RelaySettings) -> Iterator[str]:
 
 
 def _of_route(where: str, route: RouteSettings) -> Iterator[str]:
-    if any(f"{route.path}/".startswith(f"{own}/") for own in (*OWN_PATHS, "/problems")):
+    if any(_is_below(route.path, own) for own in (*OWN_PATHS, "/problems")):
         yield f"{where}.path: {route.path} is the gateway's own"
     if route.methods is not None and route.kind not in ("relay", "opaque"):
         yield f"{where}.methods: a route of kind {route.kind} takes POST and PUT"

@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 
 from pydantic import TypeAdapter, ValidationError
 
-from gateway.config.contradictions import contradictions, listener_contradictions
+from gateway.config.contradictions import contradictions, server_contradictions
 from gateway.config.environment import laid_over, read_environment, variable_below, variable_of
 from gateway.config.make import make_sinks_and_flows
 from gateway.config.messages import ConfigError, mistakes
@@ -40,7 +40,7 @@ def load(path: str | Path | None = None) -> Settings:
     except ValidationError as error:
         problems += mistakes(error, file=str(path), variable=variable)
         raise ConfigError([*problems, *_of_what_is_sound(with_defaults(document), error)]) from error
-    problems += listener_contradictions(settings)
+    problems += server_contradictions(settings)
     problems += contradictions(settings.sinks, settings.flows, settings.routes)
     if problems:
         raise ConfigError([*problems, *_unmakeable(settings.sinks, settings.flows)])

@@ -27,6 +27,7 @@ from gateway.config.sinks import DottedPath, RelaySettings, SinkSettings, Table,
 from gateway.digests import ALGORITHMS
 from gateway.downloads.guard import AddressGuard, UrlRules
 from gateway.http.origin import Family, TrustedNetworks
+from gateway.http.prefix import is_prefix
 from gateway.model import Count, Limits, Seconds
 from gateway.upload.routes import BestEffort, Match, Route, Rule
 
@@ -78,6 +79,15 @@ def _networks(networks: tuple[str, ...]) -> tuple[str, ...]:
     return networks
 
 
+def _base_path(path: str) -> str:
+    if not is_prefix(path):
+        raise ValueError(
+            "not a path such as /gw: a slash ahead of each segment, none at the end; letters, digits, and . _ ~ - in "
+            "between, others percent-encoded; 128 characters at most"
+        )
+    return path
+
+
 class ServerSettings(Table):
     """`[server]`: where it listens, and how many uploads it takes."""
 
@@ -108,6 +118,8 @@ class ServerSettings(Table):
     """A head is one packet or a few; who takes longer is far away, or keeps connections busy on purpose."""
     keepalive_seconds: Annotated[Seconds, Field(gt=0)] = 75
     """Longer than balancers keep an idle connection, which is 60 commonly: it is they who should close it."""
+    base_path: Annotated[str, AfterValidator(_base_path)] = ""
+    """None: a proxy that has us below a path of its own is configured, and so is this."""
     trusted_networks: Annotated[tuple[str, ...], AfterValidator(_networks)] = ()
     """None: anybody can write into a header where they come from."""
     trusted_header: Family = "x-forwarded"

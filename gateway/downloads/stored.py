@@ -29,6 +29,7 @@ from gateway.downloads.parts import StoredPart, part_of, parts_of
 from gateway.errors import GatewayError, NotFound, PreconditionFailed, RangeNotSatisfiable
 from gateway.http.answers import reset
 from gateway.http.conditions import chosen
+from gateway.http.prefix import PREFIX, prefixed
 from gateway.http.problems import problem
 from gateway.multipart.filenames import safe_name
 from gateway.sinks.store import UPLOAD_ID, Store, StoredFile, StoredUpload
@@ -66,12 +67,15 @@ _FIELD_VALUE = re.compile("[\t\x20-\x7e\xa0-\ud7ff\ue000-\U0010ffff]+")
 
 
 async def get_upload(request: web.Request) -> web.StreamResponse:
-    """The manifest, as it was kept. Raises NotFound."""
-    upload_id = _upload_id(request)
+    """The manifest, as it was kept, but for the prefix of whoever reads it. Raises NotFound."""
+    upload_id, prefix = _upload_id(request), request.get(PREFIX, "")
     async with _opened(request, upload_id) as (manifest, _):
-        headers = {hdrs.CONTENT_TYPE: "application/json", hdrs.CONTENT_LENGTH: str(manifest.size)}
-        response = web.StreamResponse(headers=headers)
-        return await _sent(request, response, lambda: _send_file(request, response, manifest, 0, manifest.size))
+        response = web.StreamResponse(headers={hdrs.CONTENT_TYPE: "application/json"})
+        if not prefix:
+            response.content_length = manifest.size
+            return await _sent(request, response, lambda: _send_file(request, response, manifest, 0, manifest.size))
+        response.content_length = sum([len(piece) async for piece in _prefixed(manifest, prefix)])
+        return await _sent(request, response, lambda: _send_pieces(response, _prefixed(manifest, prefix)))
 
 
 async def delete_upload(request: web.Request) -> web.Response:
@@ -114,7 +118,8 @@ async def _answer_file(
         case 412:
             raise PreconditionFailed(f"file {part['index']} of upload {upload_id} is another one")
         case 416:
-            refusal = problem(RangeNotSatisfiable(f"the file has {stored.size} bytes", size=stored.size))
+            error = RangeNotSatisfiable(f"the file has {stored.size} bytes", size=stored.size)
+            refusal = problem(error, prefix=request.get(PREFIX, ""))
             refusal.headers[hdrs.CONTENT_RANGE] = f"bytes */{stored.size}"
             return refusal
     content_type = described["content_type"] or ""
@@ -257,6 +262,24 @@ async def _send_slice(
     data = await stored.read(min(count, _CHUNK_BYTES), offset)
     await response.write(data)
     return len(data)
+
+
+async def _prefixed(manifest: StoredFile, prefix: str) -> AsyncIterator[bytes]:
+    """Piece by piece, each read in a thread. Raises EOFError for one that is cut off."""
+    position, rest = 0, b""
+    while position < manifest.size:
+        data = await manifest.read(min(_CHUNK_BYTES, manifest.size - position), position)
+        if not data:
+            raise EOFError("a stored manifest is shorter than it was")
+        position += len(data)
+        whole, comma, rest = (rest + data).rpartition(b",")
+        yield prefixed(whole + comma, prefix)
+    yield prefixed(rest, prefix)
+
+
+async def _send_pieces(response: web.StreamResponse, pieces: AsyncIterator[bytes]) -> None:
+    async for piece in pieces:
+        await response.write(piece)
 
 
 async def _send_archive(response: web.StreamResponse, archive: Archive, run: Callable[..., Awaitable[bytes]]) -> None:

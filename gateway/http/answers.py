@@ -11,6 +11,7 @@ from aiohttp import ClientError, ClientResponse, hdrs, web
 
 from gateway.http.forwarding import answer_headers
 from gateway.http.obs_text import ForwardedResponse
+from gateway.http.prefix import cut, prefixed, prefixed_bytes
 
 __all__ = ["SERVER_NAME", "delivered", "passed_through", "reset", "strip_aiohttp_headers"]
 
@@ -73,18 +74,23 @@ async def passed_through(
             await response.write(data[start : start + _WRITE_BYTES])
 
 
-async def delivered(request: web.Request, response: web.Response) -> web.StreamResponse:
-    """A document of ours; one larger than a socket takes at once is sent before the upload's slot is given back."""
+async def delivered(request: web.Request, response: web.Response, *, prefix: str) -> web.StreamResponse:
+    """A document of ours as JSON, with the prefix before its addresses; one larger than a socket takes at once is sent
+    before the upload's slot is given back.
+    """
     body = response.body
-    if not isinstance(body, bytes) or len(body) <= _WRITE_BYTES:
+    assert isinstance(body, bytes)
+    if len(body) <= _WRITE_BYTES:
+        if prefix:
+            response.body = prefixed(body, prefix)
         return response
     stream = web.StreamResponse(status=response.status, headers=response.headers)
-    stream.content_length = len(body)
+    stream.content_length = await asyncio.to_thread(prefixed_bytes, body, prefix) if prefix else len(body)
     if response.keep_alive is False:
         stream.force_close()
     await stream.prepare(request)
-    for start in range(0, len(body), _WRITE_BYTES):
-        await stream.write(body[start : start + _WRITE_BYTES])
+    for piece in cut(body):
+        await stream.write(prefixed(piece, prefix))
     await stream.write_eof()
     return stream
 

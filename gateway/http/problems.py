@@ -8,6 +8,7 @@ from collections.abc import Awaitable, Callable
 from aiohttp import hdrs, web
 
 from gateway.errors import GatewayError
+from gateway.http.prefix import prefixed
 
 __all__ = ["problem", "problem_document", "problem_middleware"]
 
@@ -25,11 +26,18 @@ def problem_document(error: GatewayError, *, instance: str | None = None) -> dic
 
 
 def problem(
-    error: GatewayError, *, instance: str | None = None, close: bool = False, proxy_status: str | None = None
+    error: GatewayError,
+    *,
+    instance: str | None = None,
+    prefix: str = "",
+    close: bool = False,
+    proxy_status: str | None = None,
 ) -> web.Response:
-    """An error as problem+json (RFC 9457). `close` ends the connection with it: its body was not read."""
-    document = problem_document(error, instance=instance)
-    response = web.Response(status=error.status, body=json.dumps(document).encode() + b"\n", content_type=_PROBLEM)
+    """An error as problem+json (RFC 9457), with a prefix before its addresses. `close` ends the connection with it: its
+    body was not read.
+    """
+    document = json.dumps(problem_document(error, instance=instance)).encode() + b"\n"
+    response = web.Response(status=error.status, body=prefixed(document, prefix), content_type=_PROBLEM)
     if error.retry_after_seconds is not None:
         response.headers[hdrs.RETRY_AFTER] = str(error.retry_after_seconds)
     if coding := error.members.get("accept_encoding"):

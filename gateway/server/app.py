@@ -55,6 +55,7 @@ def build_app(
         metrics=metrics or Metrics(),
         trusted=TrustedNetworks(settings.server.trusted_networks),
         trusted_header=settings.server.trusted_header,
+        base_path=settings.server.base_path,
     )
 
     async def running(app: web.Application) -> AsyncIterator[None]:
@@ -102,6 +103,7 @@ def _handler_args(settings: Settings) -> dict[str, Any]:
     return {
         "read_bufsize": settings.server.read_buffer_bytes,
         "max_head_bytes": settings.server.max_head_bytes,
+        "base_path": settings.server.base_path,
         "lingering_time": _LINGERING_SECONDS,
         "keepalive_timeout": settings.server.keepalive_seconds,
         "head_seconds": settings.server.head_seconds,
@@ -124,6 +126,7 @@ def check_took_effect(runner: web.AppRunner, settings: Settings) -> None:
         "keepalive_timeout": handler._keepalive_timeout,
         "max_head_bytes": server._kwargs.get("max_head_bytes"),
         "head_seconds": server._kwargs.get("head_seconds"),
+        "base_path": server._kwargs.get("base_path"),
         "client_max_size": runner.app._client_max_size,
     }
     wanted = {**_handler_args(settings), "client_max_size": _READ_WHOLE_BYTES}

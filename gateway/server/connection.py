@@ -41,6 +41,7 @@ from gateway.config.settings import HEALTH_PATHS
 from gateway.errors import Busy, ClientGone, GatewayError, Malformed, Stalled
 from gateway.http.answers import SERVER_NAME
 from gateway.http.forwarding import REQUEST_ID
+from gateway.http.prefix import without_base
 from gateway.http.problems import problem
 from gateway.http.request_bodies import Body, ChunkedBody, LengthBody
 from gateway.http.request_heads import ENOUGH_BYTES, MAX_FIELDS, RECEIVE_BYTES, checked_head, end_of_head
@@ -57,6 +58,7 @@ class Connection(RequestHandler):
     """aiohttp's handler of one connection, which finds its requests by itself: rules 1 to 7."""
 
     __slots__ = (
+        "_base_path",
         "_body",
         "_has_ended",
         "_head_clock",
@@ -80,6 +82,7 @@ class Connection(RequestHandler):
         is_over: Callable[[], bool],
         max_head_bytes: int,
         head_seconds: float,
+        base_path: str,
         **settings: Any,
     ) -> None:
         super().__init__(manager, **settings)
@@ -97,6 +100,7 @@ class Connection(RequestHandler):
         self._head_seconds = head_seconds
         self._head_clock: asyncio.TimerHandle | None = None
         """While a head is waited for, or comes."""
+        self._base_path = base_path
         self._is_beyond = is_beyond
         """Whether as many as are served were there before this one."""
         self._is_over = is_over
@@ -183,7 +187,8 @@ class Connection(RequestHandler):
                 return
             head = checked_head(bytes(received[:end]))
             assert self._parser is not None
-            ((message, _),), _, _ = self._parser.feed_data(head.data)
+            data = without_base(head.data, self._base_path) if self._base_path else head.data
+            ((message, _),), _, _ = self._parser.feed_data(data)
         except GatewayError as error:
             self._refuse(error)
             return
@@ -294,7 +299,7 @@ class Connection(RequestHandler):
             return response
         identity = new_ulid()
         log_refused(exc, identity)
-        response = problem(exc, close=True)
+        response = problem(exc, prefix=self._base_path, close=True)
         own = {REQUEST_ID: identity, hdrs.SERVER: SERVER_NAME, hdrs.CONNECTION: "close"}
         response.headers.update(own)  # aiohttp answers as HTTP/1.0 here
         return response

@@ -24,6 +24,7 @@ from gateway.errors import (
     SinkFault,
 )
 from gateway.http.forwarding import REQUEST_ID, proxy_status, request_id
+from gateway.http.prefix import PREFIX
 from gateway.http.problems import problem
 from gateway.http.target import requested_host
 from gateway.intake.admission import check_headers
@@ -177,7 +178,8 @@ def _not_found_at(request: web.Request) -> NotFound:
     meant = [path for path in served if plain != request.path and (plain == path or plain.startswith(path + "/"))]
     if not meant:
         return NotFound("there is nothing at this path")
-    return NotFound(f"there is nothing at this path, but at {meant[0]}, without a doubled slash or one at the end")
+    meant_path = request[PREFIX] + meant[0]
+    return NotFound(f"there is nothing at this path, but at {meant_path}, without a doubled slash or one at the end")
 
 
 # -- errors
@@ -190,6 +192,7 @@ async def problems(request: web.Request, handler: Handler) -> web.StreamResponse
     assert task is not None
     services.requests.add(task)
     try:
+        request[PREFIX] = services.prefix_of(request)
         request[HOST] = requested_host(request.raw_path, request.headers.getall(hdrs.HOST, ()))
         response = await handler(request)
         if services.gate.draining and not response.prepared:
@@ -219,6 +222,7 @@ def _problem(request: web.Request, error: GatewayError) -> web.Response:
         error,
         instance=upload_location(upload_id) if upload_id else None,
         # Even a body that was small enough to have arrived whole was not read: who is refused must not go on.
+        prefix=request.get(PREFIX, ""),
         close=request.can_read_body and not request.get(BODY_READ, False),
         proxy_status=proxy_status(error) if is_of_relay or isinstance(error, LoopDetected) else None,
     )

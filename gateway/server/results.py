@@ -11,18 +11,18 @@ from gateway.upload.dispatch import Outcome
 __all__ = ["converted", "created"]
 
 
-def created(outcome: Outcome) -> web.Response:
+def created(outcome: Outcome, prefix: str) -> web.Response:
     """201 and the manifest, or 207 if a part has a problem."""
-    return _told(outcome, outcome.told or b"", status=201)
+    return _told(outcome, outcome.told or b"", prefix, status=201)
 
 
-def converted(outcome: Outcome) -> web.Response:
+def converted(outcome: Outcome, prefix: str) -> web.Response:
     """200 and the list of results, one per file, in the order of the wire; 207 if one has a problem."""
-    return _told(outcome, results_json(outcome.manifest), status=200)
+    return _told(outcome, results_json(outcome.manifest), prefix, status=200)
 
 
-def _told(outcome: Outcome, body: bytes, *, status: int) -> web.Response:
-    """Its Location is that of the manifest, where that can be fetched again."""
-    headers = {hdrs.LOCATION: upload_location(outcome.manifest.upload)} if outcome.is_stored else None
+def _told(outcome: Outcome, body: bytes, prefix: str, *, status: int) -> web.Response:
+    """Its Location is that of the manifest, where that can be fetched again. The body is still without the prefix."""
+    headers = {hdrs.LOCATION: prefix + upload_location(outcome.manifest.upload)} if outcome.is_stored else None
     status = 207 if outcome.manifest.partial else status
     return web.Response(status=status, body=body, content_type="application/json", headers=headers)

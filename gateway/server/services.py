@@ -13,6 +13,7 @@ from gateway.downloads.remote import Downloader
 from gateway.errors import SinkFault
 from gateway.flows import Flow
 from gateway.http.origin import Family, TrustedNetworks
+from gateway.http.prefix import forwarded_prefix
 from gateway.intake.admission import Gate
 from gateway.model import Limits
 from gateway.server.metrics import Metrics
@@ -44,6 +45,8 @@ class Services:
     """Who may say where a request came from."""
     trusted_header: Family = "x-forwarded"
     """In which headers they do."""
+    base_path: str = ""
+    """The prefix of whom nobody trusted says another one of."""
     requests: set[asyncio.Task[object]] = field(default_factory=set)
     """What is in progress, for the drain."""
 
@@ -51,6 +54,13 @@ class Services:
     def stores(self) -> list[Store]:
         """The sinks whose uploads can be fetched again."""
         return [sink for sink in self.sinks.values() if isinstance(sink, Store)]
+
+    def prefix_of(self, request: web.Request) -> str:
+        """The prefix that its client sees us behind."""
+        told = None
+        if self.trusted_header == "x-forwarded" and (request.remote or "") in self.trusted:
+            told = forwarded_prefix(request.headers.getall("X-Forwarded-Prefix", ()))
+        return self.base_path if told is None else told
 
     async def unreadiness(self) -> str | None:
         """Why new uploads should go elsewhere: it drains, or a sink that a route requires can take none."""

@@ -12,6 +12,7 @@ from gateway.downloads.locations import file_location, upload_location
 from gateway.errors import GatewayError
 from gateway.http.answers import delivered, passed_through
 from gateway.http.forwarding import believed, check_loop, request_id
+from gateway.http.prefix import PREFIX
 from gateway.intake.admission import accept_body, check_headers, raw_filename
 from gateway.intake.body import Intake
 from gateway.model import Part, Upload
@@ -81,7 +82,7 @@ class UploadHandler:
                     stall_seconds=limits.stall_seconds if outcome.read_seconds is None else outcome.read_seconds,
                     close=close,
                     gateway=services.name,
-                    location=upload_location(upload.id) if outcome.is_stored else None,
+                    location=request[PREFIX] + upload_location(upload.id) if outcome.is_stored else None,
                 )
         # Only now, for what is stored stays locked until the sinks are left: who has read its manifest may
         # delete it at once.
@@ -142,7 +143,7 @@ class UploadHandler:
 
     async def _answer(self, request: web.Request, outcome: Outcome, *, close: bool) -> web.StreamResponse:
         respond = converted if self._route.kind == "convert" else created
-        response = respond(outcome)
+        response = respond(outcome, request[PREFIX])
         if close:
             response.force_close()
-        return await delivered(request, response)
+        return await delivered(request, response, prefix=request[PREFIX])
