@@ -165,11 +165,13 @@ def _check(settings: Settings) -> None:
     _, flows = make_sinks_and_flows(settings)
     print("the configuration is valid")
     _print_bound(settings)
+    server, management = settings.server, settings.management
+    below = f", and below {server.base_path}" if server.base_path else ""
+    print(f"at http://{authority(server.host, server.port)}{below}:")
     for route in settings.as_routes():
         told = [_told(route, rule) for rule in route.rules] or ["no file"]
         print(f"{route.path} ({route.kind}):", *told, sep=" " if len(told) == 1 else "\n    ")
     print(f"also served: {', '.join(settings.own_paths)}")
-    management = settings.management
     if management.port is not None:
         at = f"http://{authority(management.host, management.port)}"
         print(f"for management at {at}: {', '.join(settings.management_paths)}")

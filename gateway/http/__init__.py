@@ -22,6 +22,7 @@ from gateway.http.forwarding import (
 from gateway.http.lent_connection import ConnectionLost, LentConnection
 from gateway.http.obs_text import ForwardedResponse, restore_obs_text
 from gateway.http.origin import TOKEN, Family, TrustedNetworks
+from gateway.http.prefix import PREFIX, forwarded_prefix, is_prefix, prefixed, without_base
 from gateway.http.problems import problem, problem_document
 from gateway.http.query import with_query
 from gateway.http.request_bodies import Body, ChunkedBody, LengthBody
@@ -45,6 +46,7 @@ __all__ = [
     "MAX_FIELDS",
     "PATH_SAFE",
     "PORTS",
+    "PREFIX",
     "RECEIVE_BYTES",
     "REQUEST_ID",
     "SERVER_NAME",
@@ -74,10 +76,13 @@ __all__ = [
     "destination_url",
     "end_of_head",
     "end_to_end",
+    "forwarded_prefix",
+    "is_prefix",
     "origin_form",
     "origin_path",
     "outbound_headers",
     "passed_through",
+    "prefixed",
     "problem",
     "problem_document",
     "proxy_status",
@@ -89,5 +94,6 @@ __all__ = [
     "strip_aiohttp_headers",
     "via",
     "with_query",
+    "without_base",
     "without_secrets",
 ]

@@ -41,6 +41,18 @@ IN_A_FILE = [
         "[management]\nport = 8080",
         "management.port: 8080 is server.port, too; leave it out to have one listener",
     ),
+    (
+        '[server]\nbase_path = "/gw/"',
+        "server.base_path: not a path such as /gw: a slash ahead of each segment, none at the end; letters, digits, and . _ ~ - in between, others percent-encoded; 128 characters at most (my.toml)",
+    ),
+    (
+        '[server]\nbase_path = "/files"',
+        "server.base_path: /files is below it, and would be taken for what is behind it",
+    ),
+    (
+        '[server]\nbase_path = "/gw"\n[[routes]]\npath = "/gw/upload"\n[[routes.parts]]\nsinks = ["disk"]',
+        "server.base_path: /gw/upload is below it, and would be taken for what is behind it",
+    ),
     ("[management]\nmetric = false", "management.metric: there is no such key; did you mean metrics? (my.toml)"),
     ("port = 8080", "port: there is no such key here, but in [server] and [management] (my.toml)"),
     ('[disk]\nroot = "a"', "disk: there is no such key; did you mean sinks.disk? (my.toml)"),
