@@ -80,8 +80,7 @@ class Disks:
 
 @contextmanager
 def disks(directory: Path, *, api: str = "http://127.0.0.1:9", limits: str = "", server: str = "") -> Iterator[Disks]:
-    spool = directory / "spool"
-    spool.mkdir(exist_ok=True)
+    (directory / "second").mkdir(exist_ok=True)  # it is a spool, too, which is not made by us
     faults = Faults(directory, directory / "uploads", directory / "second")
     config = f"""
 [server]
