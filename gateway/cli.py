@@ -1,26 +1,31 @@
-"""The command line: `gateway serve | check | explain | receiver`."""
+"""The command line: `gateway serve | check | explain | key new | sign | receiver`."""
 
 from __future__ import annotations
 
 import argparse
 import asyncio
 import logging
+import re
 import socket
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AsyncExitStack
+from datetime import UTC, datetime, timedelta
 from functools import partial
 from operator import itemgetter
+from typing import Any
 
 from aiohttp import web
 
 from gateway import __version__
+from gateway.access import SCOPES, new_key, read_secrets, seconds_of, signed_url, size_of
 from gateway.config.doubts import doubts
 from gateway.config.environment import unknown_variables
 from gateway.config.load import load
 from gateway.config.make import make_sinks_and_flows
 from gateway.config.memory import memory_bound_bytes, read_bound_bytes, unlimited_keys
 from gateway.config.messages import ConfigError
+from gateway.config.policies import make_policies, open_to_others
 from gateway.config.settings import Settings
 from gateway.config.sinks import RelaySettings
 from gateway.http.urls import authority
@@ -47,6 +52,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 settings = load(options.config)
                 for variable in unknown_variables(settings.model_dump()):
                     log.warning("%s is no variable of the gateway's", variable)
+                if warning := open_to_others(settings):
+                    log.warning(warning)
                 # the parent of workers waits for processes, which any loop can
                 event_loop = settings.server.event_loop if settings.server.workers == 1 else "asyncio"
                 run(_serve(settings, receiver_port=options.with_receiver), event_loop=event_loop)
@@ -54,6 +61,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 _check(load(options.config))
             case "explain":
                 return _explain(load(options.config), options)
+            case "key":
+                return _new_key(options)
+            case "sign":
+                return _sign(load(options.config), options)
             case "receiver":
                 asyncio.run(_receiver(options.host, options.port))
     except ConfigError as error:
@@ -107,10 +118,81 @@ def _parser() -> argparse.ArgumentParser:
     explain.add_argument("--content-type", default=None, help="the part's type")
     for command in (serve, check, explain):
         command.add_argument("--config", metavar="FILE", action=_Once, help="a TOML file (default: built-in defaults)")
+    _add_access_commands(commands)
     receiver = commands.add_parser("receiver", help="run the demo destination")
     receiver.add_argument("--host", default="127.0.0.1")
     receiver.add_argument("--port", type=int, default=8081)
     return parser
+
+
+def _add_access_commands(commands: Any) -> None:
+    key = commands.add_parser("key", help="API keys").add_subparsers(dest="key_command", required=True)
+    new = key.add_parser("new", help="make one: it is printed now and never again, with the line for the keys file")
+    new.add_argument("--name", required=True, type=_key_name, help="whose it is")
+    new.add_argument("--scope", action="append", choices=SCOPES, help="what for; several are possible (default: all)")
+    new.add_argument("--expires", type=_unit(seconds_of), metavar="TIME", help="how long it is good for, such as 90d")
+    sign = commands.add_parser("sign", help="print a url with which somebody may do one thing for a while")
+    sign.add_argument("--config", metavar="FILE", help="a TOML file with [access.signed]")
+    sign.add_argument(
+        "--route", required=True, help="/upload, or what is to be read: /files/{id}/{index}, /uploads/{id}"
+    )
+    sign.add_argument("--expires", required=True, type=_unit(seconds_of), metavar="TIME", help="90s, 30m, 1h, 7d")
+    sign.add_argument("--max-bytes", type=_unit(size_of), default=0, metavar="SIZE", help="of the body: 500k, 20M, 1G")
+    sign.add_argument("--types", action="append", default=[], metavar="GLOB", help="media types of files: image/*")
+    sign.add_argument("--count", type=int, default=0, help="how often (default: as often as they like)")
+    sign.add_argument("--name", help="the only file name")
+    sign.add_argument("--identity", default="", help="whose the upload is to be, as manifests call it: key:ci")
+    sign.add_argument(
+        "--base", default="", metavar="URL", help="what stands before the path: https://files.example.org"
+    )
+
+
+def _unit(parse: Callable[[str], float]) -> Callable[[str], Any]:
+    def parsed(text: str) -> Any:
+        try:
+            return parse(text)
+        except ValueError as error:
+            raise argparse.ArgumentTypeError(str(error)) from None
+
+    return parsed
+
+
+def _key_name(name: str) -> str:
+    if not re.fullmatch("[A-Za-z0-9_-]{1,64}", name):
+        raise argparse.ArgumentTypeError("a name has letters, digits, - and _, 64 at most")
+    return name
+
+
+def _new_key(options: argparse.Namespace) -> int:
+    ends = datetime.now(UTC) + timedelta(seconds=options.expires) if options.expires else None
+    key, line = new_key(options.name, tuple(options.scope or SCOPES), ends)
+    print(key)
+    print(f"# the line for the keys file:\n{line}")
+    return 0
+
+
+def _sign(settings: Settings, options: argparse.Namespace) -> int:
+    signed = settings.access.signed
+    if signed is None:
+        print("gateway: access.signed.secrets_file: needed, for there is nothing to sign with", file=sys.stderr)
+        return 2
+    try:
+        keys = read_secrets(signed.secrets_file)
+    except (OSError, ValueError) as error:
+        print(f"gateway: access.signed.secrets_file: {error}", file=sys.stderr)
+        return 2
+    url = signed_url(
+        keys,
+        options.route,
+        expires_seconds=options.expires,
+        max_bytes=options.max_bytes,
+        types=options.types,
+        count=options.count,
+        name=options.name,
+        identity=options.identity,
+    )
+    print(options.base.rstrip("/") + url)
+    return 0
 
 
 async def _serve(settings: Settings, *, receiver_port: int | None) -> None:
@@ -163,6 +245,7 @@ async def _start_receiver(host: str, port: int) -> web.AppRunner:
 
 def _check(settings: Settings) -> None:
     _, flows = make_sinks_and_flows(settings)
+    make_policies(settings)  # what cannot be read is said
     print("the configuration is valid")
     _print_bound(settings)
     server, management = settings.server, settings.management

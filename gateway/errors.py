@@ -13,6 +13,7 @@ from typing import ClassVar
 
 __all__ = [
     "LEAVES",
+    "AccessUnavailable",
     "BadMultipart",
     "Busy",
     "ClientFault",
@@ -39,6 +40,7 @@ __all__ = [
     "PreconditionFailed",
     "RangeNotSatisfiable",
     "Refused",
+    "RefusedByHook",
     "Rejected",
     "SinkFault",
     "SinkFull",
@@ -50,6 +52,7 @@ __all__ = [
     "TooLarge",
     "TooManyParts",
     "Truncated",
+    "Unauthenticated",
     "UnsupportedTransferCoding",
 ]
 
@@ -125,6 +128,26 @@ class UnsupportedTransferCoding(Refused):
 
 class LoopDetected(Refused):
     status, title = 508, "The request has come through this gateway before"
+
+
+class Unauthenticated(Refused):
+    """None of the credentials that are asked for, or a broken one: which, and why, is not told."""
+
+    status, title = 401, "Valid credentials are needed"
+
+
+class RefusedByHook(Refused):
+    """The answer is that of the application that was asked; the status here is for the log."""
+
+    status, title = 403, "The application refused it"
+
+    answer_status = 403
+    answer = b""
+    content_type = ""
+
+
+class AccessUnavailable(Refused):
+    status, title, retry_after_seconds = 503, "Who may do this cannot be found out", 5
 
 
 class Busy(Refused):

@@ -67,7 +67,7 @@ class ManifestText:
         if not self._begun:
             self.begin()
         document = io.BytesIO()
-        document.write(b'{"upload": %b, "parts": [' % _string(self._manifest.upload).encode())
+        document.write(_head(self._manifest))
         comma = b""
         for begun, entry in zip(self._begun, self._manifest.entries, strict=True):
             receipts = entry.receipts
@@ -79,6 +79,13 @@ class ManifestText:
             comma = b","
         document.write(b"]}\n")
         return document.getvalue()
+
+
+def _head(manifest: Manifest) -> bytes:
+    """Up to the parts: whose it is stands before all that is long."""
+    identity = f', "identity": {_string(manifest.identity)}' if manifest.identity else ""
+    metadata = f', "metadata": {json.dumps(manifest.metadata, ensure_ascii=False)}' if manifest.metadata else ""
+    return f'{{"upload": {_string(manifest.upload)}{identity}{metadata}, "parts": ['.encode("utf-8", "replace")
 
 
 def _named_bytes(entries: Sequence[Entry]) -> int:

@@ -177,6 +177,9 @@ class Entry:
 class Manifest:
     upload: str
     entries: list[Entry]
+    identity: str = ""
+    """Whose it is; empty: nobody's."""
+    metadata: Mapping[str, object] = _NOTHING
     partial: bool = False
     """Whether one of the entries has a problem."""
 
@@ -215,6 +218,12 @@ class Upload:
     """The version of HTTP that the client spoke."""
     gateway: str = "gateway"
     """The name of this instance, which it writes into Via."""
+    identity: str = ""
+    """Whose it is: `key:ci`, `jwt:alice`; empty: nobody's."""
+    metadata: Mapping[str, object] = _NOTHING
+    """What the application's hook wants to stand in the manifest."""
+    fields: Sequence[tuple[str, str]] = ()
+    """Name and value of what it wants relays to send along."""
     parts_alone: bool = False
     """Whether a sink may complete a part before the upload is whole: each is kept for itself (`keep = "each"`)."""
 

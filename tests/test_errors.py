@@ -14,6 +14,7 @@ STATUSES = {
     # refused, nothing read
     "Unauthenticated": 401,
     "Forbidden": 403,
+    "RefusedByHook": 403,
     "NotFound": 404,
     "MethodNotAllowed": 405,
     "Conflict": 409,
@@ -26,6 +27,7 @@ STATUSES = {
     "TooManyRequests": 429,
     "UnsupportedTransferCoding": 501,
     "LoopDetected": 508,
+    "AccessUnavailable": 503,
     "Busy": 503,
     "Draining": 503,
     # the client's bytes

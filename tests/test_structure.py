@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 from pydantic import BaseModel
 
+from gateway.config.access import HookSettings, JwtSettings, KeysSettings, SignedSettings
 from gateway.config.load import load
 from gateway.config.settings import MatchSettings, PartsSettings, RouteSettings, ServerSettings
 from gateway.config.sinks import DiscardSettings, DiskSettings, RelaySettings, TlsSettings
@@ -34,6 +35,7 @@ FLOORS = [
     {"http"},
     {"multipart"},
     {"flows", "sinks", "intake"},
+    {"access"},
     {"upload", "downloads"},
     {"config"},
     {"server"},
@@ -70,6 +72,7 @@ PURE = {
 }
 
 TESTED_ELSEWHERE = {
+    "config.access": ("config.test_policies", "what each key makes, and what is wrong with it"),
     "__main__": ("server.test_serve", "two lines, which every process of these tests runs"),
     "config.make": ("config.test_load", "sinks and flows of the user's that cannot be made"),
     "config.memory": ("config.test_load", "what `gateway check` prints; measured in test_guarantees"),
@@ -249,7 +252,7 @@ def test_what_other_wings_use_of_a_wing_is_said_at_its_door(name: str) -> None:
 
 
 def test_the_top_of_the_package_can_be_seen_at_a_glance() -> None:
-    assert len([path for path in PACKAGE.iterdir() if path.name != "__pycache__"]) <= 18
+    assert len([path for path in PACKAGE.iterdir() if path.name != "__pycache__"]) <= 19
 
 
 # -- every room
@@ -382,6 +385,10 @@ TABLES: dict[str, type[BaseModel] | type[Limits]] = {
     "relay": RelaySettings,
     "tls": TlsSettings,
     "discard": DiscardSettings,
+    "access.keys": KeysSettings,
+    "access.jwt": JwtSettings,
+    "access.signed": SignedSettings,
+    "access.hook": HookSettings,
     "routes": RouteSettings,
     "routes.parts": PartsSettings,
 }

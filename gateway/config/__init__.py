@@ -6,6 +6,7 @@ from gateway.config.environment import unknown_variables
 from gateway.config.make import make_sinks_and_flows
 from gateway.config.memory import memory_bound_bytes, read_bound_bytes, unlimited_keys
 from gateway.config.messages import ConfigError
+from gateway.config.policies import make_policies, open_to_others
 from gateway.config.settings import HEALTH_PATHS, OWN_PATHS, ServerSettings, Settings
 from gateway.config.sinks import RelaySettings
 
@@ -16,8 +17,10 @@ __all__ = [
     "RelaySettings",
     "ServerSettings",
     "Settings",
+    "make_policies",
     "make_sinks_and_flows",
     "memory_bound_bytes",
+    "open_to_others",
     "read_bound_bytes",
     "unknown_variables",
     "unlimited_keys",

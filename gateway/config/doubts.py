@@ -6,6 +6,7 @@ import inspect
 import os
 from collections.abc import Iterator, Mapping
 
+from gateway.config.policies import open_to_others
 from gateway.config.settings import DownloadSettings, ManagementSettings, RouteSettings, Settings
 from gateway.config.sinks import DiskSettings, RelaySettings
 from gateway.flows import Flow
@@ -41,6 +42,8 @@ def doubts(settings: Settings, flows: Mapping[str, Flow]) -> list[str]:
         if _is_own(url, settings)
     ]
     lines += _of_limits(settings)
+    if warning := open_to_others(settings):
+        lines.append(warning)
     used = {use.sink for route in settings.routes for use in route.uses}
     given = settings.sinks.keys() - Settings().sinks.keys()
     lines += [f"sinks.{name}: no route names it" for name in sorted(given - used)]

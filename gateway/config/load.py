@@ -18,6 +18,7 @@ from gateway.config.contradictions import contradictions, server_contradictions
 from gateway.config.environment import laid_over, read_environment, variable_below, variable_of
 from gateway.config.make import make_sinks_and_flows
 from gateway.config.messages import ConfigError, mistakes
+from gateway.config.policies import access_contradictions
 from gateway.config.settings import BUILT_IN_FLOWS, FlowSettings, RouteSettings, Settings, with_defaults
 from gateway.config.sinks import SinkSettings
 
@@ -42,6 +43,7 @@ def load(path: str | Path | None = None) -> Settings:
         raise ConfigError([*problems, *_of_what_is_sound(with_defaults(document), error)]) from error
     problems += server_contradictions(settings)
     problems += contradictions(settings.sinks, settings.flows, settings.routes)
+    problems += access_contradictions(settings)
     if problems:
         raise ConfigError([*problems, *_unmakeable(settings.sinks, settings.flows)])
     return settings

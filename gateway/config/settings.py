@@ -23,6 +23,7 @@ from pydantic import (
     model_validator,
 )
 
+from gateway.config.access import AccessKind, AccessSettings
 from gateway.config.sinks import DottedPath, RelaySettings, SinkSettings, Table, matching
 from gateway.digests import ALGORITHMS
 from gateway.downloads.guard import AddressGuard, UrlRules
@@ -224,6 +225,8 @@ class RouteSettings(Table):
     """Where bodies are passed on, all: the destination knows what they mean to it. Elsewhere POST and PUT, always."""
     digests: Annotated[tuple[str, ...], AfterValidator(_known)] | None = None
     answer: str | None = None
+    access: Annotated[tuple[AccessKind, ...], Field(min_length=1)] | None = None
+    """Anybody where only this machine can ask; elsewhere that is somebody's decision."""
     keep: Literal["all", "each"] = "all"
     """All or nothing: what a client has to do about a part that is missing, only it knows."""
     parts: tuple[PartsSettings, ...] = ()
@@ -310,6 +313,8 @@ class DownloadSettings(Table):
 
     allow: Annotated[tuple[str, ...], AfterValidator(_patterns)] = ()
     """Nothing: what may be fetched from where this process stands is somebody's decision."""
+    access: Annotated[tuple[AccessKind, ...], Field(min_length=1)] | None = None
+    """As a route's."""
     allow_private: Annotated[tuple[str, ...], AfterValidator(_ranges)] = ()
     """No range: a name that is allowed may point anywhere, today or tomorrow."""
     max_bytes: Count = 0
@@ -328,6 +333,7 @@ class Settings(Table):
     sinks: dict[str, SinkSettings] = Field(default_factory=dict)
     flows: dict[str, FlowSettings] = Field(default_factory=dict)
     download: DownloadSettings = DownloadSettings()
+    access: AccessSettings = AccessSettings()
     routes: tuple[RouteSettings, ...] = ()
 
     @model_validator(mode="before")

@@ -7,7 +7,8 @@
 4. Whatever was stored is a download, never a page of ours, nor a piece of another site's: attachment, nosniff, sandbox,
    same-origin. No cache between gives it to others, or without asking whether it is still there.
 5. Who reads keeps nobody from removing the upload: a file that was opened is read to its end, an archive breaks off.
-6. A body that cannot be sent to its end breaks the connection, and never looks like a whole one.
+6. An upload that is somebody's is not there for others: unknown and foreign ones are not told apart.
+7. A body that cannot be sent to its end breaks the connection, and never looks like a whole one.
 """
 
 from __future__ import annotations
@@ -24,8 +25,9 @@ from urllib.parse import quote
 
 from aiohttp import hdrs, web
 
+from gateway.access import ANYBODY, Identity
 from gateway.downloads.archive import Archive
-from gateway.downloads.parts import StoredPart, part_of, parts_of
+from gateway.downloads.parts import StoredPart, owner_of, part_of, parts_of
 from gateway.errors import GatewayError, NotFound, PreconditionFailed, RangeNotSatisfiable
 from gateway.http.answers import reset
 from gateway.http.conditions import chosen
@@ -35,6 +37,7 @@ from gateway.multipart.filenames import safe_name
 from gateway.sinks.store import UPLOAD_ID, Store, StoredFile, StoredUpload
 
 __all__ = [
+    "READER",
     "STORES",
     "delete_upload",
     "get_archive",
@@ -44,6 +47,8 @@ __all__ = [
 
 log = logging.getLogger("gateway.stored")
 
+READER: web.RequestKey[Identity] = web.RequestKey("reader", Identity)
+"""Who asks; anybody where it is not said."""
 STORES: web.AppKey[Sequence[Store]] = web.AppKey("stores", Sequence[Store])
 
 _SLICE_BYTES = 1 << 20
@@ -82,6 +87,9 @@ async def delete_upload(request: web.Request) -> web.Response:
     """All of it or, where one of the stores cannot, nothing. Who reads it may read on."""
     upload_id, stores = _upload_id(request), request.app[STORES]
     async with AsyncExitStack() as stack:
+        async with _looked_up(request, upload_id) as (manifest, _):
+            if manifest is None and READER in request:  # damaged, and whose it was nobody knows
+                raise NotFound(f"there is no upload {upload_id}")
         shares = [await stack.enter_async_context(store.removal(upload_id)) for store in stores]
         if not any(shares):
             raise NotFound(f"there is no upload {upload_id}")
@@ -182,15 +190,27 @@ def _archive(named: Sequence[tuple[Path, str]]) -> Archive:
 @asynccontextmanager
 async def _opened(request: web.Request, upload_id: str) -> AsyncIterator[tuple[StoredFile, list[StoredUpload]]]:
     """(its manifest, what each store has of it). Raises NotFound."""
+    async with _looked_up(request, upload_id) as (manifest, shares):
+        if manifest is None:
+            raise NotFound(f"there is no upload {upload_id}")
+        yield manifest, shares
+
+
+@asynccontextmanager
+async def _looked_up(
+    request: web.Request, upload_id: str
+) -> AsyncIterator[tuple[StoredFile | None, list[StoredUpload]]]:
+    """The same, where there may be none. Raises NotFound for one that is somebody else's."""
     async with AsyncExitStack() as stack:
         opened = [await stack.enter_async_context(store.opened(upload_id)) for store in request.app[STORES]]
         shares = [share for share in opened if share is not None]
+        manifest: StoredFile | None = None
         for share in shares:
-            manifest = await share.manifest()
-            if manifest is not None:
-                yield manifest, shares
-                return
-        raise NotFound(f"there is no upload {upload_id}")
+            if (manifest := await share.manifest()) is not None:
+                break
+        if manifest is not None and not request.get(READER, ANYBODY).may_see(await owner_of(manifest)):
+            raise NotFound(f"there is no upload {upload_id}")
+        yield manifest, shares
 
 
 def _upload_id(request: web.Request) -> str:

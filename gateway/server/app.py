@@ -11,6 +11,7 @@ from typing import Any
 from aiohttp import web
 
 from gateway.config.make import make_sinks_and_flows
+from gateway.config.policies import make_policies
 from gateway.config.settings import ServerSettings, Settings
 from gateway.downloads.remote import Downloader
 from gateway.http.answers import strip_aiohttp_headers
@@ -37,10 +38,11 @@ def build_app(
     `metrics` and `shared` are those that several processes have together.
     """
     sinks, flows = make_sinks_and_flows(settings)
+    policies = make_policies(settings)
     app = _application(settings)
     settings = settings.named()
     assert settings.server.name is not None
-    downloader = Downloader(**settings.download.model_dump(), gateway=settings.server.name)
+    downloader = Downloader(**settings.download.model_dump(exclude={"access"}), gateway=settings.server.name)
     hashing = ThreadPoolExecutor(2, thread_name_prefix="hash")
     app[SERVICES] = Services(
         limits=settings.limits,
@@ -53,6 +55,9 @@ def build_app(
         executor=hashing,
         downloader=downloader,
         metrics=metrics or Metrics(),
+        access=policies.routes,
+        reading=policies.reading,
+        downloading=policies.downloading,
         trusted=TrustedNetworks(settings.server.trusted_networks),
         trusted_header=settings.server.trusted_header,
         base_path=settings.server.base_path,
@@ -62,6 +67,7 @@ def build_app(
         async with AsyncExitStack() as stack:
             stack.callback(hashing.shutdown)
             await stack.enter_async_context(downloader)
+            await stack.enter_async_context(policies)
             for sink in sinks.values():
                 await stack.enter_async_context(sink)
             yield

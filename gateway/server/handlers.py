@@ -21,6 +21,7 @@ from gateway.errors import (
     Malformed,
     MethodNotAllowed,
     NotFound,
+    RefusedByHook,
     SinkFault,
 )
 from gateway.http.forwarding import REQUEST_ID, proxy_status, request_id
@@ -28,6 +29,7 @@ from gateway.http.prefix import PREFIX
 from gateway.http.problems import problem
 from gateway.http.target import requested_host
 from gateway.intake.admission import check_headers
+from gateway.server.access import for_downloaders, for_readers
 from gateway.server.record import log_untaken, new_ulid
 from gateway.server.selftest import answer_buffering
 from gateway.server.services import BODY_READ, HOST, SENT_REQUEST_ID, SERVICES, UPLOAD_ID
@@ -106,12 +108,12 @@ async def metrics(request: web.Request) -> web.Response:
 
 _OWN: dict[str, list[tuple[str, dict[str, Handler]]]] = {
     "/uploads": [
-        (UPLOAD_PATH, {"GET": _reading(get_upload), "DELETE": delete_upload}),
-        (ARCHIVE_PATH, {"GET": _reading(get_archive)}),
+        (UPLOAD_PATH, {"GET": for_readers(_reading(get_upload)), "DELETE": for_readers(delete_upload, "delete")}),
+        (ARCHIVE_PATH, {"GET": for_readers(_reading(get_archive))}),
     ],
-    "/files": [(path, {"GET": _reading(get_file)}) for path in FILE_PATHS],
+    "/files": [(path, {"GET": for_readers(_reading(get_file))}) for path in FILE_PATHS],
     # (?s: so that %0a is refused there and not lost here
-    "/download": [("/download/{url:(?s:.*)}", {"GET": get_download})],
+    "/download": [("/download/{url:(?s:.*)}", {"GET": for_downloaders(get_download)})],
     "/selftest": [("/selftest/buffering", dict.fromkeys(("POST", "PUT"), _reading(selftest_buffering)))],
     "/healthz": [("/healthz", {"GET": healthz})],
     "/readyz": [("/readyz", {"GET": readyz})],
@@ -215,17 +217,28 @@ async def problems(request: web.Request, handler: Handler) -> web.StreamResponse
 
 
 def _problem(request: web.Request, error: GatewayError) -> web.Response:
+    # Even a body that was small enough to have arrived whole was not read: who is refused must not go on.
+    close = request.can_read_body and not request.get(BODY_READ, False)
+    if isinstance(error, RefusedByHook):
+        return _of_hook(error, close=close)
     upload_id = request.get(UPLOAD_ID)
     sink = request.app[SERVICES].sinks.get(str(error.members.get("sink")))
     is_of_relay = isinstance(error, SinkFault) and sink is not None and sink.stage is Stage.RELAY
     return problem(
         error,
         instance=upload_location(upload_id) if upload_id else None,
-        # Even a body that was small enough to have arrived whole was not read: who is refused must not go on.
         prefix=request.get(PREFIX, ""),
-        close=request.can_read_body and not request.get(BODY_READ, False),
+        close=close,
         proxy_status=proxy_status(error) if is_of_relay or isinstance(error, LoopDetected) else None,
     )
+
+
+def _of_hook(error: RefusedByHook, *, close: bool) -> web.Response:
+    headers = {hdrs.CONTENT_TYPE: error.content_type or "application/octet-stream", "X-Content-Type-Options": "nosniff"}
+    response = web.Response(status=error.answer_status, body=error.answer, headers=headers)
+    if close:
+        response.force_close()
+    return response
 
 
 async def add_request_id(request: web.Request, response: web.StreamResponse) -> None:

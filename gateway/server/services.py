@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 
 from aiohttp import web
 
+from gateway.access import Policy
 from gateway.downloads.remote import Downloader
 from gateway.errors import SinkFault
 from gateway.flows import Flow
@@ -41,6 +42,12 @@ class Services:
     """For hashing."""
     downloader: Downloader
     metrics: Metrics
+    access: Mapping[str, Policy]
+    """Who may, by the path of the route."""
+    reading: Policy
+    """Who may read, and remove, what was stored."""
+    downloading: Policy
+    """Who may download from elsewhere."""
     trusted: TrustedNetworks = field(default_factory=TrustedNetworks)
     """Who may say where a request came from."""
     trusted_header: Family = "x-forwarded"

@@ -7,6 +7,7 @@ from contextlib import AsyncExitStack
 
 from aiohttp import hdrs, web
 
+from gateway.access import ANYBODY, Caps, Identity
 from gateway.digests import declared_digests
 from gateway.downloads.locations import file_location, upload_location
 from gateway.errors import GatewayError
@@ -18,6 +19,7 @@ from gateway.intake.body import Intake
 from gateway.model import Part, Upload
 from gateway.multipart.codec import Event
 from gateway.multipart.reader import StreamingMultipartReader, raw_body_events, raw_part
+from gateway.server.access import admitted
 from gateway.server.record import UploadRecord, log_upload, new_ulid
 from gateway.server.results import converted, created
 from gateway.server.services import BODY_READ, HOST, SENT_REQUEST_ID, SERVICES, UPLOAD_ID, Services
@@ -32,6 +34,7 @@ class UploadHandler:
 
     def __init__(self, route: Route, services: Services) -> None:
         self._route = route
+        self._policy = services.access[route.path]
         self._dispatcher = Dispatcher(
             route,
             sinks=services.sinks,
@@ -43,33 +46,42 @@ class UploadHandler:
 
     async def upload(self, request: web.Request) -> web.StreamResponse:
         """Take the body of a request to its end, and answer it. Raises the GatewayError that the client is told."""
-        services, route = request.app[SERVICES], self._route
+        services, route, who, response = request.app[SERVICES], self._route, ANYBODY, None
         upload_id = request[UPLOAD_ID] = new_ulid()
         identity = request[SENT_REQUEST_ID] = request_id(request.headers.items(), upload_id)
         request[BODY_READ] = False
         try:
             check_loop(request.headers.items(), services.name)
-            multipart = check_headers(request, services.limits, kind=route.kind)
-            upload = self._described(request, services, multipart=multipart)
+            who = await admitted(request, self._policy, scope="upload", route=route.path)
+            limits = who.caps.applied(services.limits)
+            multipart = check_headers(request, limits, kind=route.kind)
+            upload = self._described(request, services, who, multipart=multipart)
             slot = services.gate.slot()
         except GatewayError as error:
             services.metrics.upload_refused(route=route.path, outcome=error.slug())
             log_upload(upload_id, identity, route.path, error.slug(), error=error)
             raise
-        with slot, Intake(request, services.limits) as intake:
+        with slot, Intake(request, limits) as intake:
             try:
                 with UploadRecord(services.metrics, upload, intake) as record:
-                    return await self._taken(request, services, upload, intake, record)
+                    response = await self._taken(request, services, upload, intake, record, who.caps)
+                    return response
             finally:
                 request[BODY_READ] = intake.ended
+                if who.use and (response is None or response.status >= 400):
+                    await self._policy.give_back(who)
 
     async def _taken(
-        self, request: web.Request, services: Services, upload: Upload, intake: Intake, record: UploadRecord
+        self, request: web.Request, services: Services, upload: Upload, intake: Intake, record: UploadRecord, caps: Caps
     ) -> web.StreamResponse:
         """Take an upload that may come in to its end, and answer it."""
         part = None if upload.multipart else self._raw_part(request)
+        if part is not None:
+            caps.check(part)
         self._dispatcher.admit(upload, part)
         events = self._events(request, intake, services, part)
+        if caps.are_of_files:
+            events = _allowed(events, caps)
         await accept_body(request)
         async with AsyncExitStack() as stack:
             outcome = record.outcome = await self._dispatcher.dispatch(upload, events, stack, record.excluded)
@@ -88,17 +100,19 @@ class UploadHandler:
         # delete it at once.
         return await self._answer(request, outcome, close=close)
 
-    def _described(self, request: web.Request, services: Services, *, multipart: bool) -> Upload:
+    def _described(self, request: web.Request, services: Services, who: Identity, *, multipart: bool) -> Upload:
         peer, length = request.remote or "", request.content_length
         if length is None and hdrs.TRANSFER_ENCODING not in request.headers:
             length = 0  # RFC 9112 6.3
+        headers = believed(request.headers.items(), trusted=peer in services.trusted, family=services.trusted_header)
+        query = request.raw_path.partition("?")[2]
         return Upload(
             request[UPLOAD_ID],
             self._route.path,
             self._route.kind,
             request.method,
-            query=request.raw_path.partition("?")[2],
-            headers=believed(request.headers.items(), trusted=peer in services.trusted, family=services.trusted_header),
+            query=self._policy.without_signature(query),
+            headers=self._policy.without_keys(headers),
             content_type=request.headers.get(hdrs.CONTENT_TYPE, ""),
             content_length=length,
             multipart=multipart,
@@ -108,6 +122,9 @@ class UploadHandler:
             host=request[HOST],
             protocol=f"{request.version.major}.{request.version.minor}",
             gateway=services.name,
+            identity=who.name,
+            metadata=who.metadata,
+            fields=who.fields,
             parts_alone=self._route.keep_each,
         )
 
@@ -147,3 +164,12 @@ class UploadHandler:
         if close:
             response.force_close()
         return await delivered(request, response, prefix=request[PREFIX])
+
+
+async def _allowed(events: AsyncIterator[list[Event]], caps: Caps) -> AsyncIterator[list[Event]]:
+    """The same, as far as the caps allow each file."""
+    async for batch in events:
+        for event in batch:
+            if event.part is not None:  # it begins
+                caps.check(event.part)
+        yield batch

@@ -113,7 +113,7 @@ class Dispatcher:
         """
         route, limits = self.route, self.limits
         stack.push(forget_frames_on_exit)
-        manifest = Manifest(upload.id, [])
+        manifest = Manifest(upload.id, [], upload.identity, upload.metadata)
         failures = KeepEach(manifest) if route.keep_each else AllOrNothing()
         required = [await self._opened(name, upload, failures, stack) for name in route.required]
         best_effort = self._best_effort()

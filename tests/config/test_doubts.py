@@ -10,6 +10,8 @@ import pytest
 
 from gateway.cli import main
 
+OPEN = '[[routes]]\npath = "/x"\naccess = ["none"]\nparts = [{sinks = ["api"]}]\n'
+
 
 def _checked(tmp_path: Path, document: str, capsys: pytest.CaptureFixture[str]) -> list[str]:
     path = tmp_path / "gateway.toml"
@@ -126,7 +128,7 @@ def test_check_warns_of_limits_that_are_never_reached(tmp_path: Path, capsys: py
 def test_check_warns_of_a_header_that_nobody_may_write(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     header = '[server]\ntrusted_header = "forwarded"\n'
     for more, warned in (("", True), ('trusted_networks = ["10.0.0.0/8"]', False)):
-        lines = _checked(tmp_path, header + more, capsys)
+        lines = _checked(tmp_path, f"{header}{more}\n{OPEN}", capsys)
         said = "warning: server.trusted_header: nobody is believed, for there are no server.trusted_networks"
         assert (said in lines) is warned
 
@@ -136,7 +138,7 @@ def test_check_warns_of_idle_connections_that_end_before_the_balancer_would(
 ) -> None:
     trusted = 'trusted_networks = ["10.0.0.0/8"]\n'
     for more, warned in (("", False), (f"{trusted}", False), (f"{trusted}keepalive_seconds = 60", True)):
-        lines = _checked(tmp_path, f"[server]\n{more}", capsys)
+        lines = _checked(tmp_path, f"[server]\n{more}\n{OPEN}", capsys)
         assert any(line.startswith("warning: server.keepalive_seconds: ") for line in lines) is warned
 
 
@@ -171,7 +173,7 @@ def no_generator(file: object, chunks: AsyncIterator[bytes]) -> AsyncIterator[by
 def test_a_url_that_leads_back_is_told(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], host: str, url: str, is_own: bool
 ) -> None:
-    lines = _checked(tmp_path, f'server.host = "{host}"\nsinks.api.url = "{url}"\n', capsys)
+    lines = _checked(tmp_path, f'server.host = "{host}"\nsinks.api.url = "{url}"\n{OPEN}', capsys)
     assert (f"warning: sinks.api: {url} leads back to this gateway" in lines) == is_own
 
 
@@ -197,6 +199,7 @@ use = "gateway.flows.sniff:sniff"
 policy = "require_match"
 allow = ["application/pdf"]
 [[routes]]
+access = ["none"]
 path = "/documents"
 [[routes.parts]]
 match = { filename = "*.pdf" }
@@ -208,14 +211,17 @@ sinks = ["disk", "scanner"]
 [[routes.parts]]
 sinks = ["disk"]
 [[routes]]
+access = ["none"]
 path = "/erp"
 kind = "relay"
 parts = [{ sinks = ["erp"] }]
 [[routes]]
+access = ["none"]
 path = "/raw"
 kind = "opaque"
 parts = [{ sinks = ["scanner"] }]
 [[routes]]
+access = ["none"]
 path = "/images"
 kind = "convert"
 parts = [{ match = { content_type = "image/*" }, flows = ["sniff", "gzip"], sinks = ["disk"] }]

@@ -652,9 +652,10 @@ def test_a_variable_that_begins_like_ours_and_is_nobodys_is_warned_of(
     assert f"warning: {variable} is no variable of the gateway's\n" in capsys.readouterr().out
 
 
-def test_a_name_that_leads_to_no_address_names_the_key(
-    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("GATEWAY_SERVER__HOST", "nowhere.invalid")
-    assert main(["serve"]) == 1
+def test_a_name_that_leads_to_no_address_names_the_key(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "gateway.toml"
+    path.write_text(
+        'server.host = "nowhere.invalid"\n[[routes]]\npath = "/x"\naccess = ["none"]\nparts = [{sinks = ["none"]}]\n'
+    )
+    assert main(["serve", "--config", str(path)]) == 1
     assert "gateway: server.host: " in capsys.readouterr().err

@@ -109,6 +109,7 @@ class Shape:
         """Whether something is said of each file."""
         self.wants_sha256 = any("sha256" in name.names | value.names for name, value in self._of_files)
         self._is_raw = False
+        self._takes_fields = True
 
     def for_body(self, upload: Upload) -> Shape:
         """What of it holds for this upload (rules 5 and 6)."""
@@ -117,7 +118,11 @@ class Shape:
             wrapping._is_raw = True
             return wrapping
         kind = media_type(upload.content_type.encode("utf-8", "surrogateescape"))
-        return Shape() if kind in MIXED_TYPES else self
+        if kind not in MIXED_TYPES:
+            return self
+        plain = Shape()
+        plain._takes_fields = False
+        return plain
 
     def leaves_out(self, part: Part) -> bool:
         """Whether the destination is not told of this part."""
@@ -131,9 +136,10 @@ class Shape:
         return part if new is None else replace(part, raw_name=new)
 
     def before(self, upload: Upload) -> list[tuple[bytes, bytes]]:
-        """Fields that go ahead of all parts, as (name, value)."""
+        """Fields that go ahead of all parts, as (name, value): the sink's, and those that the access hook asked for."""
         values = _of_upload(upload)
-        return [(name.render(values), value.render(values)) for name, value in self._before]
+        asked = [(name.encode(), value.encode()) for name, value in upload.fields] if self._takes_fields else []
+        return [(name.render(values), value.render(values)) for name, value in self._before] + asked
 
     def after(self, upload: Upload, files: Sequence[Sent]) -> list[tuple[bytes, bytes]]:
         """Fields that follow all parts: those of each file, then the others."""

@@ -304,7 +304,9 @@ async def test_a_directory_that_cannot_be_spooled_to_is_an_unavailable_sink(
     start_gateway: StartGateway, tmp_path: Path
 ) -> None:
     async with HonestUpstream(200, b"{}") as upstream:
-        gateway = await relay(start_gateway, upstream, "spool", spool_dir=str(tmp_path / "nowhere"))
+        (tmp_path / "spool").mkdir()
+        gateway = await relay(start_gateway, upstream, "spool", spool_dir=str(tmp_path / "spool"))
+        (tmp_path / "spool").rmdir()
         assert kind(await send(gateway, "/proxy", form(file(LARGE)))) == "sink-unavailable"
         assert upstream.exchanges == []
 

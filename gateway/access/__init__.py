@@ -1,0 +1,35 @@
+"""Who may: a request's head becomes an identity, or is refused, before a byte of its body is asked for (G5)."""
+
+from __future__ import annotations
+
+from gateway.access.asked import ANYBODY, SCOPES, Asked, Caps, Identity, is_loopback
+from gateway.access.hook import Hook
+from gateway.access.keys import ApiKeys, new_key
+from gateway.access.policy import Kind, Policy
+from gateway.access.signed import SignedUrls, Uses, read_secrets, signed_url
+from gateway.access.tokens import JwksKeys, KeySource, Tokens, fixed_key
+from gateway.access.units import seconds_of, size_of
+
+__all__ = [
+    "ANYBODY",
+    "SCOPES",
+    "ApiKeys",
+    "Asked",
+    "Caps",
+    "Hook",
+    "Identity",
+    "JwksKeys",
+    "KeySource",
+    "Kind",
+    "Policy",
+    "SignedUrls",
+    "Tokens",
+    "Uses",
+    "fixed_key",
+    "is_loopback",
+    "new_key",
+    "read_secrets",
+    "seconds_of",
+    "signed_url",
+    "size_of",
+]

@@ -1,0 +1,160 @@
+"""What can be configured of who may: the keys of `[access]`, and what they make."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Literal, get_args
+
+from pydantic import AfterValidator, Field
+from yarl import URL
+
+from gateway.access import (
+    ApiKeys,
+    Hook,
+    JwksKeys,
+    KeySource,
+    Kind,
+    SignedUrls,
+    Tokens,
+    fixed_key,
+    is_loopback,
+    read_secrets,
+)
+from gateway.config.sinks import Table
+from gateway.http.urls import destination_url
+
+__all__ = [
+    "ACCESS_KINDS",
+    "AccessKind",
+    "AccessSettings",
+    "HookSettings",
+    "JwtSettings",
+    "KeysSettings",
+    "SignedSettings",
+]
+
+AccessKind = Literal["keys", "jwt", "signed", "hook", "none"]
+ACCESS_KINDS: tuple[str, ...] = get_args(AccessKind)
+
+_Rsa = Literal["RS256", "RS384", "RS512", "PS256", "PS384", "PS512"]
+_Algorithm = _Rsa | Literal["ES256", "ES384", "ES512", "EdDSA", "HS256", "HS384", "HS512"]
+
+
+def _confidential(url: str) -> str:
+    """Keys, and what is asked of an application, go over TLS, or do not leave the machine."""
+    destination_url(url)
+    parsed = URL(url)
+    if parsed.scheme != "https" and not is_loopback(parsed.host or ""):
+        raise ValueError("it has to begin with https://, but for this machine's own (127.0.0.1)")
+    return url
+
+
+class KeysSettings(Table):
+    """`[access.keys]`: API keys."""
+
+    file: Annotated[str, Field(min_length=1)]
+
+
+class JwtSettings(Table):
+    """`[access.jwt]`: tokens of one issuer."""
+
+    issuer: Annotated[str, Field(min_length=1)]
+    audience: Annotated[str, Field(min_length=1)]
+    algorithms: Annotated[tuple[_Algorithm, ...], Field(min_length=1)] = ("RS256",)
+    """What most issuers sign with; whatever a token says of itself, it is checked with none but these."""
+    key_file: str = ""
+    jwks_url: Annotated[str, AfterValidator(lambda url: url and _confidential(url))] = ""
+    leeway_seconds: Annotated[float, Field(ge=0, le=600)] = 30
+    """What clocks differ by that nobody looks after."""
+    scope_claim: Annotated[str, Field(min_length=1)] = "scope"
+    """RFC 8693 4.2."""
+
+
+class SignedSettings(Table):
+    """`[access.signed]`: signed urls."""
+
+    secrets_file: Annotated[str, Field(min_length=1)]
+
+
+class HookSettings(Table):
+    """`[access.hook]`: an application that decides."""
+
+    url: Annotated[str, AfterValidator(_confidential)]
+    timeout_seconds: Annotated[float, Field(gt=0, le=60)] = 5
+    """A client waits that long before a byte of its body is taken."""
+    on_error: Literal["refuse", "allow"] = "refuse"
+    """What cannot be asked is not allowed."""
+    forward: tuple[str, ...] = ("Authorization",)
+    """By what it can know who that is, mostly."""
+
+
+class AccessSettings(Table):
+    """`[access]`: the kinds of credentials that routes name."""
+
+    keys: KeysSettings | None = None
+    jwt: JwtSettings | None = None
+    signed: SignedSettings | None = None
+    hook: HookSettings | None = None
+
+    def contradictions(self) -> list[str]:
+        """A line for each, led by the key."""
+        jwt = self.jwt
+        if jwt is None or bool(jwt.key_file) != bool(jwt.jwks_url):
+            mixed = jwt is not None and len({name.startswith("HS") for name in jwt.algorithms}) > 1
+            secret = jwt is not None and jwt.jwks_url and any(name.startswith("HS") for name in jwt.algorithms)
+            if mixed:
+                return ["access.jwt.algorithms: HS… are signed with a secret, the others with a key pair; not both"]
+            if secret:
+                return ["access.jwt.algorithms: HS… needs key_file, for a key set is public"]
+            return []
+        if jwt.key_file:
+            return ["access.jwt.key_file: there is a jwks_url, too; one of them has the keys"]
+        return ["access.jwt.key_file: needed, or jwks_url"]
+
+    def made(self, names: Sequence[str], problems: list[str]) -> dict[str, Kind]:
+        """The kinds of these names that have a table here, but for the hook. What cannot be made is a problem."""
+        made: dict[str, Kind] = {}
+        for name in names:
+            try:
+                if (kind := self._made(name)) is not None:
+                    made[name] = kind
+            except (OSError, ValueError) as error:
+                told = f"{error.filename}: {error.strerror}" if isinstance(error, OSError) else str(error)
+                problems.append(f"access.{name}.{_FILES[name]}: {told}")
+        return made
+
+    def _made(self, name: str) -> Kind | None:
+        if name == "keys" and self.keys is not None:
+            return ApiKeys(self.keys.file)
+        if name == "signed" and self.signed is not None:
+            return SignedUrls(read_secrets(self.signed.secrets_file))
+        if name == "jwt" and (jwt := self.jwt) is not None:
+            keys: KeySource = (
+                JwksKeys(jwt.jwks_url, jwt.algorithms)
+                if jwt.jwks_url
+                else fixed_key(Path(jwt.key_file).read_bytes(), jwt.algorithms)
+            )
+            return Tokens(
+                keys,
+                issuer=jwt.issuer,
+                audience=jwt.audience,
+                algorithms=jwt.algorithms,
+                leeway_seconds=jwt.leeway_seconds,
+                scope_claim=jwt.scope_claim,
+            )
+        return None
+
+    def made_hook(self) -> Hook | None:
+        """The hook, if there is one."""
+        if (hook := self.hook) is None:
+            return None
+        return Hook(
+            hook.url,
+            timeout_seconds=hook.timeout_seconds,
+            lets_in_on_error=hook.on_error == "allow",
+            forward=hook.forward,
+        )
+
+
+_FILES = {"keys": "file", "jwt": "key_file", "signed": "secrets_file"}

@@ -1,0 +1,100 @@
+"""Who may use each route, made of the configuration: and what it has to say where others than this machine can ask."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import AsyncExitStack
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Self
+
+from gateway.access import Hook, Kind, Policy, is_loopback
+from gateway.config.messages import ConfigError
+from gateway.config.settings import Settings
+
+__all__ = ["Policies", "access_contradictions", "make_policies", "open_to_others"]
+
+
+_HOW = 'access = ["keys"], for one, or ["none"] for anybody'
+
+
+@dataclass(frozen=True, slots=True)
+class Policies:
+    """Who may do what; `async with` them, for some have connections."""
+
+    routes: dict[str, Policy]
+    """By path."""
+    reading: Policy
+    """What was stored is for whoever may use any of the routes, as far as it is theirs."""
+    downloading: Policy
+    hook: Hook | None
+    _stack: AsyncExitStack
+
+    async def __aenter__(self) -> Self:
+        if self.hook is not None:
+            await self._stack.enter_async_context(self.hook)
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        await self._stack.aclose()
+
+
+def access_contradictions(settings: Settings) -> Iterator[str]:
+    """A line for each, led by the key to change."""
+    yield from settings.access.contradictions()
+    there = {"none", *(name for name in type(settings.access).model_fields if getattr(settings.access, name))}
+    named = [(f"routes.{number}", route.path, route.access) for number, route in enumerate(settings.routes)]
+    if settings.download.allow:
+        named.append(("download", "/download", settings.download.access))
+    reached = _reached(settings)
+    if reached and settings.routes == Settings().routes:
+        yield f"routes: the default ones let anybody in, and {reached}: write [[routes]], each with its access"
+        named = [one for one in named if one[0] == "download"]
+    for where, path, kinds in named:
+        if kinds is None and reached:
+            yield f"{where}.access: needed, for {reached}: who may use {path}? {_HOW}"
+        for kind in kinds or ():
+            if kind not in there:
+                yield f"{where}.access: {kind} needs the table [access.{kind}]"
+
+
+def _reached(settings: Settings) -> str:
+    """How others than this machine can ask, in words; empty where they cannot."""
+    server = settings.server
+    if not is_loopback(server.host):
+        return f'others than this machine reach server.host = "{server.host}"'
+    return "server.trusted_networks has proxies, which bring others" if server.trusted_networks else ""
+
+
+def open_to_others(settings: Settings) -> str | None:
+    """A warning where anybody may use a route that others than this machine reach."""
+    if not (reached := _reached(settings)):
+        return None
+    paths = [route.path for route in settings.routes if "none" in (route.access or ("none",))]
+    return f"anybody may use {', '.join(paths)}, and {reached}" if paths else None
+
+
+def make_policies(settings: Settings) -> Policies:
+    """Those of all routes. Raises ConfigError for keys and secrets that cannot be read, all at once."""
+    by_path = {route.path: route.access or ("none",) for route in settings.routes}
+    downloading = settings.download.access or ("none",)
+    union = tuple(dict.fromkeys(kind for kinds in by_path.values() for kind in kinds))
+    problems: list[str] = []
+    made = settings.access.made(tuple(dict.fromkeys([*union, *downloading])), problems)
+    if problems:
+        raise ConfigError(problems)
+    hook = settings.access.made_hook() if "hook" in {*union, *downloading} else None
+
+    def policy(names: Sequence[str]) -> Policy:
+        kinds: list[Kind] = [made[name] for name in names if name in made]
+        return Policy(kinds, hook=hook if "hook" in names else None, for_anybody="none" in names)
+
+    return Policies(
+        {path: policy(names) for path, names in by_path.items()},
+        policy(union or ("none",)),
+        policy(downloading),
+        hook,
+        AsyncExitStack(),
+    )
