@@ -191,7 +191,7 @@ def _sign(settings: Settings, options: argparse.Namespace) -> int:
         name=options.name,
         identity=options.identity,
     )
-    print(options.base.rstrip("/") + url)
+    print(options.base.rstrip("/") + settings.server.base_path + url)
     return 0
 
 

@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 
+from gateway.cli import main
 from tests.conftest import RunningGateway, StartGateway
 from tests.support.clients import Answer, Client, ask, chunked, file, form, head
 from tests.support.destinations import absent, serving
@@ -180,6 +181,24 @@ async def test_a_prefix_is_believed_from_trusted_proxies_only_and_where_it_is_on
         answer = await ask(gateway.port, path, "POST", form(file(b"x")), x_forwarded_prefix=said)
         for address in addresses(answer):
             assert address.startswith((f"{prefix}/{kind}/", f"{prefix}/files/"))
+
+
+async def test_a_signed_url_is_good_below_the_path_it_was_printed_with_and_behind_a_proxy_that_takes_it_away(
+    start_gateway: StartGateway, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    keys, config = tmp_path / "signing.keys", tmp_path / "my.toml"
+    keys.write_text("0123456789abcdef" * 4)
+    access = {"signed": {"secrets_file": str(keys)}}
+    config.write_text(f'server.base_path = "/gw"\naccess.signed.secrets_file = "{keys}"\n')
+    base = ["--base", "https://files.example.org/"]
+    assert main(["sign", "--config", str(config), "--route", "/signed", "--expires", "1h", *base]) == 0
+    target = capsys.readouterr().out.strip().removeprefix("https://files.example.org")
+    route = {"path": "/signed", "access": ["signed"], "parts": [{"sinks": ["disk"]}]}
+    gateway = await start_gateway(server={"base_path": "/gw"}, access=access, routes=[route])
+    assert target.startswith("/gw/signed?signature=")
+    for sent in (target, target.removeprefix("/gw")):
+        assert (await ask(gateway.port, sent, "POST", form(file(b"x")))).status == 201
+        assert (await ask(gateway.port, sent[:-1], "POST", form(file(b"x")))).status == 403
 
 
 class TestBasePath:
