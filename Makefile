@@ -11,7 +11,7 @@ WORKERS ?= 4
 BESIDE = --numprocesses $(WORKERS)
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 
-.PHONY: serve test aiohttp-tests check lint format docs bench bench-smoke attack lock system-packages clean
+.PHONY: serve test aiohttp-tests check lint format docs bench bench-smoke attack bound lock system-packages clean
 
 # The gateway with its demo destination. Ctrl-C, or SIGTERM, drains it.
 serve: .venv/.serving
@@ -64,6 +64,10 @@ bench: .venv/.benching
 # What an attack costs, a minute long; ARGS='--root ../other' is another checkout, ARGS='--only zstd' some of it.
 attack: .venv/.testing
 	$(BIN)/python -m tests.bench.attack $(ARGS)
+
+# What the worst inputs take of memory, beside the bound that `gateway check` prints; a quarter of an hour.
+bound: .venv/.testing
+	$(BIN)/python -m tests.bench.bound $(ARGS)
 
 # Small bodies, with nothing to be installed; it fails on a crash or a wrong answer, never on a number.
 bench-smoke: .venv/.testing

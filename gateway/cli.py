@@ -23,7 +23,7 @@ from gateway.config.doubts import doubts
 from gateway.config.environment import unknown_variables
 from gateway.config.load import load
 from gateway.config.make import make_sinks_and_flows
-from gateway.config.memory import memory_bound_bytes, read_bound_bytes, unlimited_keys
+from gateway.config.memory import connection_bound_bytes, memory_bound_bytes, read_bound_bytes, unlimited_keys
 from gateway.config.messages import ConfigError
 from gateway.config.policies import make_policies, open_to_others
 from gateway.config.settings import Settings
@@ -278,8 +278,11 @@ def _print_bound(settings: Settings) -> None:
         print(f"without bound, since unlimited: {', '.join(unbounded)}")
     else:
         beside = "the process itself" if settings.server.workers == 1 else f"the {settings.server.workers} workers"
+        others = max(0, settings.server.max_connections - uploads - reads)
         bound = uploads * (total + parts * 1024) + reads * read_bound_bytes(settings)
-        print(f"{bound / 2**20:10.2f} MiB  for {uploads} uploads and {reads} reads, beside {beside}")
+        bound += others * connection_bound_bytes(settings)
+        kinds = f"{uploads} uploads, {reads} reads and {others} other connections"
+        print(f"{bound / 2**20:10.2f} MiB  for {kinds}, beside {beside}")
 
 
 def _told(route: Route, rule: Rule) -> str:

@@ -21,9 +21,16 @@ _LOCATED_BYTES = 3 * 200
 """What a receipt may take, and the file name in its location: they are written when nothing can be refused any more."""
 
 
-def memory_shares(limits: Limits) -> dict[str, int]:
-    """What is held of one upload's manifest at most, in bytes: its parts, and all of it with their receipts."""
-    return {"the manifest": 2 * limits.max_manifest_bytes}
+def memory_shares(limits: Limits, received: int, *, is_told: bool) -> dict[str, int]:
+    """What is held of one upload's manifest at most, in bytes, by what.
+
+    What it will say of the parts is looked at each time that something was `received`. Then, where it `is_told`, the
+    text of each part is held, and all of it with their receipts.
+    """
+    return {
+        "names, headers and values of parts": limits.max_manifest_bytes + received,
+        "the manifest": 2 * limits.max_manifest_bytes if is_told else 0,
+    }
 
 
 class ManifestText:
@@ -157,7 +164,8 @@ def _document(entry: Entry) -> dict[str, object]:
 def results_json(manifest: Manifest) -> bytes:
     """What became of each file, in the order of the wire: the body of an answer of `/convert`."""
     entries = [entry for entry in manifest.entries if entry.part.is_file and (entry.receipts or entry.problem)]
-    return json.dumps([_result(entry) for entry in entries], ensure_ascii=False).encode() + b"\n"
+    # each by itself: one character outside latin-1 makes all of a text four bytes wide
+    return b"[%b]\n" % b", ".join([json.dumps(_result(entry), ensure_ascii=False).encode() for entry in entries])
 
 
 def _result(entry: Entry) -> dict[str, object]:

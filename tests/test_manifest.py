@@ -10,7 +10,7 @@ import pytest
 from gateway.manifest import BETWEEN, ManifestText
 from gateway.model import Entry, Manifest, Part, Receipt
 from tests.conftest import StartDestination, StartGateway
-from tests.support.clients import ask, file, form
+from tests.support.clients import Client, ask, file, form, head
 
 
 async def test_the_members_of_a_manifest_come_in_the_documented_order(start_gateway: StartGateway) -> None:
@@ -115,3 +115,27 @@ async def test_the_manifest_of_many_parts_has_one_line_and_a_tab_before_each_of_
     assert (start[-1:], answer.body[-3:], answer.body.count(b"\n")) == (b"[", b"]}\n", 1)
     parts[-1] = parts[-1][:-3] + b","
     assert [json.loads(part.removesuffix(b",")) for part in parts] == answer.json()["parts"]
+
+
+HEADER = b'--b0undary\r\nX-Note: %s\r\nContent-Disposition: form-data; name="f"; filename="a"\r\n\r\nx'
+TYPE = b'--b0undary\r\nContent-Disposition: form-data; name="f"; filename="a"\r\nContent-Type: a/%s\r\n\r\nx'
+
+
+@pytest.mark.parametrize(
+    "part",
+    [file(b"x", "n" * 12_000), HEADER % (b"n" * 12_000), TYPE % (b"n" * 12_000), FIELD % (b"f", b"n" * 12_000)],
+    ids=["names", "headers", "types", "values"],
+)
+@pytest.mark.parametrize("path", ["/upload", "/proxy"])
+async def test_what_is_held_of_parts_for_the_manifest_is_bounded_while_the_body_comes(
+    start_gateway: StartGateway, start_destination: StartDestination, path: str, part: bytes
+) -> None:
+    destination = await start_destination()
+    gateway = await start_gateway(api=destination.url + "/upload", limits={"max_manifest_bytes": 60_000})
+    async with Client(gateway.port) as client:
+        await client.send(head(path, content_length=1 << 30) + (part + b"\r\n") * 5)  # one more than fits is on its way
+        await client.send((part + b"\r\n") * 2)
+        answer = await client.answer()
+    assert (answer.status, answer.json()["limit"]) == (413, 60_000)
+    assert not gateway.stored()
+    assert (await ask(gateway.port, path, "POST", form(file(b"abc")))).status in (200, 201)

@@ -75,7 +75,6 @@ TESTED_ELSEWHERE = {
     "config.access": ("config.test_policies", "what each key makes, and what is wrong with it"),
     "__main__": ("server.test_serve", "two lines, which every process of these tests runs"),
     "config.make": ("config.test_load", "sinks and flows of the user's that cannot be made"),
-    "config.memory": ("config.test_load", "what `gateway check` prints; measured in test_guarantees"),
     "config.environment": ("config.test_mistakes", "variables that are misspelt, or somebody else's"),
     "config.messages": ("config.test_mistakes", "each line as it is printed"),
     "config.settings": ("config.test_load", "what is loaded is what can be configured"),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from gateway.config.environment import unknown_variables
 from gateway.config.make import make_sinks_and_flows
-from gateway.config.memory import memory_bound_bytes, read_bound_bytes, unlimited_keys
+from gateway.config.memory import connection_bound_bytes, memory_bound_bytes, read_bound_bytes, unlimited_keys
 from gateway.config.messages import ConfigError
 from gateway.config.policies import make_policies, open_to_others
 from gateway.config.settings import HEALTH_PATHS, OWN_PATHS, ServerSettings, Settings
@@ -17,6 +17,7 @@ __all__ = [
     "RelaySettings",
     "ServerSettings",
     "Settings",
+    "connection_bound_bytes",
     "make_policies",
     "make_sinks_and_flows",
     "memory_bound_bytes",

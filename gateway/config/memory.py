@@ -7,7 +7,7 @@ from collections.abc import Mapping
 
 from gateway import flows, manifest
 from gateway.config.settings import Settings
-from gateway.config.sinks import DiskSettings, RelaySettings, SinkSettings
+from gateway.config.sinks import DiskSettings, OwnSinkSettings, RelaySettings, SinkSettings
 from gateway.digests import hashing_bytes
 from gateway.http import request_heads
 from gateway.intake.body import received_bytes
@@ -16,8 +16,9 @@ from gateway.multipart import reader
 from gateway.sinks.disk import delivery
 from gateway.sinks.relay import sink as relay
 from gateway.upload import lanes
+from gateway.upload.routes import Route
 
-__all__ = ["memory_bound_bytes", "read_bound_bytes", "unlimited_keys"]
+__all__ = ["connection_bound_bytes", "memory_bound_bytes", "read_bound_bytes", "unlimited_keys"]
 
 _READ_BYTES = 1 << 20
 """What one read may hold at most of what is read: a piece of a file or of an archive that waits for the client, or of a
@@ -26,32 +27,39 @@ remote file twice as much as aiohttp holds of an answer, and what came in one ca
 
 
 def memory_bound_bytes(settings: Settings) -> tuple[int, dict[str, int]]:
-    """(bytes that one upload may hold at most, by what). Unlimited settings have no bound: 0 there.
-
-    Entries of the manifest are extra: about 1 KiB for each part beyond the first. Of what depends on the route, the
-    most that any has.
+    """(bytes that one upload may hold at most, by what), on the route where that is most. Unlimited settings have no
+    bound: 0 there. Entries of the manifest are extra: about 1 KiB for each part.
     """
-    limits = settings.limits
-    received = received_bytes(settings.server.read_buffer_bytes)
-    bounds = Counter({"received, not yet parsed": received, "batches being hashed": hashing_bytes(received)})
-    bounds.update(request_heads.memory_shares(settings.server.max_head_bytes))
-    bounds.update(reader.memory_shares(max_header_bytes=limits.max_header_bytes))
-    bounds.update(manifest.memory_shares(limits))
-    for route in settings.as_routes():
-        lags = [terms.lag_bytes for terms in route.best_effort.values()]
-        required = len(route.sinks) - len(lags)
-        of_route = Counter(lanes.memory_shares(limits, received, required_sinks=required, lag_bytes=sum(lags)))
-        if any(rule.flows for rule in route.rules):
-            of_route.update(flows.memory_shares(limits, received))
-        for name in route.sinks:
-            of_route.update(_of_sink(settings.sinks[name], limits, received))
-        bounds |= of_route  # by what, the larger one
-    return bounds.total(), dict(bounds)
+    bounds = max((_of_route(route, settings) for route in settings.as_routes()), key=Counter.total, default=Counter())
+    return bounds.total(), {what: size for what, size in bounds.items() if size}
 
 
 def read_bound_bytes(settings: Settings) -> int:
     """What one read may hold at most."""
-    return _READ_BYTES + sum(request_heads.memory_shares(settings.server.max_head_bytes).values())
+    return _READ_BYTES + connection_bound_bytes(settings)
+
+
+def connection_bound_bytes(settings: Settings) -> int:
+    """What a connection may hold at most whose request is neither an upload nor a read."""
+    return sum(request_heads.memory_shares(settings.server.max_head_bytes).values())
+
+
+def _of_route(route: Route, settings: Settings) -> Counter[str]:
+    limits = settings.limits
+    received = received_bytes(settings.server.read_buffer_bytes)
+    stored = any(isinstance(settings.sinks[name], DiskSettings | OwnSinkSettings) for name in route.sinks)
+    lags = [terms.lag_bytes for terms in route.best_effort.values()]
+    required = len(route.sinks) - len(lags)
+    bounds = Counter({"received, not yet parsed": received, "batches being hashed": hashing_bytes(received)})
+    bounds.update(request_heads.memory_shares(settings.server.max_head_bytes))
+    bounds.update(reader.memory_shares(max_header_bytes=limits.max_header_bytes))
+    bounds.update(manifest.memory_shares(limits, received, is_told=stored or not route.passes_answers))
+    bounds.update(lanes.memory_shares(limits, received, required_sinks=required, lag_bytes=sum(lags)))
+    if any(rule.flows for rule in route.rules):
+        bounds.update(flows.memory_shares(limits, received))
+    for name in route.sinks:
+        bounds.update(_of_sink(settings.sinks[name], limits, received))
+    return bounds
 
 
 def _of_sink(sink: SinkSettings, limits: Limits, received: int) -> Mapping[str, int]:
@@ -65,6 +73,7 @@ def _of_sink(sink: SinkSettings, limits: Limits, received: int) -> Mapping[str, 
                 per=sink.per,
                 replay_bytes=sink.replay_bytes,
                 fields_first_bytes=sink.fields_first_bytes,
+                hashes=sink.tells_sha256,
             )
         case _:
             return {}
@@ -76,6 +85,7 @@ def unlimited_keys(settings: Settings) -> list[str]:
     sizes = {
         "server.max_uploads": settings.server.max_uploads,
         "server.max_reads": settings.server.max_reads,
+        "server.max_connections": settings.server.max_connections,
         "limits.max_parts": limits.max_parts,
         "limits.window_bytes": limits.window_bytes,
         "limits.parallel_parts": limits.parallel_parts,

@@ -253,7 +253,12 @@ class RelaySettings(Table):
     @property
     def wants_sha256(self) -> bool:
         """Whether a route has to compute it: a request for each part does so itself."""
-        return self.per == "upload" and Shape(add_after=self.add_after).wants_sha256
+        return self.per == "upload" and self.tells_sha256
+
+    @property
+    def tells_sha256(self) -> bool:
+        """Whether its destinations are told it."""
+        return Shape(add_after=self.add_after).wants_sha256
 
     @property
     def length_modes(self) -> tuple[str, ...]:

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 
 from gateway.concurrency.pipe import Pipe, Progress, Window
 from gateway.model import Part
-from gateway.upload.lanes import Batch
+from gateway.upload.lanes import Batch, names_bytes
 
 __all__ = ["PART_BYTES", "Backlog", "Item"]
 
@@ -35,6 +35,8 @@ class Item:
     """Those that lie whole in memory."""
     size: int = 0
     """What it holds beside what is in the pipe."""
+    names_bytes: int = 0
+    """Of the parts, which others hold: a relay will write them."""
     is_place: bool = False
     """A place that nobody has taken yet."""
     is_forgetting: bool = False
@@ -75,11 +77,12 @@ class Backlog:
         if not self._held(len(data)):
             return
         batch = self._queue[-1] if self._queue else None
-        if batch is None or batch.part is not None or batch.size >= _BATCH_BYTES:
+        if batch is None or batch.part is not None or batch.size + batch.names_bytes >= _BATCH_BYTES:
             batch = Item()
             self._queue.append(batch)
         batch.parts.append((part, data))
         batch.size += len(data) + PART_BYTES
+        batch.names_bytes += names_bytes(part)
         self._wake()
 
     def open(self, part: Part) -> Pipe:

@@ -25,7 +25,7 @@ from gateway.model import Limits, Part, Receipt
 from gateway.sinks import Answered, Delivery, Stage
 from gateway.upload.failures import translated
 
-__all__ = ["BULK_BYTES", "Accepting", "Batch", "Lane", "PartPermits", "RequiredLane", "memory_shares"]
+__all__ = ["BULK_BYTES", "Accepting", "Batch", "Lane", "PartPermits", "RequiredLane", "memory_shares", "names_bytes"]
 
 
 BULK_BYTES = 256 << 10
@@ -36,15 +36,21 @@ def memory_shares(limits: Limits, received: int, *, required_sinks: int, lag_byt
     """What waits for the sinks of one upload at most, in bytes, by what; `received` is what may come at a time.
 
     A required sink has a window for each open part, one for the small parts that it takes, and one for those that
-    gather meanwhile. Best-effort sinks wait within `lag_bytes`, all together.
+    gather meanwhile. Best-effort sinks wait within `lag_bytes`, all together. A field that comes in pieces is held, and
+    joined; what gathers and what is being taken may each be larger than a window by one.
     """
     window = max(limits.window_bytes, received)
     return {
         "windows towards sinks": required_sinks * (limits.parallel_parts + 2) * window,
         "waiting for best-effort sinks": lag_bytes,
         "the beginning of a file that is held": BULK_BYTES + received,
-        "field values": 2 * limits.max_fields_bytes,
+        "the fields at hand": 4 * min(filter(None, (limits.max_field_bytes, limits.max_fields_bytes)), default=0),
     }
+
+
+def names_bytes(part: Part) -> int:
+    """What a relay writes ahead of a part, about: of small parts that may be nearly all there is."""
+    return len(part.raw_name) + len(part.raw_filename or b"") + len(part.content_type or b"")
 
 
 class PartPermits:
@@ -172,7 +178,7 @@ class RequiredLane(Lane):
         self._turn: asyncio.Future[None] | None = None
         # what goes the short way: what gathers, the room for what is being taken, and who waits until it is taken
         self._gathered: Batch = []
-        self._gathered_bytes = 0
+        self._gathered_bytes = self._gathered_names_bytes = 0
         self._batch_window = Window(window_bytes, self.progress)
         self._delivering = 0
         self._taken: asyncio.Future[None] | None = None
@@ -226,10 +232,11 @@ class RequiredLane(Lane):
     def add(self, part: Part, data: bytes) -> None:
         self._gathered.append((part, data))
         self._gathered_bytes += len(data)
+        self._gathered_names_bytes += names_bytes(part)
 
     async def hand_over(self, tasks: asyncio.TaskGroup, permits: PartPermits, *, at_once: bool = False) -> None:
         while self._gathered and self._delivering and not at_once:
-            if self._gathered_bytes < (self._window_bytes or 1 << 20) // 2:
+            if self._gathered_bytes + self._gathered_names_bytes < (self._window_bytes or 1 << 20) // 2:
                 return
             self._taken = asyncio.get_running_loop().create_future()
             await self._taken
@@ -248,7 +255,7 @@ class RequiredLane(Lane):
 
     def _take_gathered(self) -> tuple[Batch, int]:
         batch, size = self._gathered, self._gathered_bytes
-        self._gathered, self._gathered_bytes = [], 0
+        self._gathered, self._gathered_bytes, self._gathered_names_bytes = [], 0, 0
         return batch, size
 
     async def _deliver(self, batch: Batch, size: int, begun: int) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from gateway.errors import TooLarge
 from gateway.model import Entry, Limits
 
@@ -17,6 +19,9 @@ class PartLimits:
         self._together = limits.max_fields_bytes
         self._of_a_value = limits.max_value_bytes
         self._fields_bytes = 0
+        self._of_the_manifest = limits.max_manifest_bytes
+        self._counted = 0  # entries
+        self._told_bytes = 0
 
     def check_file(self, entry: Entry) -> None:
         """Of what has come of it. Raises TooLarge, which is about that part."""
@@ -32,6 +37,21 @@ class PartLimits:
             raise TooLarge(f"the fields have more than {self._together} bytes together", limit=self._together)
         if whole:
             self._fields_bytes += size
+
+    def check_told(self, entries: Sequence[Entry], end: int) -> None:
+        """What the manifest is to say of the entries up to `end`, which have come whole, is held until then, and so are
+        their other headers. Raises TooLarge.
+        """
+        for entry in entries[self._counted : end]:
+            part = entry.part
+            self._told_bytes += len(part.raw_name) + len(part.raw_filename or b"") + len(part.content_type or b"")
+            self._told_bytes += len(entry.raw_value or b"")
+            if part.own_headers:
+                self._told_bytes += sum(len(name) + len(value) for name, value in part.own_headers)
+        self._counted = end
+        limit = self._of_the_manifest
+        if limit and self._told_bytes > limit:
+            raise TooLarge(f"names, headers and values of the parts have more than {limit} bytes", limit=limit)
 
     def value_of(self, data: bytes) -> tuple[bytes | None, bool]:
         """(what the manifest says of a field, whether that is its beginning only); None for bytes that are no text."""

@@ -150,6 +150,7 @@ class Pump:
                     await self._take_end()
             except OF_ONE_PART as error:
                 await self._fail(error, event)
+        self._limits.check_told(self._entries, len(self._entries) - (self._current is not None))
         if self._hashing.waiting_bytes >= BATCH_BYTES:
             await self._hashing.submit()
 

@@ -560,10 +560,12 @@ def _bound(**limits: int) -> int:
     return memory_bound_bytes(Settings(limits=Limits(**limits)))[0]
 
 
-@pytest.mark.parametrize("key", ["window_bytes", "parallel_parts", "max_fields_bytes", "max_header_bytes"])
+@pytest.mark.parametrize(
+    "key", ["window_bytes", "parallel_parts", "max_field_bytes", "max_header_bytes", "max_manifest_bytes"]
+)
 def test_the_bound_grows_with_what_costs_memory(key: str) -> None:
     value = getattr(load().limits, key)
-    assert _bound(**{key: value}) == _bound() < _bound(**{key: value * 4}) < _bound(**{key: value * 16})
+    assert _bound(**{key: value}) == _bound() < _bound(**{key: value * 4}) < _bound(**{key: value * 8})
 
 
 def test_the_bound_does_not_know_how_large_files_are() -> None:
@@ -573,7 +575,8 @@ def test_the_bound_does_not_know_how_large_files_are() -> None:
 
 def test_the_bound_grows_with_what_the_shape_of_requests_holds() -> None:
     def bound(**keys: Any) -> int:
-        document: dict[str, Any] = {"sinks": {"api": keys}}
+        routes = [{"path": "/x", "kind": "relay", "parts": [{"sinks": ["api"]}]}]
+        document: dict[str, Any] = {"sinks": {"api": keys}, "routes": routes}
         return memory_bound_bytes(Settings(**document))[0]
 
     assert bound(fields_first_bytes=1 << 30) == bound() + (1 << 30)

@@ -178,9 +178,11 @@ class RelaySink(Sink):
 
 
 def memory_shares(
-    limits: Limits, received: int, *, per: str, replay_bytes: int, fields_first_bytes: int
+    limits: Limits, received: int, *, per: str, replay_bytes: int, fields_first_bytes: int, hashes: bool
 ) -> dict[str, int]:
-    """What a relay holds of one upload at most, in bytes, by what; `received` is what may come at a time."""
+    """What a relay holds of one upload at most, in bytes, by what; `received` is what may come at a time. `hashes`:
+    whether it tells destinations the digest of each file.
+    """
     each = per == "part"
     requests = limits.parallel_parts if each else 1
     return {
@@ -190,5 +192,5 @@ def memory_shares(
         "batches being spooled": requests * (BATCH_BYTES + received),
         "files that wait for fields": fields_first_bytes,
         "fields for the requests of later parts": each * limits.max_fields_bytes,
-        "batches being hashed for destinations": each * limits.parallel_parts * hashing_bytes(received),
+        "batches being hashed for destinations": each * hashes * limits.parallel_parts * hashing_bytes(received),
     }
