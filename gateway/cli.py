@@ -31,7 +31,7 @@ from gateway.config.sinks import RelaySettings
 from gateway.http.urls import authority
 from gateway.model import Part
 from gateway.server.demo_destination import receiver_app
-from gateway.server.logs import configure_logging
+from gateway.server.logs import LOG_FORMATS, LogFormat, configure_logging
 from gateway.server.serve import run, serve
 from gateway.server.signals import until_signalled
 from gateway.server.workers import WorkersFailed, supervise
@@ -45,7 +45,8 @@ log = logging.getLogger("gateway.config")
 def main(arguments: Sequence[str] | None = None) -> int:
     """Exit codes: 0, 1 (it could not run), 2 (the configuration or the command line is wrong)."""
     options = _parser().parse_args(arguments)
-    configure_logging(options.log_level)
+    log_format: LogFormat = getattr(options, "log_format", "auto")
+    configure_logging(options.log_level, log_format=log_format)
     try:
         match options.command:
             case "serve":
@@ -56,7 +57,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
                     log.warning(warning)
                 # the parent of workers waits for processes, which any loop can
                 event_loop = settings.server.event_loop if settings.server.workers == 1 else "asyncio"
-                run(_serve(settings, receiver_port=options.with_receiver), event_loop=event_loop)
+                serving = _serve(settings, log_format=log_format, receiver_port=options.with_receiver)
+                run(serving, event_loop=event_loop)
             case "check":
                 _check(load(options.config))
             case "explain":
@@ -107,6 +109,12 @@ def _parser() -> argparse.ArgumentParser:
         type=int,
         metavar="PORT",
         help="run the demo destination, too, and relay to it",
+    )
+    serve.add_argument(
+        "--log-format",
+        choices=LOG_FORMATS,
+        default="auto",
+        help="lines for people, or JSON (default: for people on a terminal, else JSON)",
     )
     check = commands.add_parser(
         "check", help="is the configuration valid, and what does it mean? memory, routes, warnings"
@@ -195,8 +203,8 @@ def _sign(settings: Settings, options: argparse.Namespace) -> int:
     return 0
 
 
-async def _serve(settings: Settings, *, receiver_port: int | None) -> None:
-    serve_all = serve if settings.server.workers == 1 else supervise
+async def _serve(settings: Settings, *, log_format: LogFormat, receiver_port: int | None) -> None:
+    serve_all = serve if settings.server.workers == 1 else partial(supervise, log_format=log_format)
     async with AsyncExitStack() as stack:
         if receiver_port is None:
             await serve_all(settings)

@@ -88,6 +88,16 @@ def _sockets_only_where_marked(request: pytest.FixtureRequest) -> Iterator[None]
         yield
 
 
+@pytest.fixture(autouse=True)
+def _log_as_it_was() -> Iterator[None]:
+    """A test that configures the log, as the command line does, leaves no handler of a stream that is closed."""
+    root = logging.getLogger()
+    handlers, level = root.handlers[:], root.level
+    yield
+    root.handlers[:] = handlers
+    root.setLevel(level)
+
+
 class _Tracebacks(logging.Handler):
     """What was logged with a traceback."""
 

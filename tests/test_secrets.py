@@ -15,7 +15,7 @@ from urllib.parse import quote
 
 import pytest
 
-from gateway.server.logs import JsonLines
+from gateway.server.logs import JsonLines, LinesForPeople
 from tests.support.certificates import Authority
 from tests.support.clients import Answer, Client, ask, file, form
 from tests.support.doubles import (
@@ -173,6 +173,9 @@ def test_no_url_in_a_line_of_the_log_has_its_user_info_or_its_query() -> None:
         failure = sys.exc_info()
     record = logging.LogRecord("x", logging.ERROR, "", 0, "told %s and 'more'", (url,), failure)
     record.detail, record.sinks, record.seconds = f"{url}\nnext", [{"url": url, "n": 1}, (url,)], 1.5
+    for_people = LinesForPeople().format(record)
+    assert SECRET not in for_people
+    assert "told http://h/p and 'more'" in for_people
     line = JsonLines().format(record)
     assert SECRET not in line
     shown = json.loads(line)

@@ -39,6 +39,7 @@ from gateway.http.answering import HEAD_LIMITS, AnswerConnector
 from gateway.http.answers import reset
 from gateway.http.forwarding import check_loop, end_to_end, via
 from gateway.http.obs_text import ForwardedResponse
+from gateway.http.problems import severity
 from gateway.http.target import origin_form
 
 __all__ = ["Downloader"]
@@ -109,7 +110,8 @@ class _Download:
             outcome = error.slug()
         else:
             outcome = "ok" if error is None else "internal-error" if isinstance(error, Exception) else "cancelled"
-        log.info(
+        log.log(
+            severity(error),
             "download %s",
             outcome,
             extra={

@@ -28,7 +28,7 @@ from aiohttp import hdrs, web
 from gateway.access import ANYBODY, Identity
 from gateway.downloads.archive import Archive
 from gateway.downloads.parts import StoredPart, owner_of, part_of, parts_of
-from gateway.errors import GatewayError, NotFound, PreconditionFailed, RangeNotSatisfiable
+from gateway.errors import ClientGone, GatewayError, InternalError, NotFound, PreconditionFailed, RangeNotSatisfiable
 from gateway.http.answers import reset
 from gateway.http.conditions import chosen
 from gateway.http.prefix import PREFIX, prefixed
@@ -37,6 +37,7 @@ from gateway.multipart.filenames import safe_name
 from gateway.sinks.store import UPLOAD_ID, Store, StoredFile, StoredUpload
 
 __all__ = [
+    "OUTCOME",
     "READER",
     "STORES",
     "delete_upload",
@@ -50,6 +51,8 @@ log = logging.getLogger("gateway.stored")
 READER: web.RequestKey[Identity] = web.RequestKey("reader", Identity)
 """Who asks; anybody where it is not said."""
 STORES: web.AppKey[Sequence[Store]] = web.AppKey("stores", Sequence[Store])
+OUTCOME = web.ResponseKey("outcome", str)
+"""What became of an answer, in one word, if it is not `ok`."""
 
 _SLICE_BYTES = 1 << 20
 """Sent in one go. It bounds how long a disk that is not cached holds up the event loop."""
@@ -129,6 +132,7 @@ async def _answer_file(
             error = RangeNotSatisfiable(f"the file has {stored.size} bytes", size=stored.size)
             refusal = problem(error, prefix=request.get(PREFIX, ""))
             refusal.headers[hdrs.CONTENT_RANGE] = f"bytes */{stored.size}"
+            refusal[OUTCOME] = RangeNotSatisfiable.slug()
             return refusal
     content_type = described["content_type"] or ""
     headers: dict[str, str] = {
@@ -247,12 +251,15 @@ async def _sent(
         await response.write_eof()
     except (ConnectionError, TimeoutError) as error:
         log.debug("the client of %s went away: %r", request.path, error)
+        response[OUTCOME] = ClientGone.slug()
         reset(request)
     except (EOFError, OSError, GatewayError) as error:  # the file is not what it was, or its disk is not
         log.error("the answer to %s broke off: %s", request.path, error)
+        response[OUTCOME] = InternalError.slug()
         reset(request)
     except Exception:
         log.exception("the answer to %s broke off", request.path)
+        response[OUTCOME] = InternalError.slug()
         reset(request)
     return response
 

@@ -208,7 +208,7 @@ class FlowChain:
             try:
                 json.dumps(findings, ensure_ascii=False, allow_nan=False).encode()
             except (TypeError, ValueError) as error:
-                log.exception("flow %s failed", name)
+                log.exception("flow %s failed", name, extra={"flow": name, "part": self.file.index})
                 raise FlowFailed(f"the findings of flow {name} are no JSON", flow=name, part=self.file.index) from error
         return {name: findings for name, findings in self._findings.items() if findings}
 
@@ -249,7 +249,7 @@ class FlowChain:
             error.members.setdefault("flow", flow.name)
             error.members.setdefault("part", file.index)
             return error
-        log.error("flow %s failed", flow.name, exc_info=error)
+        log.error("flow %s failed", flow.name, exc_info=error, extra={"flow": flow.name, "part": file.index})
         failed = FlowFailed(f"flow {flow.name} failed", flow=flow.name, part=file.index)
         failed.__cause__ = error
         return failed

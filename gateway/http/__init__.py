@@ -21,9 +21,9 @@ from gateway.http.forwarding import (
 )
 from gateway.http.lent_connection import ConnectionLost, LentConnection
 from gateway.http.obs_text import ForwardedResponse, restore_obs_text
-from gateway.http.origin import TOKEN, Family, TrustedNetworks
+from gateway.http.origin import TOKEN, Family, TrustedNetworks, client_address
 from gateway.http.prefix import PREFIX, forwarded_prefix, is_prefix, prefixed, without_base
-from gateway.http.problems import problem, problem_document
+from gateway.http.problems import problem, problem_document, severity
 from gateway.http.query import with_query
 from gateway.http.request_bodies import Body, ChunkedBody, LengthBody
 from gateway.http.request_heads import ENOUGH_BYTES, MAX_FIELDS, RECEIVE_BYTES, checked_head, end_of_head
@@ -71,6 +71,7 @@ __all__ = [
     "check_static_header",
     "checked_head",
     "chosen",
+    "client_address",
     "delivered",
     "destination_socket",
     "destination_url",
@@ -90,6 +91,7 @@ __all__ = [
     "requested_host",
     "reset",
     "restore_obs_text",
+    "severity",
     "split_url",
     "strip_aiohttp_headers",
     "via",

@@ -22,7 +22,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
 from gateway.errors import GatewayError, LoopDetected, SinkRefused, SinkTimeout
-from gateway.http.origin import TOKEN, Family, is_believed, names_origin, origin_headers
+from gateway.http.origin import TOKEN, Family, appended, is_believed, joined, names_origin, origin_headers
 from gateway.model import Upload
 
 __all__ = [
@@ -147,12 +147,12 @@ def request_id(headers: Iterable[tuple[str, str]], made: str) -> str:
 
 def via(headers: Iterable[tuple[str, str]], protocol: str, gateway: str) -> str:
     """The Via of a message that came by that protocol, with the name of this instance at its end."""
-    return _appended(_joined(headers, "via"), f"{protocol} {gateway}")
+    return appended(joined(headers, "via"), f"{protocol} {gateway}")
 
 
 def check_loop(headers: Iterable[tuple[str, str]], gateway: str) -> None:
     """Raises LoopDetected where the Via of a request says that it has come through this instance before."""
-    hops = [hop.split() for hop in _joined(headers, "via").split(",")]
+    hops = [hop.split() for hop in joined(headers, "via").split(",")]
     if any(len(hop) > 1 and hop[1] == gateway for hop in hops):
         raise LoopDetected("its Via names this gateway: a url leads back to it")
 
@@ -223,7 +223,7 @@ def answer_headers(
     """
     headers = end_to_end(headers)
     made = [("Via", via(headers, protocol, gateway))]
-    if statuses := _joined(headers, "proxy-status"):
+    if statuses := joined(headers, "proxy-status"):
         made.append(("Proxy-Status", f"{statuses}, {PSEUDONYM}; received-status={status}"))
     return [(name, value) for name, value in headers if name.lower() not in ("via", "proxy-status")] + made
 
@@ -284,15 +284,3 @@ def check_static_header(name: str, value: str) -> None:
         raise ValueError(f"{name} is of the connection or of the body, and made by the gateway")
     if not _STATIC_VALUE.fullmatch(value) or value != value.strip():
         raise ValueError(f"the value of {name} is not printable ASCII, or has white space around it")
-
-
-# -- helpers
-
-
-def _joined(headers: Iterable[tuple[str, str]], wanted: str) -> str:
-    """The values of a list-valued header as one (RFC 9110 5.3)."""
-    return ", ".join(value.strip() for name, value in headers if name.lower() == wanted and value.strip())
-
-
-def _appended(existing: str, more: str) -> str:
-    return f"{existing}, {more}" if existing and more else existing or more

@@ -12,14 +12,24 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from ipaddress import IPv6Address, ip_address, ip_network
 from typing import Literal
 
 from gateway.http.target import is_host
 from gateway.model import Upload
 
-__all__ = ["TOKEN", "Family", "TrustedNetworks", "is_believed", "names_origin", "origin_headers"]
+__all__ = [
+    "TOKEN",
+    "Family",
+    "TrustedNetworks",
+    "appended",
+    "client_address",
+    "is_believed",
+    "joined",
+    "names_origin",
+    "origin_headers",
+]
 
 Family = Literal["x-forwarded", "forwarded"]
 """What the trusted proxies write: X-Forwarded-For, -Proto, -Host and their like, or Forwarded."""
@@ -78,6 +88,26 @@ class TrustedNetworks:
         return any(address in network for network in self._networks)
 
 
+def client_address(headers: Sequence[tuple[str, str]], peer: str, *, trusted: TrustedNetworks, family: Family) -> str:
+    """Where a request comes from: who is trusted tells for whom it speaks, and so on, as far as that are addresses.
+
+    Of a peer that is not trusted nothing is looked at: it is the client.
+    """
+    if peer not in trusted:
+        return peer
+    if family == "forwarded":
+        nodes = [_bare(pairs.get("for", "")) for pairs in _elements(joined(headers, "forwarded"))]
+    else:
+        nodes = [_bare(_node(node.strip())) for node in joined(headers, "x-forwarded-for").split(",")]
+    client = peer
+    while client in trusted and nodes:
+        try:
+            client = str(ip_address(nodes.pop()))
+        except ValueError:
+            break
+    return client
+
+
 def names_origin(name: str) -> bool:
     """Whether a header, in lower case, is of those by which proxies tell applications whom they speak for (rule 1)."""
     return name in _CLAIMS or name.startswith(_CLAIMING)
@@ -93,8 +123,8 @@ def origin_headers(upload: Upload) -> list[tuple[str, str]]:
     chain, addresses, scheme, host = _told(upload)
     peer = upload.peer.partition("%")[0]  # without the zone of a link-local address
     made = [
-        ("Forwarded", _appended(chain, _element(peer or "unknown", upload.scheme, upload.host))),
-        ("X-Forwarded-For", _appended(addresses, peer)),
+        ("Forwarded", appended(chain, _element(peer or "unknown", upload.scheme, upload.host))),
+        ("X-Forwarded-For", appended(addresses, peer)),
         ("X-Forwarded-Proto", scheme or upload.scheme),
         ("X-Forwarded-Host", host or upload.host),
     ]
@@ -103,12 +133,12 @@ def origin_headers(upload: Upload) -> list[tuple[str, str]]:
 
 def _told(upload: Upload) -> tuple[str, str, str, str]:
     """What the hops before us told, in both families: Forwarded, X-Forwarded-For, -Proto, -Host. Empty: nothing."""
-    chain = _joined(upload, "forwarded")
+    chain = joined(upload.headers, "forwarded")
     if elements := _elements(chain):
         addresses = ", ".join(_bare(pairs["for"]) for pairs in elements if "for" in pairs)
         scheme, host = elements[0].get("proto", ""), elements[0].get("host", "")
     else:
-        addresses = _joined(upload, "x-forwarded-for")
+        addresses = joined(upload.headers, "x-forwarded-for")
         scheme, host = _only(upload, "x-forwarded-proto"), _only(upload, "x-forwarded-host")
     scheme, host = scheme if TOKEN.fullmatch(scheme) else "", host if is_host(host) else ""
     if not elements:
@@ -176,16 +206,17 @@ def _quoted(value: str) -> str:
     return '"' + value.replace("\\", "\\\\").replace('"', '\\"') + '"'
 
 
-def _joined(upload: Upload, wanted: str) -> str:
+def joined(headers: Iterable[tuple[str, str]], wanted: str) -> str:
     """The values of a list-valued header as one (RFC 9110 5.3)."""
-    return ", ".join(value.strip() for name, value in upload.headers if name.lower() == wanted and value.strip())
+    return ", ".join(value.strip() for name, value in headers if name.lower() == wanted and value.strip())
 
 
 def _only(upload: Upload, wanted: str) -> str:
     """The value of a header that has one; of several that differ none (rule 3)."""
-    values = {value.strip().lower() for value in _joined(upload, wanted).split(",")}
+    values = {value.strip().lower() for value in joined(upload.headers, wanted).split(",")}
     return values.pop() if len(values) == 1 else ""
 
 
-def _appended(existing: str, more: str) -> str:
+def appended(existing: str, more: str) -> str:
+    """The value of a list-valued header with one more at its end."""
     return f"{existing}, {more}" if existing and more else existing or more

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
+import logging
 from collections.abc import Awaitable, Callable
 
 from aiohttp import hdrs, web
 
-from gateway.errors import GatewayError, Unauthenticated
+from gateway.errors import GatewayError, InternalError, Unauthenticated
 from gateway.http.prefix import prefixed
 
-__all__ = ["problem", "problem_document", "problem_middleware"]
+__all__ = ["problem", "problem_document", "problem_middleware", "severity"]
 
 _CHALLENGE = 'Bearer realm="gateway"'
 """RFC 6750 3; a signature or a certificate has no scheme of its own."""
@@ -51,6 +53,14 @@ def problem(
     if close:
         response.force_close()
     return response
+
+
+def severity(error: BaseException | None) -> int:
+    """The level of the line about a request that ended with it: what is a 5xx of ours somebody should look at."""
+    if isinstance(error, GatewayError) and not isinstance(error, InternalError):
+        return logging.INFO if error.status < 500 else logging.WARNING
+    is_of_client_or_drain = error is None or isinstance(error, ConnectionError | asyncio.CancelledError)
+    return logging.INFO if is_of_client_or_drain else logging.ERROR
 
 
 @web.middleware

@@ -13,8 +13,6 @@ from aiohttp import hdrs, web
 from gateway.access import ANYBODY, Asked, Identity, Policy
 from gateway.downloads.stored import READER
 from gateway.errors import GatewayError
-from gateway.http.forwarding import request_id
-from gateway.server.record import new_ulid
 from gateway.server.services import SENT_REQUEST_ID, SERVICES
 
 __all__ = ["admitted", "for_downloaders", "for_readers"]
@@ -83,7 +81,6 @@ def for_downloaders(handler: Handler) -> Handler:
 
 async def _asked(handler: Handler, request: web.Request, policy: Policy, scope: str, route: str) -> web.StreamResponse:
     if not policy.is_open:
-        request[SENT_REQUEST_ID] = request_id(request.headers.items(), new_ulid())
         request[READER] = await admitted(request, policy, scope=scope, route=route)
     return await handler(request)
 

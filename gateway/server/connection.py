@@ -298,7 +298,7 @@ class Connection(RequestHandler):
             response.headers[hdrs.SERVER] = SERVER_NAME
             return response
         identity = new_ulid()
-        log_refused(exc, identity)
+        log_refused(exc, identity, request.remote)
         response = problem(exc, prefix=self._base_path, close=True)
         own = {REQUEST_ID: identity, hdrs.SERVER: SERVER_NAME, hdrs.CONNECTION: "close"}
         response.headers.update(own)  # aiohttp answers as HTTP/1.0 here

@@ -6,6 +6,7 @@ import asyncio
 import logging
 import re
 from collections.abc import Mapping
+from contextlib import AbstractContextManager
 
 from aiohttp import hdrs, web
 from aiohttp.typedefs import Handler
@@ -25,14 +26,16 @@ from gateway.errors import (
     SinkFault,
 )
 from gateway.http.forwarding import REQUEST_ID, proxy_status, request_id
+from gateway.http.origin import client_address
 from gateway.http.prefix import PREFIX
 from gateway.http.problems import problem
 from gateway.http.target import requested_host
 from gateway.intake.admission import check_headers
 from gateway.server.access import for_downloaders, for_readers
-from gateway.server.record import log_untaken, new_ulid
+from gateway.server.logs import about
+from gateway.server.record import log_told, log_untaken, new_ulid, told
 from gateway.server.selftest import answer_buffering
-from gateway.server.services import BODY_READ, HOST, SENT_REQUEST_ID, SERVICES, UPLOAD_ID
+from gateway.server.services import BODY_READ, CLIENT, HOST, OWN_ID, SENT_REQUEST_ID, SERVICES, UPLOAD_ID, Services
 from gateway.server.uploads import UploadHandler
 from gateway.sinks import Stage
 
@@ -49,9 +52,13 @@ async def get_download(request: web.Request) -> web.StreamResponse:
     services = request.app[SERVICES]
     outcome = InternalError.slug()
     try:
-        if services.gate.draining:
-            raise Draining
-        with services.gate.reads.slot():
+        slot = _slot_of_read(request)
+    except GatewayError as error:
+        log_told(request, "download", error.slug(), error=error, status=error.status)
+        services.metrics.download_ended(error.slug())
+        raise
+    try:
+        with slot:
             response = await services.downloader.respond(request, close=services.gate.draining)
         outcome = "ok"
         return response
@@ -62,6 +69,13 @@ async def get_download(request: web.Request) -> web.StreamResponse:
         services.metrics.download_ended(outcome)
 
 
+def _slot_of_read(request: web.Request) -> AbstractContextManager[None]:
+    gate = request.app[SERVICES].gate
+    if gate.draining:
+        raise Draining
+    return gate.reads.slot()
+
+
 def _reading(handler: Handler) -> Handler:
     """A handler that works in one of the slots of reads."""
 
@@ -70,6 +84,15 @@ def _reading(handler: Handler) -> Handler:
             return await handler(request)
 
     return read
+
+
+def _told(handler: Handler, verb: str, what: str | None = None) -> Handler:
+    """A handler whose requests have a line in the log each."""
+
+    async def tell(request: web.Request) -> web.StreamResponse:
+        return await told(request, handler, verb, what)
+
+    return tell
 
 
 # -- the gateway itself
@@ -108,13 +131,21 @@ async def metrics(request: web.Request) -> web.Response:
 
 _OWN: dict[str, list[tuple[str, dict[str, Handler]]]] = {
     "/uploads": [
-        (UPLOAD_PATH, {"GET": for_readers(_reading(get_upload)), "DELETE": for_readers(delete_upload, "delete")}),
-        (ARCHIVE_PATH, {"GET": for_readers(_reading(get_archive))}),
+        (
+            UPLOAD_PATH,
+            {
+                "GET": _told(for_readers(_reading(get_upload)), "read", "manifest"),
+                "DELETE": _told(for_readers(delete_upload, "delete"), "delete"),
+            },
+        ),
+        (ARCHIVE_PATH, {"GET": _told(for_readers(_reading(get_archive)), "read", "archive")}),
     ],
-    "/files": [(path, {"GET": for_readers(_reading(get_file))}) for path in FILE_PATHS],
+    "/files": [(path, {"GET": _told(for_readers(_reading(get_file)), "read", "file")}) for path in FILE_PATHS],
     # (?s: so that %0a is refused there and not lost here
     "/download": [("/download/{url:(?s:.*)}", {"GET": for_downloaders(get_download)})],
-    "/selftest": [("/selftest/buffering", dict.fromkeys(("POST", "PUT"), _reading(selftest_buffering)))],
+    "/selftest": [
+        ("/selftest/buffering", dict.fromkeys(("POST", "PUT"), _told(_reading(selftest_buffering), "selftest")))
+    ],
     "/healthz": [("/healthz", {"GET": healthz})],
     "/readyz": [("/readyz", {"GET": readyz})],
     "/metrics": [("/metrics", {"GET": metrics})],
@@ -130,20 +161,17 @@ def add_routes(app: web.Application) -> None:
         if route.path not in services.served:
             continue
         uploads = UploadHandler(route, services)
-        _add(app, route.path, dict.fromkeys(route.methods, uploads.upload), identified=True)
+        _add(app, route.path, dict.fromkeys(route.methods, uploads.upload))
         if route.kind not in ("relay", "opaque"):
-            _add(app, route.path + "/{filename:[^/]*}", {"PUT": uploads.upload}, identified=True)
+            _add(app, route.path + "/{filename:[^/]*}", {"PUT": uploads.upload})
     for own in services.served:
         for path, handlers in _OWN.get(own, ()):
             _add(app, path, handlers)
     app.router.add_resource("/{anything:(?s:.*)}").add_route("*", _not_found, expect_handler=_expect)
 
 
-def _add(app: web.Application, path: str, handlers: Mapping[str, Handler], *, identified: bool = False) -> None:
-    """A resource. Our own 404 and 405, because aiohttp's come after it has told the client to go on.
-
-    `identified`: its requests have an identity, those that nobody takes among them.
-    """
+def _add(app: web.Application, path: str, handlers: Mapping[str, Handler]) -> None:
+    """A resource. Our own 404 and 405, because aiohttp's come after it has told the client to go on."""
     if "GET" in handlers:
         handlers = {**handlers, "HEAD": handlers["GET"]}
     resource = app.router.add_resource(path)
@@ -152,8 +180,6 @@ def _add(app: web.Application, path: str, handlers: Mapping[str, Handler], *, id
     allow = ", ".join(sorted(handlers))
 
     async def not_allowed(request: web.Request) -> web.StreamResponse:
-        if identified:
-            request[SENT_REQUEST_ID] = request_id(request.headers.items(), new_ulid())
         if request.match_info.get("filename") == "":  # a slash too much, unless it is PUT there
             raise _not_found_at(request)
         response = _problem(request, MethodNotAllowed(f"{request.method} is not one of {allow}"))
@@ -193,6 +219,24 @@ async def problems(request: web.Request, handler: Handler) -> web.StreamResponse
     services, task = request.app[SERVICES], asyncio.current_task()
     assert task is not None
     services.requests.add(task)
+    _identify(request, services)
+    try:
+        with about(client=request[CLIENT], request_id=request[SENT_REQUEST_ID]):
+            return await _answered(request, handler, services)
+    finally:
+        services.requests.discard(task)
+
+
+def _identify(request: web.Request, services: Services) -> None:
+    headers = list(request.headers.items())
+    request[OWN_ID] = new_ulid()
+    request[SENT_REQUEST_ID] = request_id(headers, request[OWN_ID])
+    request[CLIENT] = client_address(
+        headers, request.remote or "", trusted=services.trusted, family=services.trusted_header
+    )
+
+
+async def _answered(request: web.Request, handler: Handler, services: Services) -> web.StreamResponse:
     try:
         request[PREFIX] = services.prefix_of(request)
         request[HOST] = requested_host(request.raw_path, request.headers.getall(hdrs.HOST, ()))
@@ -212,8 +256,6 @@ async def problems(request: web.Request, handler: Handler) -> web.StreamResponse
     except Exception:
         log.exception("a request failed")
         return _problem(request, InternalError())
-    finally:
-        services.requests.discard(task)
 
 
 def _problem(request: web.Request, error: GatewayError) -> web.Response:

@@ -1,4 +1,8 @@
-"""How the log is written."""
+"""How the log is written, and what its lines have in common.
+
+While a request is answered whatever is logged for it says whose it is: not only the lines that know it, but the
+traceback of a flow's or of a library's, too.
+"""
 
 from __future__ import annotations
 
@@ -6,16 +10,60 @@ import json
 import logging
 import sys
 import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from contextvars import ContextVar
 from functools import lru_cache
+from typing import Literal, get_args
 
 from gateway.http.urls import without_secrets
 
-__all__ = ["JsonLines", "configure_logging"]
+__all__ = ["LOG_FORMATS", "JsonLines", "LinesForPeople", "LogFormat", "about", "configure_logging", "tell_also"]
+
+LogFormat = Literal["people", "json", "auto"]
+LOG_FORMATS: tuple[LogFormat, ...] = get_args(LogFormat)
+
+_USUAL = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskName"}
+_about: ContextVar[dict[str, object] | None] = ContextVar("about", default=None)
 
 
-@lru_cache(maxsize=1)
-def _time(seconds: int) -> str:
-    return time.strftime("%Y-%m-%dT%H:%M:%S%z", time.localtime(seconds))
+@contextmanager
+def about(**members: object) -> Iterator[None]:
+    """Have these among the members of each line that is logged here, or in tasks that begin here, until it is left.
+
+    Not beyond: what lives longer, as a connection that is kept for the next request, has begun in this context, too.
+    """
+    told = dict(members)
+    token = _about.set(told)
+    try:
+        yield
+    finally:
+        _about.reset(token)
+        told.clear()
+
+
+def tell_also(**members: object) -> None:
+    """Have these as well, for as long as the others."""
+    told = _about.get()
+    if told is not None:
+        told.update(members)
+
+
+def configure_logging(level: str | int = "INFO", *, log_format: LogFormat = "auto", worker: int | None = None) -> None:
+    """Lines on standard error; those of a worker have its number as a member. `auto`: for people if that is a terminal,
+    JSON if it is not.
+    """
+    is_for_people = sys.stderr.isatty() if log_format == "auto" else log_format == "people"
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(LinesForPeople() if is_for_people else JsonLines())
+
+    def completed(record: logging.LogRecord) -> bool:
+        for name, value in {"worker": worker, **(_about.get() or {})}.items():
+            vars(record).setdefault(name, value)
+        return True
+
+    handler.addFilter(completed)
+    logging.basicConfig(level=level, handlers=[handler], force=True)
 
 
 class JsonLines(logging.Formatter):
@@ -24,21 +72,56 @@ class JsonLines(logging.Formatter):
     No URL has its user info or its query there, be it in the words of an exception or of a library.
     """
 
-    _USUAL = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskName"}
-
     def format(self, record: logging.LogRecord) -> str:
         """One line."""
         line: dict[str, object] = {
-            "time": _time(int(record.created)),
+            "time": _time(int(record.created), "%Y-%m-%dT%H:%M:%S%z"),
             "level": record.levelname,
             "logger": record.name,
             "message": record.getMessage(),
+            **_members(record),
         }
-        line |= {key: value for key, value in vars(record).items() if key not in self._USUAL and value is not None}
         if record.exc_info:
             line["traceback"] = self.formatException(record.exc_info)
         text = json.dumps(line, default=str)
         return json.dumps(_shown(line)) if "://" in text else text
+
+
+class LinesForPeople(logging.Formatter):
+    """`17:05:31 INFO    gateway.uploads: upload ok route=/upload parts=2`, and a traceback below.
+
+    URLs are as in JsonLines. Nothing that a client wrote can move the cursor, or begin a line.
+    """
+
+    def format(self, record: logging.LogRecord) -> str:
+        """One line, and those of a traceback."""
+        head = f"{_time(int(record.created), '%H:%M:%S')} {record.levelname:7} {record.name}:"
+        members = [f"{name}={_word(_shown(value))}" for name, value in _members(record).items()]
+        lines = [" ".join([head, _visible(record.getMessage()), *members])]
+        if record.exc_info:
+            lines += map(_visible, self.formatException(record.exc_info).splitlines())
+        return "\n".join(lines)
+
+
+@lru_cache(maxsize=1)
+def _time(seconds: int, pattern: str) -> str:
+    return time.strftime(pattern, time.localtime(seconds))
+
+
+def _members(record: logging.LogRecord) -> Mapping[str, object]:
+    """What it was given as `extra`, but None."""
+    return {key: value for key, value in vars(record).items() if key not in _USUAL and value is not None}
+
+
+def _word(value: object) -> str:
+    """A value that stands among others in a line."""
+    text = value if isinstance(value, str) else json.dumps(value, default=str, ensure_ascii=False)
+    return text if text.isprintable() and " " not in text and text else repr(text)
+
+
+def _visible(text: str) -> str:
+    text = without_secrets(text)
+    return text if text.isprintable() else "".join(one if one.isprintable() else repr(one)[1:-1] for one in text)
 
 
 def _shown(value: object) -> object:
@@ -52,17 +135,3 @@ def _shown(value: object) -> object:
             return value
         case _:
             return without_secrets(str(value))
-
-
-def configure_logging(level: str | int = "INFO", *, worker: int | None = None) -> None:
-    """JSON lines on standard error; those of a worker have its number as a member."""
-    handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(JsonLines())
-    if worker is not None:
-
-        def numbered(record: logging.LogRecord) -> bool:
-            vars(record).setdefault("worker", worker)
-            return True
-
-        handler.addFilter(numbered)
-    logging.basicConfig(level=level, handlers=[handler], force=True)

@@ -1,4 +1,4 @@
-"""What is kept of every upload, whatever becomes of it: an identifier, counts, and one line in the log."""
+"""What is kept of every request, whatever becomes of it: an identifier, one line in the log, and for uploads counts."""
 
 from __future__ import annotations
 
@@ -9,15 +9,19 @@ import secrets
 import time
 
 from aiohttp import web
+from aiohttp.typedefs import Handler
 
-from gateway.errors import Draining, GatewayError
+from gateway.downloads.stored import OUTCOME
+from gateway.errors import ClientGone, Draining, GatewayError, InternalError
+from gateway.http.problems import severity
 from gateway.intake.body import Intake
 from gateway.model import Upload
 from gateway.server.metrics import Metrics
-from gateway.server.services import SENT_REQUEST_ID
+from gateway.server.services import CLIENT, SENT_REQUEST_ID
+from gateway.sinks.store import UPLOAD_ID as STORED_ID
 from gateway.upload.dispatch import Outcome
 
-__all__ = ["UploadRecord", "log_refused", "log_untaken", "log_upload", "new_ulid"]
+__all__ = ["UploadRecord", "log_refused", "log_told", "log_untaken", "log_upload", "new_ulid", "outcome_of", "told"]
 
 log = logging.getLogger("gateway.uploads")
 
@@ -46,12 +50,8 @@ class UploadRecord:
         done = self.outcome
         if done is not None and isinstance(error, ConnectionError):
             error = None  # the upload is done: it is the answer that nobody took
-        if isinstance(error, GatewayError):
-            outcome = error.slug()
-        elif isinstance(error, asyncio.CancelledError):
-            outcome = Draining.slug()  # nobody else cancels an upload
-        elif error is not None:
-            outcome = "client-gone" if isinstance(error, ConnectionError) else "internal-error"
+        if error is not None:
+            outcome = outcome_of(error)
         elif done is not None and done.manifest.partial:
             outcome = "partial"
         else:
@@ -94,7 +94,7 @@ def log_upload(
         **{name: ours.members[name] for name in ("sent_bytes", "replay_bytes") if ours and name in ours.members},
         **more,
     }
-    log.info("upload %s", outcome, extra=extra)
+    log.log(severity(error), "upload %s", outcome, extra=extra)
 
 
 def log_untaken(request: web.BaseRequest) -> None:
@@ -102,13 +102,61 @@ def log_untaken(request: web.BaseRequest) -> None:
     path, _, _ = request.path.partition(":")
     if path.startswith("/download/"):
         path = "/download/"  # what follows is a remote URL, however it is written, and may hold secrets
-    extra = {"path": path, "request_id": request.get(SENT_REQUEST_ID)}
+    extra = {"path": path, "request_id": request.get(SENT_REQUEST_ID), "client": request.get(CLIENT)}
     log.info("nobody took the answer", extra=extra)
 
 
-def log_refused(error: GatewayError, identity: str) -> None:
+def log_refused(error: GatewayError, identity: str, peer: str | None) -> None:
     """The line of a request that has no head to speak of, and no route."""
-    log.info("request refused", extra={"request_id": identity, "outcome": error.slug(), "detail": error.detail})
+    extra = {"request_id": identity, "client": peer, "outcome": error.slug(), "detail": error.detail}
+    log.log(severity(error), "request refused", extra=extra)
+
+
+async def told(request: web.Request, handler: Handler, verb: str, what: str | None = None) -> web.StreamResponse:
+    """The handler's answer, and the line of that request: one about what is kept here.
+
+    Paths have what clients wrote, so of theirs only the upload's id and the part's index are told.
+    """
+    began = time.monotonic()
+    try:
+        response = await handler(request)
+    except BaseException as error:
+        status = error.status if isinstance(error, GatewayError) else None
+        log_told(request, verb, outcome_of(error), error=error, status=status, seconds=_since(began), what=what)
+        raise
+    outcome = response.get(OUTCOME, "ok")
+    log_told(request, verb, outcome, status=response.status, seconds=_since(began), what=what)
+    return response
+
+
+def log_told(
+    request: web.Request, verb: str, outcome: str, *, error: BaseException | None = None, **more: object
+) -> None:
+    """That line."""
+    upload_id, index = request.match_info.get("id", ""), request.match_info.get("index", "")
+    extra = {
+        "request_id": request[SENT_REQUEST_ID],
+        "client": request[CLIENT],
+        "upload": upload_id if STORED_ID.fullmatch(upload_id) else None,
+        "part": int(index) if index.isdecimal() and len(index) < 10 else None,
+        "outcome": outcome,
+        "detail": error.detail if isinstance(error, GatewayError) else None,
+        **more,
+    }
+    logging.getLogger(f"gateway.{verb}").log(severity(error), "%s %s", verb, outcome, extra=extra)
+
+
+def outcome_of(error: BaseException) -> str:
+    """What a request that ended with it came to, in one word."""
+    if isinstance(error, GatewayError):
+        return error.slug()
+    if isinstance(error, asyncio.CancelledError):
+        return Draining.slug()  # nobody else cancels a request
+    return ClientGone.slug() if isinstance(error, ConnectionError) else InternalError.slug()
+
+
+def _since(began: float) -> float:
+    return round(time.monotonic() - began, 3)
 
 
 def new_ulid() -> str:

@@ -169,11 +169,11 @@ async def serve(settings: Settings, *, started: Callable[[str, int], None] = lam
     settings = within_descriptors(settings)
     async with running(build_app(settings), settings, ending) as runner:
         listeners, of_management = await bound_listeners(settings)
+        catch_signals(ending.signalled)
         log.info("listening on %s", told_addresses(listeners, of_management))
         runner.listen(*listeners)
         if runner.management is not None:
             runner.management.listen(*of_management)
-        catch_signals(ending.signalled)
         started(*runner.addresses[0][:2])
         await ending.wait()
 

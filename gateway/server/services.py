@@ -22,7 +22,7 @@ from gateway.sinks import Sink
 from gateway.sinks.store import Store
 from gateway.upload.routes import Route
 
-__all__ = ["BODY_READ", "HOST", "SENT_REQUEST_ID", "SERVICES", "UPLOAD_ID", "Services"]
+__all__ = ["BODY_READ", "CLIENT", "HOST", "OWN_ID", "SENT_REQUEST_ID", "SERVICES", "UPLOAD_ID", "Services"]
 
 
 @dataclass
@@ -85,7 +85,11 @@ SERVICES: web.AppKey[Services] = web.AppKey("services", Services)
 HOST = web.RequestKey("host", str)
 """The host that was asked for, of the target or of Host; empty where neither names one."""
 UPLOAD_ID = web.RequestKey("upload_id", str)
+OWN_ID = web.RequestKey("own_id", str)
+"""What is made for each request; an upload has it for its own."""
 SENT_REQUEST_ID = web.RequestKey("request_id", str)
-"""The client's own, or what is made for it."""
+"""The client's own, or that one."""
+CLIENT = web.RequestKey("client", str)
+"""The address that it comes from, as far as those who say so are believed."""
 BODY_READ = web.RequestKey("body_read", bool)
 """Whether the body was read to its end: only then the connection can go on."""

@@ -12,7 +12,7 @@ from gateway.digests import declared_digests
 from gateway.downloads.locations import file_location, upload_location
 from gateway.errors import GatewayError
 from gateway.http.answers import delivered, passed_through
-from gateway.http.forwarding import believed, check_loop, request_id
+from gateway.http.forwarding import believed, check_loop
 from gateway.http.prefix import PREFIX
 from gateway.intake.admission import accept_body, check_headers, raw_filename
 from gateway.intake.body import Intake
@@ -20,9 +20,10 @@ from gateway.model import Part, Upload
 from gateway.multipart.codec import Event
 from gateway.multipart.reader import StreamingMultipartReader, raw_body_events, raw_part
 from gateway.server.access import admitted
-from gateway.server.record import UploadRecord, log_upload, new_ulid
+from gateway.server.logs import tell_also
+from gateway.server.record import UploadRecord, log_upload
 from gateway.server.results import converted, created
-from gateway.server.services import BODY_READ, HOST, SENT_REQUEST_ID, SERVICES, UPLOAD_ID, Services
+from gateway.server.services import BODY_READ, HOST, OWN_ID, SENT_REQUEST_ID, SERVICES, UPLOAD_ID, Services
 from gateway.upload.dispatch import Dispatcher, Outcome
 from gateway.upload.routes import Route
 
@@ -47,8 +48,8 @@ class UploadHandler:
     async def upload(self, request: web.Request) -> web.StreamResponse:
         """Take the body of a request to its end, and answer it. Raises the GatewayError that the client is told."""
         services, route, who, response = request.app[SERVICES], self._route, ANYBODY, None
-        upload_id = request[UPLOAD_ID] = new_ulid()
-        identity = request[SENT_REQUEST_ID] = request_id(request.headers.items(), upload_id)
+        upload_id = request[UPLOAD_ID] = request[OWN_ID]
+        tell_also(upload=upload_id)
         request[BODY_READ] = False
         try:
             check_loop(request.headers.items(), services.name)
@@ -59,7 +60,7 @@ class UploadHandler:
             slot = services.gate.slot()
         except GatewayError as error:
             services.metrics.upload_refused(route=route.path, outcome=error.slug())
-            log_upload(upload_id, identity, route.path, error.slug(), error=error)
+            log_upload(upload_id, request[SENT_REQUEST_ID], route.path, error.slug(), error=error)
             raise
         with slot, Intake(request, limits) as intake:
             try:

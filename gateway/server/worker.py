@@ -18,7 +18,7 @@ from pathlib import Path
 from gateway.config.messages import ConfigError
 from gateway.config.settings import Settings
 from gateway.server.app import build_app
-from gateway.server.logs import configure_logging
+from gateway.server.logs import LogFormat, configure_logging
 from gateway.server.metrics import Metrics, share_metrics
 from gateway.server.serve import run, running
 from gateway.server.signals import SIGNALS, Ending, catch_signals
@@ -40,6 +40,7 @@ class Orders:
     of_management: tuple[int, ...]
     directory: Path
     log_level: int
+    log_format: LogFormat
 
     @property
     def slots(self) -> Path:
@@ -56,7 +57,7 @@ def work(descriptor: int) -> int:
                 orders: Orders = pickle.load(stream)
         except EOFError:
             return 1  # there is no parent any more
-        configure_logging(orders.log_level, worker=orders.number)
+        configure_logging(orders.log_level, log_format=orders.log_format, worker=orders.number)
         try:
             run(_work(orders, channel), event_loop=orders.settings.server.event_loop)
         except (OSError, ConfigError) as error:  # the parent has made them all, but that was before

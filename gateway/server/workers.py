@@ -35,6 +35,7 @@ from gateway.config.make import make_sinks_and_flows
 from gateway.config.settings import Settings
 from gateway.server.descriptors import within_descriptors
 from gateway.server.listening import bound_listeners, told_addresses
+from gateway.server.logs import LogFormat
 from gateway.server.metrics import forget_process
 from gateway.server.signals import SIGNALS, Ending, catch_signals
 from gateway.server.slots import clear_slots, make_slots
@@ -60,7 +61,12 @@ class WorkersFailed(Exception):
     """They could not be started, or did not end well."""
 
 
-async def supervise(settings: Settings, *, started: Callable[[str, int], None] = lambda host, port: None) -> None:
+async def supervise(
+    settings: Settings,
+    *,
+    log_format: LogFormat = "auto",
+    started: Callable[[str, int], None] = lambda host, port: None,
+) -> None:
     """Serve with workers until a signal comes, then let them drain. `started` is told where they listen.
 
     Raises OSError where the address cannot be had, ConfigError, WorkersFailed.
@@ -72,7 +78,7 @@ async def supervise(settings: Settings, *, started: Callable[[str, int], None] =
         for listener in (*listeners, *of_management):
             stack.enter_context(listener)
         directory = Path(stack.enter_context(TemporaryDirectory(prefix="gateway-", ignore_cleanup_errors=True)))
-        await _Parent(settings, listeners, of_management, directory, started).run()
+        await _Parent(settings, listeners, of_management, directory, log_format, started).run()
 
 
 class _Parent:
@@ -82,12 +88,14 @@ class _Parent:
         listeners: list[socket.socket],
         of_management: list[socket.socket],
         directory: Path,
+        log_format: LogFormat,
         started: Callable[[str, int], None],
     ) -> None:
         self._settings = settings.named()  # together they are one gateway
         self._listeners = listeners
         self._of_management = of_management
         self._directory = directory
+        self._log_format = log_format
         self._started = started
         self._ending = Ending()
         self._one_at_a_time = asyncio.Lock()
@@ -124,6 +132,7 @@ class _Parent:
             tuple(listener.fileno() for listener in self._of_management),
             self._directory,
             logging.getLogger().level,
+            self._log_format,
         )
 
     def _signalled(self, number: int) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from gateway.http.forwarding import believed
-from gateway.http.origin import Family, TrustedNetworks, names_origin
+from gateway.http.origin import Family, TrustedNetworks, client_address, names_origin
 from tests.http.test_forwarding import sent, upload
 
 FORGED = [
@@ -196,3 +196,50 @@ class TestWhatDestinationsAreTold:
         headers = sent(upload(("X-Forwarded-Proto", "https"), ("X-Forwarded-Host", "w.org")))
         assert (headers["x-forwarded-proto"], headers["x-forwarded-host"]) == ("https", "w.org")
         assert headers["forwarded"] == 'host=w.org;proto=https, for=192.0.2.7;host="g:8080";proto=http'
+
+
+class TestClientAddress:
+    TRUSTED = TrustedNetworks(["10.0.0.0/8", "2001:db8::/32"])
+
+    def _client(self, *headers: tuple[str, str], peer: str = "10.0.0.1", family: Family = "x-forwarded") -> str:
+        return client_address(headers, peer, trusted=self.TRUSTED, family=family)
+
+    @pytest.mark.parametrize(
+        ("value", "client"),
+        [
+            ("192.0.2.9", "192.0.2.9"),
+            ("192.0.2.66, 192.0.2.9", "192.0.2.9"),  # what stands before, an untrusted one wrote
+            ("192.0.2.9, 10.1.1.1", "192.0.2.9"),
+            ("10.1.1.2, 10.1.1.1", "10.1.1.2"),
+            ("192.0.2.9:4711", "192.0.2.9"),
+            ("[2001:db9::1]:4711", "2001:db9::1"),
+            ("192.0.2.9, 2001:db8::1", "192.0.2.9"),
+            ("unknown", "10.0.0.1"),
+            ("192.0.2.9, <b>, 10.1.1.1", "10.1.1.1"),
+            ("", "10.0.0.1"),
+        ],
+    )
+    def test_is_the_last_one_that_no_trusted_proxy_has(self, value: str, client: str) -> None:
+        assert self._client(("X-Forwarded-For", value)) == client
+
+    def test_of_several_headers_the_last_says_who_came_last(self) -> None:
+        twice = [("X-Forwarded-For", "192.0.2.66"), ("x-forwarded-for", "192.0.2.9")]
+        assert self._client(*twice) == "192.0.2.9"
+
+    @pytest.mark.parametrize(
+        ("value", "client"),
+        [
+            ("for=192.0.2.9;proto=https", "192.0.2.9"),
+            ('for=192.0.2.9, for="[2001:db8::1]:80"', "192.0.2.9"),
+            ("for=192.0.2.9, for=_hidden", "10.0.0.1"),
+            ("proto=https", "10.0.0.1"),
+            ('for="', "10.0.0.1"),
+        ],
+    )
+    def test_the_other_family_likewise(self, value: str, client: str) -> None:
+        both = [("X-Forwarded-For", "192.0.2.66"), ("Forwarded", value)]
+        assert self._client(*both, family="forwarded") == client
+
+    def test_who_is_not_trusted_speaks_for_nobody(self) -> None:
+        assert self._client(("X-Forwarded-For", "192.0.2.9"), peer="192.0.2.1") == "192.0.2.1"
+        assert self._client(("Forwarded", "for=192.0.2.9")) == "10.0.0.1"

@@ -59,7 +59,9 @@ def _uploads(process: Process) -> list[dict[str, Any]]:
 
 
 def _loud(process: Process) -> list[dict[str, Any]]:
-    return [line for line in _lines(process) if line["level"] != "INFO" or "traceback" in line]
+    """But for 503 and the like."""
+    lines = [line for line in _lines(process) if line["logger"] != "gateway.uploads"]
+    return [line for line in lines if line["level"] != "INFO" or "traceback" in line]
 
 
 def _stored(root: Path) -> list[str]:
