@@ -24,6 +24,12 @@ from gateway.upload.dispatch import Outcome
 __all__ = ["UploadRecord", "log_refused", "log_told", "log_untaken", "log_upload", "new_ulid", "outcome_of", "told"]
 
 log = logging.getLogger("gateway.uploads")
+_LOGS = {
+    "read": logging.getLogger("gateway.read"),
+    "delete": logging.getLogger("gateway.delete"),
+    "download": logging.getLogger("gateway.download"),
+    "selftest": logging.getLogger("gateway.selftest"),
+}
 
 _CROCKFORD = "0123456789ABCDEFGHJKMNPQRSTVWXYZ"
 _CROCKFORD_TWICE = [first + second for first in _CROCKFORD for second in _CROCKFORD]
@@ -143,7 +149,7 @@ def log_told(
         "detail": error.detail if isinstance(error, GatewayError) else None,
         **more,
     }
-    logging.getLogger(f"gateway.{verb}").log(severity(error), "%s %s", verb, outcome, extra=extra)
+    _LOGS[verb].log(severity(error), "%s %s", verb, outcome, extra=extra)
 
 
 def outcome_of(error: BaseException) -> str:
