@@ -51,6 +51,7 @@ __all__ = [
     "TargetTooLong",
     "TooLarge",
     "TooManyParts",
+    "TooManyRequests",
     "Truncated",
     "Unauthenticated",
     "UnsupportedTransferCoding",
@@ -134,6 +135,12 @@ class Unauthenticated(Refused):
     """None of the credentials that are asked for, or a broken one: which, and why, is not told."""
 
     status, title = 401, "Valid credentials are needed"
+
+
+class TooManyRequests(Refused):
+    """Of one client, or one identity: others are served. `retry_after` says in how many seconds to try again."""
+
+    status, title = 429, "You have as much as one may have"
 
 
 class RefusedByHook(Refused):

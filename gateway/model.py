@@ -245,7 +245,7 @@ class Limits:
     max_header_bytes: Count = 16384
     max_headers: Count = 64
     idle_seconds: Seconds = 30
-    min_rate_bytes: Count = 0
+    min_rate_bytes: Count = 1024
     min_answer_rate_bytes: Count = 1024
     deadline_seconds: Seconds = 0
     parallel_parts: Count = 4

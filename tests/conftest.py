@@ -144,7 +144,9 @@ async def start_gateway(tmp_path: Path) -> AsyncIterator[StartGateway]:
             if api is not None:
                 sinks["api"] = {"url": api, **sinks.get("api", {})}
             name = f"gateway-{number}" if (number := next(counter)) else "gateway"
-            server = {"drain_seconds": 2, "name": name, **document.pop("server", {})}
+            # all clients have one address here
+            usual = {"drain_seconds": 2, "name": name, "max_uploads_per_address": 0}
+            server = {**usual, **document.pop("server", {})}
             if routes := document.get("routes"):
                 taken = [route["path"] for route in routes]
                 document["routes"] = [*routes, *(route for route in DEFAULT_ROUTES if route["path"] not in taken)]

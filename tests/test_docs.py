@@ -27,7 +27,14 @@ import requests
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
-from gateway.config.access import AccessSettings, HookSettings, JwtSettings, KeysSettings, SignedSettings
+from gateway.config.access import (
+    AccessSettings,
+    HookSettings,
+    JwtSettings,
+    KeysSettings,
+    QuotasSettings,
+    SignedSettings,
+)
 from gateway.config.load import load
 from gateway.config.settings import (
     BUILT_IN_FLOWS,
@@ -539,6 +546,7 @@ TABLES: dict[str, type[BaseModel] | type[Limits]] = {
     "jwt": JwtSettings,
     "signed": SignedSettings,
     "hook": HookSettings,
+    "Quotas": QuotasSettings,
     "A route": RouteSettings,
     "A rule": PartsSettings,
     "A match": MatchSettings,

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from gateway.access.asked import ANYBODY, SCOPES, Asked, Caps, Identity, is_loopback
+from gateway.access.counts import Counts, FileCounts, MemoryCounts
 from gateway.access.hook import Hook
 from gateway.access.keys import ApiKeys, new_key
 from gateway.access.policy import Kind, Policy
-from gateway.access.signed import SignedUrls, Uses, read_secrets, signed_url
+from gateway.access.quotas import Holders, Meter, Quotas, SharedHolders
+from gateway.access.signed import SignedUrls, read_secrets, signed_url
 from gateway.access.tokens import JwksKeys, KeySource, Tokens, fixed_key
 from gateway.access.units import seconds_of, size_of
 
@@ -16,15 +18,21 @@ __all__ = [
     "ApiKeys",
     "Asked",
     "Caps",
+    "Counts",
+    "FileCounts",
+    "Holders",
     "Hook",
     "Identity",
     "JwksKeys",
     "KeySource",
     "Kind",
+    "MemoryCounts",
+    "Meter",
     "Policy",
+    "Quotas",
+    "SharedHolders",
     "SignedUrls",
     "Tokens",
-    "Uses",
     "fixed_key",
     "is_loopback",
     "new_key",

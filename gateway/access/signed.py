@@ -13,15 +13,16 @@ import secrets
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 from urllib.parse import parse_qsl
 
 from itsdangerous import BadData, URLSafeSerializer
 
 from gateway.access.asked import Asked, Caps, Identity
+from gateway.access.counts import Counts, MemoryCounts
 from gateway.errors import Forbidden
 
-__all__ = ["PARAMETER", "MemoryUses", "SignedUrls", "Uses", "is_signature", "read_secrets", "signed_url"]
+__all__ = ["PARAMETER", "SignedUrls", "is_signature", "read_secrets", "signed_url"]
 
 PARAMETER = "signature"
 _SALT = "gateway.signed-url"
@@ -30,48 +31,14 @@ _READS = ("/uploads/", "/files/")
 _MAX_TOKEN = 4096
 
 
-class Uses(Protocol):
-    """How often each signature has been used, by whoever counts that."""
-
-    async def take(self, use: str, most: int, until: float) -> bool:
-        """Count one. False where there were `most` already. It need not be known any more after `until`."""
-
-    async def give_back(self, use: str) -> None:
-        """Nothing came of that one."""
-
-
-class MemoryUses:
-    """Those of one process."""
-
-    def __init__(self) -> None:
-        self._counts: dict[str, tuple[int, float]] = {}
-
-    async def take(self, use: str, most: int, until: float) -> bool:
-        """In memory, until then."""
-        if len(self._counts) % 1000 == 999:
-            now = time.time()
-            self._counts = {key: one for key, one in self._counts.items() if one[1] > now}
-        count, _ = self._counts.get(use, (0, until))
-        if count >= most:
-            return False
-        self._counts[use] = count + 1, until
-        return True
-
-    async def give_back(self, use: str) -> None:
-        """At once."""
-        if use in self._counts:
-            count, until = self._counts[use]
-            self._counts[use] = count - 1, until
-
-
 class SignedUrls:
     """What was signed with one of these secrets, the newest first."""
 
     kind = "signed"
 
-    def __init__(self, keys: Sequence[str], uses: Uses | None = None) -> None:
+    def __init__(self, keys: Sequence[str], counts: Counts | None = None) -> None:
         self._serializer = _serializer(keys)
-        self._uses = uses or MemoryUses()
+        self._counts = counts or MemoryCounts()
 
     async def identify(self, asked: Asked) -> Identity | None:
         """The query's `signature`. Raises Forbidden, which says whether it is wrong, over, used up, or for another."""
@@ -91,7 +58,7 @@ class SignedUrls:
         use = ""
         if most := signed.get("n"):
             use = signed["j"]
-            if not await self._uses.take(use, most, signed["e"]):
+            if not await self._counts.add(f"url {use}", 1, most=most, until=signed["e"]):
                 raise Forbidden("this signed url has been used as often as it may be")
         caps = Caps.of(max_bytes=signed.get("b", 0), types=signed.get("t", ()), filename=signed.get("f"))
         return Identity(signed.get("i", ""), self.kind, frozenset([asked.scope]), caps, use=use)
@@ -99,7 +66,7 @@ class SignedUrls:
     async def give_back(self, identity: Identity) -> None:
         """Nothing came of it: it may be used again."""
         if identity.use:
-            await self._uses.give_back(identity.use)
+            await self._counts.take_back(f"url {identity.use}", 1)
 
 
 def is_signature(piece: str) -> bool:

@@ -11,6 +11,7 @@ from yarl import URL
 
 from gateway.access import (
     ApiKeys,
+    Counts,
     Hook,
     JwksKeys,
     KeySource,
@@ -23,6 +24,7 @@ from gateway.access import (
 )
 from gateway.config.sinks import Table
 from gateway.http.urls import destination_url
+from gateway.model import Count
 
 __all__ = [
     "ACCESS_KINDS",
@@ -31,6 +33,7 @@ __all__ = [
     "HookSettings",
     "JwtSettings",
     "KeysSettings",
+    "QuotasSettings",
     "SignedSettings",
 ]
 
@@ -89,6 +92,17 @@ class HookSettings(Table):
     """By what it can know who that is, mostly."""
 
 
+class QuotasSettings(Table):
+    """`[quotas]`: what each identity may have; 0 is unlimited."""
+
+    uploads: Count = 0
+    """How much is too much is somebody's decision, here and below."""
+    requests_per_minute: Count = 0
+    bytes_per_day: Count = 0
+    file: str = ""
+    """Counts of one process are forgotten with it; a file outlives it."""
+
+
 class AccessSettings(Table):
     """`[access]`: the kinds of credentials that routes name."""
 
@@ -112,23 +126,23 @@ class AccessSettings(Table):
             return ["access.jwt.key_file: there is a jwks_url, too; one of them has the keys"]
         return ["access.jwt.key_file: needed, or jwks_url"]
 
-    def made(self, names: Sequence[str], problems: list[str]) -> dict[str, Kind]:
+    def made(self, names: Sequence[str], problems: list[str], counts: Counts | None) -> dict[str, Kind]:
         """The kinds of these names that have a table here, but for the hook. What cannot be made is a problem."""
         made: dict[str, Kind] = {}
         for name in names:
             try:
-                if (kind := self._made(name)) is not None:
+                if (kind := self._made(name, counts)) is not None:
                     made[name] = kind
             except (OSError, ValueError) as error:
                 told = f"{error.filename}: {error.strerror}" if isinstance(error, OSError) else str(error)
                 problems.append(f"access.{name}.{_FILES[name]}: {told}")
         return made
 
-    def _made(self, name: str) -> Kind | None:
+    def _made(self, name: str, counts: Counts | None) -> Kind | None:
         if name == "keys" and self.keys is not None:
             return ApiKeys(self.keys.file)
         if name == "signed" and self.signed is not None:
-            return SignedUrls(read_secrets(self.signed.secrets_file))
+            return SignedUrls(read_secrets(self.signed.secrets_file), counts)
         if name == "jwt" and (jwt := self.jwt) is not None:
             keys: KeySource = (
                 JwksKeys(jwt.jwks_url, jwt.algorithms)

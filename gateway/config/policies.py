@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from types import TracebackType
 from typing import Self
 
-from gateway.access import Hook, Kind, Policy, is_loopback
+from gateway.access import Counts, Hook, Kind, Policy, is_loopback
 from gateway.config.messages import ConfigError
 from gateway.config.settings import Settings
 
@@ -76,13 +76,13 @@ def open_to_others(settings: Settings) -> str | None:
     return f"anybody may use {', '.join(paths)}, and {reached}" if paths else None
 
 
-def make_policies(settings: Settings) -> Policies:
+def make_policies(settings: Settings, counts: Counts | None = None) -> Policies:
     """Those of all routes. Raises ConfigError for keys and secrets that cannot be read, all at once."""
     by_path = {route.path: route.access or ("none",) for route in settings.routes}
     downloading = settings.download.access or ("none",)
     union = tuple(dict.fromkeys(kind for kinds in by_path.values() for kind in kinds))
     problems: list[str] = []
-    made = settings.access.made(tuple(dict.fromkeys([*union, *downloading])), problems)
+    made = settings.access.made(tuple(dict.fromkeys([*union, *downloading])), problems, counts)
     if problems:
         raise ConfigError(problems)
     hook = settings.access.made_hook() if "hook" in {*union, *downloading} else None

@@ -23,7 +23,7 @@ from pydantic import (
     model_validator,
 )
 
-from gateway.config.access import AccessKind, AccessSettings
+from gateway.config.access import AccessKind, AccessSettings, QuotasSettings
 from gateway.config.sinks import DottedPath, RelaySettings, SinkSettings, Table, matching
 from gateway.digests import ALGORITHMS
 from gateway.downloads.guard import AddressGuard, UrlRules
@@ -105,6 +105,8 @@ class ServerSettings(Table):
     """What every Python has. uvloop answers more small requests per second, and is no faster with large ones."""
     max_uploads: Count = 64
     """With the per-upload bound it makes the memory bound that `gateway check` prints."""
+    max_uploads_per_address: Count | None = None
+    """A quarter of max_uploads: one address, slow or many, cannot take what others need."""
     max_reads: Count = 256
     """More than uploads, since one holds less: see the bound that `gateway check` prints."""
     max_connections: Count = 1000
@@ -125,6 +127,12 @@ class ServerSettings(Table):
     """None: anybody can write into a header where they come from."""
     trusted_header: Family = "x-forwarded"
     """What nearly every proxy writes."""
+
+    @property
+    def effective_uploads_per_address(self) -> int:
+        """As configured, or a quarter of all; 0 is unlimited."""
+        most = self.max_uploads_per_address
+        return (self.max_uploads + 3) // 4 if most is None else most
 
 
 class ManagementSettings(Table):
@@ -334,6 +342,7 @@ class Settings(Table):
     flows: dict[str, FlowSettings] = Field(default_factory=dict)
     download: DownloadSettings = DownloadSettings()
     access: AccessSettings = AccessSettings()
+    quotas: QuotasSettings = QuotasSettings()
     routes: tuple[RouteSettings, ...] = ()
 
     @model_validator(mode="before")

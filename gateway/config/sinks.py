@@ -99,6 +99,8 @@ class DiskSettings(Table):
     type: Literal["disk"]
     root: FileName = "var/uploads"
     fsync: bool = True
+    min_free_bytes: Count = 0
+    """How much others need there, only they know."""
     keep_seconds: Seconds = 0
     """0: for ever. What is kept for a while only has to be asked for."""
     mode: Annotated[str, _mode("0640")] = "0640"

@@ -5,11 +5,11 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 
 from aiohttp import hdrs, web
 
-from gateway.errors import GatewayError, InternalError, Unauthenticated
+from gateway.errors import GatewayError, InternalError, TooManyRequests, Unauthenticated
 from gateway.http.prefix import prefixed
 
 __all__ = ["problem", "problem_document", "problem_middleware", "severity"]
@@ -46,6 +46,8 @@ def problem(
         response.headers[hdrs.WWW_AUTHENTICATE] = _CHALLENGE
     if error.retry_after_seconds is not None:
         response.headers[hdrs.RETRY_AFTER] = str(error.retry_after_seconds)
+    if isinstance(error, TooManyRequests):
+        response.headers.update(_rate_limit(error.members))
     if coding := error.members.get("accept_encoding"):
         response.headers[hdrs.ACCEPT_ENCODING] = str(coding)  # RFC 9110 15.5.16: and only where a coding is the reason
     if proxy_status is not None:
@@ -61,6 +63,16 @@ def severity(error: BaseException | None) -> int:
         return logging.INFO if error.status < 500 else logging.WARNING
     is_of_client_or_drain = error is None or isinstance(error, ConnectionError | asyncio.CancelledError)
     return logging.INFO if is_of_client_or_drain else logging.ERROR
+
+
+def _rate_limit(members: Mapping[str, object]) -> dict[str, str]:
+    """Retry-After, and the fields of draft-ietf-httpapi-ratelimit-headers where it is a rate."""
+    seconds = members.get("retry_after", 1)
+    fields: dict[str, str] = {hdrs.RETRY_AFTER: str(seconds)}
+    if quota := members.get("quota"):
+        fields["RateLimit-Policy"] = f'"{quota}";q={members["limit"]};w={members["window_seconds"]}'
+        fields["RateLimit"] = f'"{quota}";r=0;t={seconds}'
+    return fields
 
 
 @web.middleware

@@ -18,6 +18,8 @@ from gateway.model import Limits
 
 __all__ = ["Intake", "received_bytes"]
 
+_RATE_SECONDS = 60.0
+"""Over which a rate is averaged: phones are in tunnels for less. A burst makes up for no later minute."""
 _SMALL_BYTES = 256 << 10
 """Of a body that comes in a few pieces, at once: a part that lies whole in one buffer goes the short way."""
 
@@ -34,10 +36,9 @@ def received_bytes(read_buffer_bytes: int) -> int:
 class Intake:
     """A ByteSource over `request.content`. Use as a context manager: its clocks stop with it.
 
-    Raises, from `readany`: TooLarge over `max_body_bytes`; Stalled when no byte came for `idle_seconds`,
-    when the mean rate over the time spent waiting is under `min_rate_bytes` per second (looked at from
-    the end of the first idle period on), or after `deadline_seconds` of waiting in all; ClientGone;
-    Malformed for broken transfer coding.
+    Raises, from `readany`: TooLarge over `max_body_bytes`; Stalled when no byte came for `idle_seconds`, when the rate
+    over a minute spent waiting is under `min_rate_bytes` per second, or after `deadline_seconds` of waiting in all;
+    ClientGone; Malformed for broken transfer coding.
     """
 
     def __init__(self, request: web.Request, limits: Limits) -> None:
@@ -53,6 +54,8 @@ class Intake:
         self._stalled: Stalled | None = None
         self._waiting_since: float | None = None
         self._waited_seconds = 0.0
+        self._rated = 0.0, 0
+        """Seconds waited and bytes received when the rate was last looked at."""
         self.received_bytes = 0
         self.ended = False
         """Whether the body was read to its end."""
@@ -123,7 +126,9 @@ class Intake:
         if limits.deadline_seconds:
             delays.append(limits.deadline_seconds - waited)
         if limits.min_rate_bytes:
-            delays.append(1.0)
+            delays.append(
+                _RATE_SECONDS - (waited - self._rated[0]) if self._waiting_since is not None else _RATE_SECONDS
+            )
         return min(delays, default=None)
 
     def _verdict(self, idle: float, waited: float) -> Stalled | None:
@@ -134,7 +139,10 @@ class Intake:
             return Stalled(
                 f"the body took more than {limits.deadline_seconds:g} seconds", limit=limits.deadline_seconds
             )
-        grace = limits.idle_seconds or 10
-        if limits.min_rate_bytes and waited > grace and self.received_bytes < waited * limits.min_rate_bytes:
-            return Stalled(f"the body came at less than {limits.min_rate_bytes} bytes/s", limit=limits.min_rate_bytes)
+        seconds, received = waited - self._rated[0], self.received_bytes - self._rated[1]
+        if limits.min_rate_bytes and seconds >= _RATE_SECONDS:
+            if received < seconds * limits.min_rate_bytes:
+                least = limits.min_rate_bytes
+                return Stalled(f"the body came at less than {least} bytes/s for {_RATE_SECONDS:g} s", limit=least)
+            self._rated = waited, self.received_bytes
         return None

@@ -10,12 +10,12 @@ from typing import Any
 
 from aiohttp import hdrs, web
 
-from gateway.access import ANYBODY, Asked, Identity, Policy
+from gateway.access import ANYBODY, Asked, Identity, Policy, Quotas
 from gateway.downloads.stored import READER
 from gateway.errors import GatewayError
-from gateway.server.services import SENT_REQUEST_ID, SERVICES
+from gateway.server.services import CLIENT, SENT_REQUEST_ID, SERVICES
 
-__all__ = ["admitted", "for_downloaders", "for_readers"]
+__all__ = ["Charge", "admitted", "for_downloaders", "for_readers"]
 
 log = logging.getLogger("gateway.access")
 
@@ -33,7 +33,7 @@ async def admitted(request: web.Request, policy: Policy, *, scope: str, route: s
         request.raw_path.partition("?")[2],
         request.headers,
         request[SENT_REQUEST_ID],
-        request.remote or "",
+        request[CLIENT],
         request.headers.get(hdrs.CONTENT_TYPE, ""),
         request.content_length,
         request.get_extra_info("peercert"),
@@ -61,6 +61,37 @@ def _log(asked: Asked, decision: str, **more: Any) -> None:
     log.info("access %s", decision, extra=extra)
 
 
+class Charge:
+    """What one upload counts for, of what its client may have: settled when it has ended, well or not."""
+
+    def __init__(self, who: Identity, policy: Policy, quotas: Quotas) -> None:
+        self.who = who
+        self._policy = policy
+        self._quotas = quotas
+        self.meter = quotas.meter(who)
+        self.is_used = False
+        """Whether something came of it."""
+        self.received_bytes = 0
+
+    @property
+    def is_due(self) -> bool:
+        """Whether there is anything to settle."""
+        return self.meter is not None or bool(self.who.use)
+
+    async def begin(self, length: int | None) -> None:
+        """Count the request, and the bytes that it declares. Raises TooManyRequests."""
+        await self._quotas.count_request(self.who)
+        if self.meter is not None and length:
+            await self.meter.expect(length)
+
+    async def settle(self) -> None:
+        """Give back what was counted and did not come, or came to nothing."""
+        if self.meter is not None:
+            await self.meter.end(self.received_bytes)
+        if not self.is_used:
+            await self._policy.give_back(self.who)
+
+
 def for_readers(handler: Handler, scope: str = "read") -> Handler:
     """The handler, for those who may read, or remove, what was stored."""
 
@@ -81,7 +112,8 @@ def for_downloaders(handler: Handler) -> Handler:
 
 async def _asked(handler: Handler, request: web.Request, policy: Policy, scope: str, route: str) -> web.StreamResponse:
     if not policy.is_open:
-        request[READER] = await admitted(request, policy, scope=scope, route=route)
+        who = request[READER] = await admitted(request, policy, scope=scope, route=route)
+        await request.app[SERVICES].quotas.count_request(who)
     return await handler(request)
 
 

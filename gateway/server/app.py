@@ -6,11 +6,14 @@ from collections.abc import AsyncIterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AsyncExitStack
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 from aiohttp import web
 
+from gateway.access import Counts, FileCounts, Holders, MemoryCounts, Quotas
 from gateway.config.make import make_sinks_and_flows
+from gateway.config.messages import ConfigError
 from gateway.config.policies import make_policies
 from gateway.config.settings import ServerSettings, Settings
 from gateway.downloads.remote import Downloader
@@ -38,7 +41,8 @@ def build_app(
     `metrics` and `shared` are those that several processes have together.
     """
     sinks, flows = make_sinks_and_flows(settings)
-    policies = make_policies(settings)
+    counts = _counts(settings, shared)
+    policies = make_policies(settings, counts)
     app = _application(settings)
     settings = settings.named()
     assert settings.server.name is not None
@@ -55,6 +59,7 @@ def build_app(
         executor=hashing,
         downloader=downloader,
         metrics=metrics or Metrics(),
+        quotas=_quotas(settings, counts, shared),
         access=policies.routes,
         reading=policies.reading,
         downloading=policies.downloading,
@@ -66,6 +71,7 @@ def build_app(
     async def running(app: web.Application) -> AsyncIterator[None]:
         async with AsyncExitStack() as stack:
             stack.callback(hashing.shutdown)
+            stack.callback(counts.close)
             await stack.enter_async_context(downloader)
             await stack.enter_async_context(policies)
             for sink in sinks.values():
@@ -95,6 +101,28 @@ def _application(settings: Settings) -> web.Application:
     app.on_response_prepare.append(strip_aiohttp_headers)
     app.on_response_prepare.append(add_request_id)
     return app
+
+
+def _counts(settings: Settings, shared: SharedCounts | None) -> Counts:
+    """In the file that is configured, or in one of all processes. Raises ConfigError."""
+    path = Path(settings.quotas.file) if settings.quotas.file else None if shared is None else shared.counts_file
+    if path is None:
+        return MemoryCounts()
+    try:
+        return FileCounts(path)
+    except OSError as error:
+        raise ConfigError([f"quotas.file: {path}: {error.strerror}"]) from error
+
+
+def _quotas(settings: Settings, counts: Counts, shared: SharedCounts | None) -> Quotas:
+    return Quotas(
+        uploads_per_address=settings.server.effective_uploads_per_address,
+        uploads=settings.quotas.uploads,
+        requests_per_minute=settings.quotas.requests_per_minute,
+        bytes_per_day=settings.quotas.bytes_per_day,
+        counts=counts,
+        holders=Holders() if shared is None else shared.holders(),
+    )
 
 
 def _gate(server: ServerSettings, shared: SharedCounts | None) -> Gate:

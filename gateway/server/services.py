@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 
 from aiohttp import web
 
-from gateway.access import Policy
+from gateway.access import Policy, Quotas
 from gateway.downloads.remote import Downloader
 from gateway.errors import SinkFault
 from gateway.flows import Flow
@@ -42,6 +42,7 @@ class Services:
     """For hashing."""
     downloader: Downloader
     metrics: Metrics
+    quotas: Quotas
     access: Mapping[str, Policy]
     """Who may, by the path of the route."""
     reading: Policy

@@ -13,6 +13,7 @@ import mmap
 import os
 import struct
 import time
+from hashlib import blake2b
 from pathlib import Path
 
 __all__ = ["SharedCounts", "clear_slots", "make_slots"]
@@ -22,6 +23,9 @@ _MANY = 0xFFFFFFFF
 _UPLOADS, _READS, _CONNECTIONS = range(3)
 _LEFT_SECONDS = 0.01
 """As long as it may take until an idle process runs; one that hangs costs others so much for each connection."""
+_HOLDERS = "holders"
+_HELD = 1024
+"""Uploads of one process whose clients have a limit of their own: more are refused."""
 _NOBODY = struct.pack("III", 0, 0, _MANY)
 
 
@@ -33,6 +37,10 @@ class SharedCounts:
         self._memory = mmap.mmap(self.lock, 0)
         self.counts = memoryview(self._memory).cast("I")
         self._number = number
+        self._path = path
+        self._file = os.open(path.with_name(_HOLDERS), os.O_RDWR | os.O_CLOEXEC)
+        self._held_memory = mmap.mmap(self._file, 0)
+        self._held = memoryview(self._held_memory).cast("Q")
 
     def uploads(self, limit: int) -> _CountedSlots:
         """So many slots, of all processes together."""
@@ -41,6 +49,15 @@ class SharedCounts:
     def reads(self, limit: int) -> _CountedSlots:
         """Likewise."""
         return _CountedSlots(self, limit, self._number, _READS)
+
+    @property
+    def counts_file(self) -> Path:
+        """Where quotas are counted."""
+        return self._path.with_name("counts")
+
+    def holders(self) -> _CountedHolders:
+        """Who has uploads in progress, in all processes."""
+        return _CountedHolders(self.lock, self._held, self._number)
 
     def connections(self) -> _CountedConnections:
         """Those of all processes."""
@@ -51,6 +68,9 @@ class SharedCounts:
         self.counts.release()
         self._memory.close()
         os.close(self.lock)
+        self._held.release()
+        self._held_memory.close()
+        os.close(self._file)
 
 
 class _CountedSlots:
@@ -75,6 +95,40 @@ class _CountedSlots:
 
     def give_back(self) -> None:
         self._shared.counts[self._ours] -= 1
+
+
+class _CountedHolders:
+    """SharedHolders. A process writes down whose each of its uploads is, as a hash of the name."""
+
+    def __init__(self, lock: int, held: memoryview, number: int) -> None:
+        self._lock = lock
+        self._held = held
+        self._first = number * _HELD
+
+    def take(self, name: str, most: int) -> bool:
+        mark = _mark(name)
+        fcntl.flock(self._lock, fcntl.LOCK_EX)
+        try:
+            if self._held.tolist().count(mark) >= most:
+                return False
+            return self._write(0, mark)
+        finally:
+            fcntl.flock(self._lock, fcntl.LOCK_UN)
+
+    def give_back(self, name: str) -> None:
+        self._write(_mark(name), 0)
+
+    def _write(self, before: int, after: int) -> bool:
+        """Into the first of our places that has `before`."""
+        ours = self._held[self._first : self._first + _HELD].tolist()
+        if before not in ours:
+            return False
+        self._held[self._first + ours.index(before)] = after
+        return True
+
+
+def _mark(name: str) -> int:
+    return int.from_bytes(blake2b(name.encode(), digest_size=8).digest()) or 1
 
 
 class _CountedConnections:
@@ -119,6 +173,7 @@ class _CountedConnections:
 def make_slots(path: Path, *, processes: int) -> None:
     """The file, with a place for each process."""
     path.write_bytes(processes * _NOBODY)
+    path.with_name(_HOLDERS).write_bytes(bytes(8 * _HELD * processes))
 
 
 def clear_slots(path: Path, number: int) -> None:
@@ -126,3 +181,6 @@ def clear_slots(path: Path, number: int) -> None:
     with path.open("r+b", buffering=0) as file:
         file.seek(number * len(_NOBODY))
         file.write(_NOBODY)
+    with path.with_name(_HOLDERS).open("r+b", buffering=0) as file:
+        file.seek(number * 8 * _HELD)
+        file.write(bytes(8 * _HELD))

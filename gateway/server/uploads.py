@@ -7,7 +7,7 @@ from contextlib import AsyncExitStack
 
 from aiohttp import hdrs, web
 
-from gateway.access import ANYBODY, Caps, Identity
+from gateway.access import Caps, Identity, Meter
 from gateway.digests import declared_digests
 from gateway.downloads.locations import file_location, upload_location
 from gateway.errors import GatewayError
@@ -19,11 +19,11 @@ from gateway.intake.body import Intake
 from gateway.model import Part, Upload
 from gateway.multipart.codec import Event
 from gateway.multipart.reader import StreamingMultipartReader, raw_body_events, raw_part
-from gateway.server.access import admitted
+from gateway.server.access import Charge, admitted
 from gateway.server.logs import tell_also
 from gateway.server.record import UploadRecord, log_upload
 from gateway.server.results import converted, created
-from gateway.server.services import BODY_READ, HOST, OWN_ID, SENT_REQUEST_ID, SERVICES, UPLOAD_ID, Services
+from gateway.server.services import BODY_READ, CLIENT, HOST, OWN_ID, SENT_REQUEST_ID, SERVICES, UPLOAD_ID, Services
 from gateway.upload.dispatch import Dispatcher, Outcome
 from gateway.upload.routes import Route
 
@@ -47,42 +47,56 @@ class UploadHandler:
 
     async def upload(self, request: web.Request) -> web.StreamResponse:
         """Take the body of a request to its end, and answer it. Raises the GatewayError that the client is told."""
-        services, route, who, response = request.app[SERVICES], self._route, ANYBODY, None
+        services, route = request.app[SERVICES], self._route
         upload_id = request[UPLOAD_ID] = request[OWN_ID]
         tell_also(upload=upload_id)
         request[BODY_READ] = False
-        try:
-            check_loop(request.headers.items(), services.name)
-            who = await admitted(request, self._policy, scope="upload", route=route.path)
-            limits = who.caps.applied(services.limits)
-            multipart = check_headers(request, limits, kind=route.kind)
-            upload = self._described(request, services, who, multipart=multipart)
-            slot = services.gate.slot()
-        except GatewayError as error:
-            services.metrics.upload_refused(route=route.path, outcome=error.slug())
-            log_upload(upload_id, request[SENT_REQUEST_ID], route.path, error.slug(), error=error)
-            raise
-        with slot, Intake(request, limits) as intake:
+        async with AsyncExitStack() as held:
+            try:
+                check_loop(request.headers.items(), services.name)
+                who = await admitted(request, self._policy, scope="upload", route=route.path)
+                charge = Charge(who, self._policy, services.quotas)
+                if charge.is_due:
+                    held.push_async_callback(charge.settle)
+                limits = who.caps.applied(services.limits)
+                multipart = check_headers(request, limits, kind=route.kind)
+                upload = self._described(request, services, who, multipart=multipart)
+                await charge.begin(upload.content_length)
+                held.enter_context(services.quotas.share(who, request[CLIENT]))
+                held.enter_context(services.gate.slot())
+            except GatewayError as error:
+                services.metrics.upload_refused(route=route.path, outcome=error.slug())
+                log_upload(upload_id, request[SENT_REQUEST_ID], route.path, error.slug(), error=error)
+                raise
+            intake = held.enter_context(Intake(request, limits))
             try:
                 with UploadRecord(services.metrics, upload, intake) as record:
-                    response = await self._taken(request, services, upload, intake, record, who.caps)
+                    response = await self._taken(request, services, upload, intake, record, charge)
+                    charge.is_used = response.status < 400
                     return response
             finally:
                 request[BODY_READ] = intake.ended
-                if who.use and (response is None or response.status >= 400):
-                    await self._policy.give_back(who)
+                charge.received_bytes = intake.received_bytes
 
     async def _taken(
-        self, request: web.Request, services: Services, upload: Upload, intake: Intake, record: UploadRecord, caps: Caps
+        self,
+        request: web.Request,
+        services: Services,
+        upload: Upload,
+        intake: Intake,
+        record: UploadRecord,
+        charge: Charge,
     ) -> web.StreamResponse:
         """Take an upload that may come in to its end, and answer it."""
-        part = None if upload.multipart else self._raw_part(request)
+        caps, part = charge.who.caps, None if upload.multipart else self._raw_part(request)
         if part is not None:
             caps.check(part)
         self._dispatcher.admit(upload, part)
         events = self._events(request, intake, services, part)
         if caps.are_of_files:
             events = _allowed(events, caps)
+        if charge.meter is not None:
+            events = _metered(events, intake, charge.meter)
         await accept_body(request)
         async with AsyncExitStack() as stack:
             outcome = record.outcome = await self._dispatcher.dispatch(upload, events, stack, record.excluded)
@@ -173,4 +187,11 @@ async def _allowed(events: AsyncIterator[list[Event]], caps: Caps) -> AsyncItera
         for event in batch:
             if event.part is not None:  # it begins
                 caps.check(event.part)
+        yield batch
+
+
+async def _metered(events: AsyncIterator[list[Event]], intake: Intake, meter: Meter) -> AsyncIterator[list[Event]]:
+    """The same, as far as there is a quota for the bytes."""
+    async for batch in events:
+        await meter.came(intake.received_bytes)
         yield batch

@@ -7,7 +7,7 @@ import pytest
 from itsdangerous import URLSafeSerializer
 
 from gateway.access.asked import Asked, Identity
-from gateway.access.signed import MemoryUses, SignedUrls, is_signature, read_secrets, signed_url
+from gateway.access.signed import SignedUrls, is_signature, read_secrets, signed_url
 from gateway.errors import Forbidden
 
 NEW, OLD = "n" * 40, "o" * 40
@@ -92,14 +92,6 @@ class TestSignedUrls:
     async def test_what_was_signed_for_another_purpose_with_the_same_secret_is_not_right(self) -> None:
         token = URLSafeSerializer(NEW).dumps({"r": "/upload", "m": ["POST"], "e": 1 << 40})
         assert await refusal(SignedUrls([NEW]), asked(f"/upload?signature={token}"))
-
-
-class TestUses:
-    async def test_those_that_are_over_are_forgotten(self) -> None:
-        uses = MemoryUses()
-        for number in range(5000):
-            assert await uses.take(str(number), 1, 0)
-        assert len(uses._counts) < 2000
 
 
 @pytest.mark.parametrize(

@@ -26,6 +26,7 @@ _TICKS = os.sysconf("SC_CLK_TCK")
 CONFIG = """
 [server]
 port = {port}
+max_uploads_per_address = 0
 [limits]
 idle_seconds = 5
 [sinks.disk]

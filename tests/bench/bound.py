@@ -32,6 +32,7 @@ BASE = """
 [server]
 port = 0
 max_uploads = {uploads}
+max_uploads_per_address = 0
 max_reads = {reads}
 max_connections = {connections}
 [sinks.disk]

@@ -354,6 +354,7 @@ def test_a_sink_of_a_default_name_overrides_keys_and_keeps_the_others(config: Lo
         "type": "disk",
         "root": "var/uploads",
         "fsync": False,
+        "min_free_bytes": 0,
         "keep_seconds": 0,
         "mode": "0640",
         "directory_mode": "0750",

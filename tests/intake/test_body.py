@@ -10,6 +10,7 @@ from typing import Literal
 
 import pytest
 
+from gateway.intake import body as body_module
 from tests.conftest import RunningGateway, StartDestination, StartGateway
 from tests.support.clients import (
     Answer,
@@ -129,7 +130,10 @@ class TestPace:
         assert 1 <= time.monotonic() - began < 20
         await _kept_nothing(gateway)
 
-    async def test_a_body_that_comes_too_slowly_is_broken_off(self, start_gateway: StartGateway) -> None:
+    async def test_a_body_that_comes_too_slowly_is_broken_off(
+        self, start_gateway: StartGateway, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(body_module, "_RATE_SECONDS", 1.0)
         gateway = await start_gateway(limits={"min_rate_bytes": 10_000, "idle_seconds": 1})
         async with Client(gateway.port) as client, asyncio.TaskGroup() as group:
 
@@ -144,7 +148,28 @@ class TestPace:
             trickling.cancel()
         await _kept_nothing(gateway)
 
-    async def test_a_body_that_comes_fast_enough_is_not(self, start_gateway: StartGateway) -> None:
+    async def test_a_burst_makes_up_for_no_later_minute(
+        self, start_gateway: StartGateway, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(body_module, "_RATE_SECONDS", 1.0)
+        gateway = await start_gateway(limits={"min_rate_bytes": 1000})
+        async with Client(gateway.port) as client, asyncio.TaskGroup() as group:
+
+            async def trickle() -> None:
+                await client.send(head(content_length=10 << 20) + file(bytes(5 << 20)))
+                while True:
+                    await client.send(b"x")
+                    await asyncio.sleep(0.05)
+
+            trickling = group.create_task(trickle())
+            _is_stalled(await client.answer(), 1000)
+            trickling.cancel()
+        await _kept_nothing(gateway)
+
+    async def test_a_body_that_comes_fast_enough_is_not(
+        self, start_gateway: StartGateway, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(body_module, "_RATE_SECONDS", 1.0)
         gateway = await start_gateway(limits={"min_rate_bytes": 1000, "idle_seconds": 1})
         body = form(file(random_bytes(40_000)))
         async with Client(gateway.port) as client:
@@ -156,8 +181,13 @@ class TestPace:
 
     @pytest.mark.parametrize("limits", [{"idle_seconds": 0.3}, {"deadline_seconds": 1}, {"min_rate_bytes": 20 << 20}])
     async def test_the_clocks_stand_still_while_a_destination_is_slow(
-        self, start_gateway: StartGateway, start_destination: StartDestination, limits: dict[str, float]
+        self,
+        start_gateway: StartGateway,
+        start_destination: StartDestination,
+        limits: dict[str, float],
+        monkeypatch: pytest.MonkeyPatch,
     ) -> None:
+        monkeypatch.setattr(body_module, "_RATE_SECONDS", 1.0)
         destination = await start_destination()
         gateway = await start_gateway(api=f"{destination.url}/upload", limits={"idle_seconds": 1, **limits})
         body = form(file(random_bytes(24 << 20)))

@@ -9,6 +9,7 @@ import resource
 import socket
 from collections.abc import AsyncIterator
 from importlib.util import find_spec
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ import pytest
 from gateway.server.listening import Listener, bound_sockets
 from tests.conftest import RunningGateway, StartGateway
 from tests.support.clients import SECONDS, Client, ask, eventually, file, form, head, random_bytes
-from tests.support.processes import Process, gateway_process
+from tests.support.processes import Process, gateway_process, gateway_short_of_descriptors
 
 pytestmark = pytest.mark.sockets
 
@@ -32,16 +33,16 @@ def lines_of(process: Process) -> list[dict[str, Any]]:
 
 
 @contextlib.asynccontextmanager
-async def idle(port: int, count: int) -> AsyncIterator[list[Client]]:
+async def idle(port: int, number: int) -> AsyncIterator[list[Client]]:
     """Connections on which nothing is said."""
     async with contextlib.AsyncExitStack() as stack:
-        yield [await stack.enter_async_context(Client(port)) for _ in range(count)]
+        yield [await stack.enter_async_context(Client(port)) for _ in range(number)]
 
 
-async def connected(gateway: RunningGateway, count: int) -> None:
+async def connected(gateway: RunningGateway, number: int) -> None:
     assert gateway.runner.server is not None
     server = gateway.runner.server
-    await eventually(lambda: len(server.connections) == count)
+    await eventually(lambda: len(server.connections) == number)
 
 
 class TestMaxConnections:
@@ -116,6 +117,37 @@ class TestMaxConnections:
             async with asyncio.timeout(SECONDS):
                 while (await ask(process.port, "/metrics")).status != 200:  # noqa: ASYNC110 - no signal of that
                     await asyncio.sleep(0.01)
+
+
+async def test_1100_idle_connections_where_there_are_1024_descriptors(tmp_path: Path) -> None:
+    """Uploads under way complete, new clients are served once the idle ones are timed out, and the log stays short."""
+    config = "server.head_seconds = 2\n"
+    with gateway_short_of_descriptors(tmp_path, config, descriptors=1024) as process:
+        async with contextlib.AsyncExitStack() as stack:
+            uploading = [await stack.enter_async_context(Client(process.port)) for _ in range(5)]
+            for client in uploading:
+                await client.send(head("/upload", content_length=len(BODY)) + BODY[:1000])
+            await stack.enter_async_context(idle(process.port, 1100))
+            await asyncio.sleep(0.5)
+            for client in uploading:
+                await client.send(BODY[1000:])
+                assert (await client.answer()).status == 201
+            late = await asyncio.gather(*(_patient(process.port) for _ in range(5)))
+            assert late == [201] * 5
+        lines = lines_of(process)
+        assert len(lines) < 30
+        assert len([line for line in lines if line["level"] == "WARNING"]) == 1
+        assert (await ask(process.port, "/upload", "POST", BODY)).status == 201
+
+
+async def _patient(port: int) -> int:
+    """The status of an upload by a client that comes back when it is told to."""
+    async with asyncio.timeout(20):
+        for _ in count():
+            if (status := (await ask(port, "/upload", "POST", BODY)).status) != 503:
+                break
+            await asyncio.sleep(0.5)
+    return status
 
 
 class TestDescriptors:

@@ -91,7 +91,10 @@ def _limit_descriptors(count: int) -> None:
 
 
 def gateway_process(directory: Path, config: str = "", **env: str) -> Process:
-    """A gateway on a free port; `config` is TOML, its disk root is `directory/uploads` unless it says otherwise."""
+    """A gateway on a free port; `config` is TOML, its disk root is `directory/uploads` unless it says otherwise.
+
+    A variable that is empty is not set.
+    """
     return _gateway(directory, config, env)
 
 
@@ -104,11 +107,15 @@ def _gateway(directory: Path, config: str, env: dict[str, str], descriptors: int
     number = len(list(directory.glob("gateway-*.toml")))
     path = directory / f"gateway-{number}.toml"
     path.write_text(config)
-    defaults = {"GATEWAY_SERVER__PORT": "0", "GATEWAY_SINKS__DISK__ROOT": str(directory / "uploads")}
+    defaults = {
+        "GATEWAY_SERVER__PORT": "0",
+        "GATEWAY_SERVER__MAX_UPLOADS_PER_ADDRESS": "0",  # all clients have one here
+        "GATEWAY_SINKS__DISK__ROOT": str(directory / "uploads"),
+    }
     return Process(
         *("serve", "--config", str(path)),
         log=path.with_suffix(".log"),
-        env={**defaults, **env},
+        env={name: value for name, value in {**defaults, **env}.items() if value},
         descriptors=descriptors,
     )
 

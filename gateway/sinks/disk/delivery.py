@@ -42,10 +42,10 @@ class DiskDelivery(Delivery):
 
     takes_batches = hashes = True
 
-    def __init__(self, upload_id: str, volume: Volume) -> None:
+    def __init__(self, upload_id: str, volume: Volume, *, expected_bytes: int = 0) -> None:
         self._upload_id = upload_id
         self._volume = volume
-        self._jobs = volume.jobs(upload_id)
+        self._jobs = volume.jobs(upload_id, expected_bytes=expected_bytes)
         self._directory = self._jobs.directory
         self._executor = volume.tracked()
         self._sink = volume.name

@@ -32,10 +32,13 @@ class Jobs:
     """The files of one upload, written, published and removed. Every method but `finish` raises OSError.
 
     `fsync`: whether what is written is made durable. `mode`: that of files, less the umask. Several jobs may run at
-    once, on different files; `publish`, `rewrite` and `finish` run alone.
+    once, on different files; `publish`, `rewrite` and `finish` run alone. Of the disk `min_free_bytes` are left to
+    others, beside those that are `expected` here: less is a full one.
     """
 
-    def __init__(self, directory: Incoming, *, fsync: bool, mode: int) -> None:
+    def __init__(
+        self, directory: Incoming, *, fsync: bool, mode: int, min_free_bytes: int = 0, expected_bytes: int = 0
+    ) -> None:
         self.directory = directory
         self.algorithms: dict[int, Sequence[str]] = {}
         """By which each part is to be hashed that is to be hashed here, by index."""
@@ -44,6 +47,9 @@ class Jobs:
         self.moved: Callable[[], None] = _tell_nobody
         self._fsync = fsync
         self._mode = mode
+        self._min_free_bytes = min_free_bytes
+        self._needed_bytes = min_free_bytes + expected_bytes if min_free_bytes else 0
+        """Before anything is written."""
         self._is_ended = False
         self._open_files: set[IO[bytes]] = set()
 
@@ -58,8 +64,18 @@ class Jobs:
 
     def in_directory(self, function: Callable[..., T], *args: Any) -> T:
         """Run a job of ours, in the directory that the first of them makes."""
+        if self._needed_bytes:
+            self._check_room(self._needed_bytes)
+            self._needed_bytes = 0
         self.directory.make()
         return function(*args)
+
+    def _check_room(self, needed: int) -> None:
+        there = self.directory.path.parent
+        with contextlib.suppress(FileNotFoundError):  # a root that is made anew has room
+            status = os.statvfs(there)
+            if status.f_bavail * status.f_frsize < needed:
+                raise OSError(errno.ENOSPC, f"fewer than {needed} bytes are free", str(there))
 
     def _open(self, path: str | Path, flags: int) -> int:
         return os.open(path, flags, self._mode)
@@ -77,6 +93,8 @@ class Jobs:
         file.flush()
         if self._fsync:
             os.fdatasync(file.fileno())
+        if self._min_free_bytes:
+            self._check_room(self._min_free_bytes)
         self.moved()
 
     def close(self, file: IO[bytes]) -> None:

@@ -60,6 +60,7 @@ class DiskSink(Store):
         name: str,
         root: str,
         fsync: bool = True,
+        min_free_bytes: int = 0,
         keep_seconds: float = 0,
         mode: str = "0640",
         directory_mode: str = "0750",
@@ -68,6 +69,7 @@ class DiskSink(Store):
         self.name = name
         self.root = Path(root)
         self.fsync = fsync
+        self.min_free_bytes = min_free_bytes
         self.keep_seconds = keep_seconds
         self._modes = int(mode, 8), int(directory_mode, 8)
         self._threads = threads
@@ -88,6 +90,7 @@ class DiskSink(Store):
             self.name,
             self.root,
             fsync=self.fsync,
+            min_free_bytes=self.min_free_bytes,
             threads=self._threads,
             mode=mode,
             directory_mode=directory_mode,
@@ -134,7 +137,7 @@ class DiskSink(Store):
     async def open(self, upload: Upload) -> AsyncIterator[DiskDelivery]:
         """One upload's share; nothing of it is on disk before its first part. Raises what `admit` does."""
         self.admit(upload)
-        delivery = DiskDelivery(upload.id, self._volume)
+        delivery = DiskDelivery(upload.id, self._volume, expected_bytes=upload.content_length or 0)
         try:
             yield delivery
         finally:

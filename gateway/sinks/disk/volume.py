@@ -43,6 +43,7 @@ class Volume:
         root: Path,
         *,
         fsync: bool,
+        min_free_bytes: int = 0,
         threads: int,
         mode: int = 0o640,
         directory_mode: int = 0o750,
@@ -52,6 +53,7 @@ class Volume:
         """That of the sink, for errors and the log."""
         self.root = root
         self.fsync = fsync
+        self._min_free_bytes = min_free_bytes
         self.threads = DaemonThreads(threads, name=f"disk-{name}")
         self.cleanups = CleanUps()
         self.writable = Probe(self.probe, name=f"probe-{name}")
@@ -64,10 +66,16 @@ class Volume:
         """The threads, for the jobs of one owner."""
         return TrackedExecutor(self.threads)
 
-    def jobs(self, upload_id: str) -> Jobs:
-        """The jobs of one upload, in a directory that the first of them makes."""
+    def jobs(self, upload_id: str, *, expected_bytes: int = 0) -> Jobs:
+        """The jobs of one upload, in a directory that the first of them makes if there is room for so many bytes."""
         directory = Incoming(upload_id, root=self.root, fsync=self.fsync, mode=self._directory_mode)
-        return Jobs(directory, fsync=self.fsync, mode=self._mode)
+        return Jobs(
+            directory,
+            fsync=self.fsync,
+            mode=self._mode,
+            min_free_bytes=self._min_free_bytes,
+            expected_bytes=expected_bytes,
+        )
 
     def remove(self, path: Path, *, durably: bool = True) -> None:
         """Remove an upload, whose exclusive lock the caller holds. It vanishes by one rename, `durably` or not. Blocks.

@@ -81,7 +81,7 @@ def _gateway(setup: Setup) -> Sequence[str]:
     workers = f"workers = {setup.workers}\n" if setup.workers != 1 else ""
     config = setup.scratch / "gateway.toml"
     config.write_text(
-        f"[server]\nport = {setup.port}\n{workers}{limits}"
+        f"[server]\nport = {setup.port}\nmax_uploads_per_address = 0\n{workers}{limits}"
         f'[sinks.disk]\ntype = "disk"\nroot = {json.dumps(str(setup.root))}\nfsync = {json.dumps(setup.fsync)}\n'
         f'[sinks.api]\ntype = "relay"\nurl = "http://127.0.0.1:{setup.destination}/upload"\n{routes}'
     )
