@@ -21,15 +21,16 @@ _LOCATED_BYTES = 3 * 200
 """What a receipt may take, and the file name in its location: they are written when nothing can be refused any more."""
 
 
-def memory_shares(limits: Limits, received: int, *, is_told: bool) -> dict[str, int]:
+def memory_shares(limits: Limits, received: int, *, is_told: bool, lists_results: bool) -> dict[str, int]:
     """What is held of one upload's manifest at most, in bytes, by what.
 
     What it will say of the parts is looked at each time that something was `received`. Then, where it `is_told`, the
-    text of each part is held, and all of it with their receipts.
+    text of each part is held, and all of it with their receipts; and the list of results, which says less.
     """
     return {
         "names, headers and values of parts": limits.max_manifest_bytes + received,
         "the manifest": 2 * limits.max_manifest_bytes if is_told else 0,
+        "the list of results": limits.max_manifest_bytes if lists_results else 0,
     }
 
 
@@ -66,6 +67,9 @@ class ManifestText:
             self._begun.append(begun)
             filename = 0 if entry.part.raw_filename is None else 3 * len(entry.part.raw_filename)
             size += len(begun) + self._receipts_bytes + self._located * min(filename, _LOCATED_BYTES)
+            if entry.output is not None:  # each receipt has it
+                told = json.dumps([entry.output.filename, entry.output.content_type], ensure_ascii=False)
+                size += self._located * len(told.encode())
             if self._limit and size > self._limit:
                 raise TooLarge(f"the manifest has more than {self._limit} bytes", limit=self._limit)
 

@@ -139,10 +139,19 @@ class Receipt:
 class Output:
     """What flows made of a file: what the sinks were given instead of what came in."""
 
-    filename: str | None
-    content_type: str | None
+    raw_filename: bytes | None
+    raw_content_type: bytes | None
+    """Both in UTF-8, as sinks are told: a text with one wide character takes four times as much."""
     size: int = 0
     sha256: str | None = None
+
+    @property
+    def filename(self) -> str | None:
+        return None if self.raw_filename is None else text(self.raw_filename)
+
+    @property
+    def content_type(self) -> str | None:
+        return None if self.raw_content_type is None else text(self.raw_content_type)
 
 
 @dataclass(slots=True)

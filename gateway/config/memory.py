@@ -53,7 +53,8 @@ def _of_route(route: Route, settings: Settings) -> Counter[str]:
     bounds = Counter({"received, not yet parsed": received, "batches being hashed": hashing_bytes(received)})
     bounds.update(request_heads.memory_shares(settings.server.max_head_bytes))
     bounds.update(reader.memory_shares(max_header_bytes=limits.max_header_bytes))
-    bounds.update(manifest.memory_shares(limits, received, is_told=stored or not route.passes_answers))
+    is_told, lists_results = stored or not route.passes_answers, route.kind == "convert"
+    bounds.update(manifest.memory_shares(limits, received, is_told=is_told, lists_results=lists_results))
     bounds.update(lanes.memory_shares(limits, received, required_sinks=required, lag_bytes=sum(lags)))
     if any(rule.flows for rule in route.rules):
         bounds.update(flows.memory_shares(limits, received))

@@ -65,10 +65,13 @@ working: ContextVar[Progress | None] = ContextVar("working", default=None)
 
 def memory_shares(limits: Limits, received: int) -> dict[str, int]:
     """What flows hold of one upload at most, in bytes: for each open part a window, and batches before, in and behind
-    two flows that gather. `received` is what may come at a time.
+    two flows that gather; and the names and types that they gave. `received` is what may come at a time.
     """
     window = max(limits.window_bytes, received)
-    return {"flows": limits.parallel_parts * (window + 6 * BATCH_BYTES)}
+    return {
+        "flows": limits.parallel_parts * (window + 6 * BATCH_BYTES),
+        "names that flows gave": limits.max_manifest_bytes,
+    }
 
 
 async def in_thread(function: Callable[..., T], /, *args: Any) -> T:

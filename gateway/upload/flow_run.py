@@ -38,9 +38,9 @@ class Passage:
         self.progress = Progress()
         self.chain = FlowChain(flows, file, self.progress)
         self.inlet = Pipe(Window(window_bytes, self.progress))
-        self._told: Output | None = None
-        self._part: Part | None = None
-        self._keeps_bytes = all(flow.keeps_bytes for flow in flows)
+        self.keeps_bytes = all(flow.keeps_bytes for flow in flows)
+        self.is_same = False
+        """Whether the sinks were told of the part as it came in."""
         self._turns = [lane.keep_turn(part) for lane in lanes if lane.keeps_order]
 
     async def run(self, *, hashing: bool, executor: Executor, through: Callable[[], object]) -> None:
@@ -53,9 +53,10 @@ class Passage:
         async with AsyncExitStack() as stack:
             stack.callback(self.inlet.close)
             output = await self.chain.start(self.inlet, stack)
-            told = entry.output = Output(self.chain.file.filename, self.chain.file.content_type)
-            part = _told_part(entry.part, told, keeps_bytes=self._keeps_bytes)
-            digest = PartDigest(("sha256",), executor) if hashing and not self._keeps_bytes else None
+            part = _told_part(entry.part, self.chain.file, keeps_bytes=self.keeps_bytes)
+            self.is_same = part is entry.part
+            told = entry.output = Output(part.raw_filename, part.content_type)
+            digest = PartDigest(("sha256",), executor) if hashing and not self.keeps_bytes else None
             with progress.excused():
                 for before, _ in self._turns:
                     if before is not None:
@@ -83,19 +84,11 @@ class Passage:
                 for pipe in pipes:
                     pipe.finish()
                 self.end_turns()
-        self._told, self._part = told, part
 
     def stalled(self, limit: float) -> FlowStalled:
         """The error of the flow that is at work, and did nothing for so many seconds."""
         name, part = self.chain.running, self.entry.part.index
         return FlowStalled(f"flow {name} took nothing for {limit:g} seconds", flow=name, part=part, limit=limit)
-
-    def settle(self) -> None:
-        """The digests of what came in are there: they are those of what came out, where that is the same."""
-        if self._keeps_bytes and self._told is not None:
-            self._told.sha256 = self.entry.digests.get("sha256")
-            if self._part is self.entry.part:
-                self.entry.output = None
 
     def end_turns(self) -> None:
         """Let go on who waits until this file was sent."""
@@ -104,7 +97,7 @@ class Passage:
                 after.set_result(None)
 
 
-def _told_part(part: Part, told: Output, *, keeps_bytes: bool) -> Part:
+def _told_part(part: Part, told: FlowFile, *, keeps_bytes: bool) -> Part:
     """The part as the sinks are told of it; the same one if the flows left it alone."""
     if not keeps_bytes and any(name in _OF_THE_BYTES for name, _ in part.headers):
         part = replace(part, own_headers=[header for header in part.headers if header[0] not in _OF_THE_BYTES])

@@ -37,7 +37,8 @@ class Handover:
         self._window_bytes = limits.window_bytes
         self._failures = failures
         self._permits = PartPermits(limits.parallel_parts)
-        self._passages: list[Passage] = []
+        self._kept_bytes: list[tuple[Entry, bool]] = []
+        """Files whose flows left the bytes alone, and whether all else, too: no more is held of what has passed."""
 
     async def hand_over(self, *, at_once: bool = False) -> None:
         """Small parts that have gathered: those that their sinks have room for or, `at_once`, all."""
@@ -60,14 +61,16 @@ class Handover:
 
     async def settle(self) -> None:
         """All accepts have returned, and the digests are there: what there is to do before the sinks may commit."""
-        for passage in self._passages:
-            passage.settle()
+        for entry, is_same in self._kept_bytes:
+            if entry.output is not None:  # what came out has the digest of what came in
+                entry.output.sha256 = entry.digests.get("sha256")
+                if is_same:
+                    entry.output = None
         await self._failures.settle(self._lanes)
 
     def _through(self, entry: Entry, lanes: Sequence[Lane], flows: Sequence[Flow]) -> tuple[Pipe, Accepting]:
         passage = Passage(entry, flows, lanes, self._window_bytes)
         self.flowing.add(passage)
-        self._passages.append(passage)
         return passage.inlet, partial(self._run, passage)
 
     async def _run(self, passage: Passage) -> None:
@@ -78,6 +81,8 @@ class Handover:
                 executor=digests.executor,
                 through=lambda: self.flowing.discard(passage),
             )
+            if passage.keeps_bytes:
+                self._kept_bytes.append((passage.entry, passage.is_same))
         except BaseException as error:
             forget_frames(error)
             raise
