@@ -11,6 +11,7 @@ import subprocess
 import sys
 import time
 import tomllib
+import urllib.error
 import urllib.request
 from pathlib import Path
 
@@ -267,3 +268,18 @@ def test_the_makefiles_destination_is_where_the_demo_configuration_sends_to() ->
     port = re.search(r"^RECEIVER_PORT \?= (\d+)$", (REPOSITORY / "Makefile").read_text(), re.MULTILINE)
     assert port is not None
     assert tomllib.loads(CONFIG_FILES[1].read_text())["sinks"]["api"]["url"] == f"http://127.0.0.1:{port[1]}/upload"
+
+
+def test_lines_are_for_people_where_the_command_line_says_so_those_of_workers_too(tmp_path: Path) -> None:
+    config = tmp_path / "gateway.toml"
+    config.write_text(f'server.port = 0\nserver.workers = 2\nsinks.disk.root = "{tmp_path}/uploads"\n')
+    arguments = ("serve", "--log-format", "people", "--config", str(config))
+    with Process(*arguments, log=tmp_path / "log") as process:
+        with pytest.raises(urllib.error.HTTPError):
+            get(f"{process.url}/uploads/01ARZ3NDEKTSV4RRFFQ69G5FAV")
+    lines = (tmp_path / "log").read_text().splitlines()
+    assert not any(line.startswith("{") for line in lines)
+    assert re.search(r"^\d\d:\d\d:\d\d INFO    gateway.workers: listening on http", "\n".join(lines), re.MULTILINE)
+    (read,) = [line for line in lines if "gateway.read: read not-found" in line]
+    assert re.search(r" worker=[01]\b", read)
+    assert " client=127.0.0.1" in read

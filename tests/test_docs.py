@@ -24,6 +24,7 @@ from typing import Any, Literal, get_args, get_origin
 
 import pytest
 import requests
+from prometheus_client.parser import text_string_to_metric_families
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
@@ -643,10 +644,18 @@ def test_the_flows_are_listed_with_the_defaults_of_their_options_here_and_in_the
 @pytest.mark.sockets
 def test_the_metrics_are_listed_with_their_labels(demo: Process) -> None:
     put(f"{demo.url}/upload/a.txt", b"hello")
-    kinds = dict(re.findall(r"^# TYPE (\w+) (\w+)$", fetch(f"{demo.url}/metrics").decode(), re.MULTILINE))
-    listed = {row[0].strip("`"): row[2] for row in rows(page("operating"), columns=3)}
+    text = fetch(f"{demo.url}/metrics").decode()
+    kinds = dict(re.findall(r"^# TYPE (\w+) (\w+)$", text, re.MULTILINE))
+    listed = {row[0].strip("`"): row for row in rows(page("operating"), columns=3)}
     assert listed.keys() == kinds.keys()
-    assert all("a histogram" in listed[name] for name, kind in kinds.items() if kind == "histogram")
+    assert all("a histogram" in listed[name][2] for name, kind in kinds.items() if kind == "histogram")
+    shown: dict[str, set[str]] = {}
+    for family in text_string_to_metric_families(text):
+        for sample in family.samples:
+            name = re.sub("_(bucket|sum|count)$", "", sample.name)
+            shown.setdefault(name, set()).update(sample.labels.keys() - {"le"})
+    assert shown.keys() >= kinds.keys() - {"gateway_sink_dropped_total", "gateway_downloads_total"}
+    assert shown == {name: set(re.findall(r"`(\w+)`", listed[name][1])) for name in shown}
 
 
 def test_the_wings_are_listed_on_their_floors() -> None:

@@ -24,6 +24,7 @@ from gateway.server.handlers import add_request_id, add_routes, problems
 from gateway.server.metrics import Metrics
 from gateway.server.services import SERVICES, Services
 from gateway.server.slots import SharedCounts
+from gateway.sinks.relay.sink import RelaySink
 
 __all__ = ["build_app", "build_management", "check_took_effect"]
 
@@ -47,6 +48,10 @@ def build_app(
     settings = settings.named()
     assert settings.server.name is not None
     downloader = Downloader(**settings.download.model_dump(exclude={"access"}), gateway=settings.server.name)
+    metrics = metrics or Metrics()
+    for sink in sinks.values():
+        if isinstance(sink, RelaySink):
+            sink.report_destinations(metrics.destination_is)
     hashing = ThreadPoolExecutor(2, thread_name_prefix="hash")
     app[SERVICES] = Services(
         limits=settings.limits,
@@ -58,7 +63,7 @@ def build_app(
         flows=flows,
         executor=hashing,
         downloader=downloader,
-        metrics=metrics or Metrics(),
+        metrics=metrics,
         quotas=_quotas(settings, counts, shared),
         access=policies.routes,
         reading=policies.reading,

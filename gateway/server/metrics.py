@@ -66,6 +66,26 @@ class Metrics:
         self._downloads = Counter(
             "gateway_downloads", "Remote downloads that ended, by outcome", ["outcome"], registry=self._registry
         )
+        where = ["sink", "destination"]
+        self._up = Gauge(
+            "gateway_destination_up",
+            "Whether a relay's destination is in use: its circuit is closed, and its last health check was good",
+            where,
+            registry=self._registry,
+            multiprocess_mode="livemin",
+        )
+        self._open = Gauge(
+            "gateway_destination_circuit_open",
+            "Whether the circuit of a relay's destination is open, or waits for an upload to close it",
+            where,
+            registry=self._registry,
+            multiprocess_mode="livemax",
+        )
+
+    def destination_is(self, sink: str, destination: str, is_up: bool, is_open: bool) -> None:
+        """What is known of it now, and whether its circuit is open. `destination` is its server without secrets."""
+        self._up.labels(sink, destination).set(is_up)
+        self._open.labels(sink, destination).set(is_open)
 
     def download_ended(self, outcome: str) -> None:
         """`outcome` is `ok` or the slug of an error."""

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import Literal
 
 import pytest
+from aiohttp import web
 from prometheus_client.parser import text_string_to_metric_families
 
+from gateway.server.demo_destination import receiver_app
 from tests.conftest import RunningGateway, StartDestination, StartGateway
 from tests.support.clients import Client, VanishingClient, ask, eventually, file, form, head
+from tests.support.ports import free_port
 
 SLOTS = ("gateway_uploads_in_flight", ())
 WHOLE = form(file(b"abc"))
@@ -142,3 +146,68 @@ async def test_no_word_of_a_client_becomes_a_label(start_gateway: StartGateway) 
     for _, labels in samples:
         assert dict(labels).get("route", "/upload") in routes
         assert dict(labels).get("sink", "disk") in gateway.services.sinks
+
+
+def _of(samples: Samples, name: str) -> dict[tuple[str, str], float]:
+    """(sink, destination) -> value."""
+    found = ((dict(labels), value) for (one, labels), value in samples.items() if one == name)
+    return {(labels["sink"], labels["destination"]): value for labels, value in found}
+
+
+async def test_destinations_are_shown_from_the_start_without_what_may_be_secret(start_gateway: StartGateway) -> None:
+    urls = ["http://127.0.0.1:1/services/T0KEN?sig=hunter2", "http://127.0.0.1:1/b", "http://127.0.0.1:2"]
+    gateway = await start_gateway(sinks={"hooks": {"type": "relay", "urls": urls}})
+    answer = await ask(gateway.port, "/metrics")
+    assert b"T0KEN" not in answer.body
+    assert b"hunter2" not in answer.body
+    up = _of(await _samples(gateway), "gateway_destination_up")
+    servers = ["http://127.0.0.1:1", "http://127.0.0.1:1#2", "http://127.0.0.1:2"]
+    assert {key: value for key, value in up.items() if key[0] == "hooks"} == {("hooks", one): 1.0 for one in servers}
+
+
+async def test_a_destination_is_down_while_its_circuit_is_open(start_gateway: StartGateway) -> None:
+    port = free_port()
+    url = f"http://127.0.0.1:{port}"
+    gateway = await start_gateway(api=f"{url}/upload", sinks={"api": {"failures_to_open": 2}})
+
+    async def known_after(status: int) -> list[float]:
+        assert (await ask(gateway.port, "/proxy", "POST", WHOLE)).status == status
+        samples = await _samples(gateway)
+        return [_of(samples, f"gateway_destination_{name}")["api", url] for name in ("up", "circuit_open")]
+
+    assert await known_after(503) == [1, 0]
+    assert await known_after(503) == [0, 1]
+    runner = web.AppRunner(receiver_app(), shutdown_timeout=1)
+    await runner.setup()
+    try:
+        await web.TCPSite(runner, "127.0.0.1", port).start()
+        assert await known_after(200) == [1, 0]
+    finally:
+        await runner.cleanup()
+
+
+async def test_a_destination_is_down_while_its_health_check_fails(
+    start_gateway: StartGateway, start_destination: StartDestination
+) -> None:
+    status = 500
+
+    async def health(request: web.Request) -> web.Response:
+        return web.Response(status=status)
+
+    app = web.Application()
+    app.router.add_get("/health", health)
+    url = (await start_destination(app)).url
+    gateway = await start_gateway(api=f"{url}/x", sinks={"api": {"health_path": "/health", "health_seconds": 0.05}})
+
+    async def comes_to(expected: float) -> None:
+        async with asyncio.timeout(10):
+            while True:
+                samples = await _samples(gateway)
+                assert _of(samples, "gateway_destination_circuit_open")["api", url] == 0
+                if _of(samples, "gateway_destination_up")["api", url] == expected:
+                    return
+                await asyncio.sleep(0.02)
+
+    await comes_to(0)
+    status = 204
+    await comes_to(1)

@@ -379,6 +379,9 @@ class TestTogether:
             assert {line["worker"] for line in _uploads(process)} == {0, 1}
             for _ in range(4):
                 samples = await _samples(process.port)
+                # one, not one for each process
+                shown = samples["gateway_destination_up"], samples["gateway_destination_circuit_open"]
+                assert shown == (1, 0)
                 assert samples["gateway_uploads_total"] == samples["gateway_upload_seconds_count"] == 6
                 assert samples["gateway_received_bytes_total"] == 6 * len(BODY)
                 assert samples["gateway_uploads_in_flight"] == 0

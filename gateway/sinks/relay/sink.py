@@ -16,7 +16,8 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from typing import Literal
 
@@ -29,7 +30,7 @@ from gateway.sinks import Sink, Stage
 from gateway.sinks.relay.per_part import PartsDelivery
 from gateway.sinks.relay.per_upload import FormDelivery, RelayDelivery, WireDelivery
 from gateway.sinks.relay.sending.connect import Connecting
-from gateway.sinks.relay.sending.destinations import Destinations
+from gateway.sinks.relay.sending.destinations import Destination, Destinations
 from gateway.sinks.relay.sending.exchange import Clocks
 from gateway.sinks.relay.sending.request import Expecting
 from gateway.sinks.relay.sending.sender import Sender, Sending
@@ -124,6 +125,21 @@ class RelaySink(Sink):
         """Where bodies wait on this machine; destinations have circuits."""
         if "spool" in self.lengths:
             await self.sender.check_spool()
+
+    def report_destinations(self, report: Callable[[str, str, bool, bool], None]) -> None:
+        """Have `report` told of each destination, now and when that changes: this sink's name, its server (a second one
+        of the same is `…#2`), whether it is up, and whether its circuit is open.
+        """
+        seen: Counter[str] = Counter()
+        for one in self.sender.destinations.all:
+            seen[one.server] += 1
+            shown = one.server if seen[one.server] == 1 else f"{one.server}#{seen[one.server]}"
+
+            def changed(one: Destination = one, shown: str = shown) -> None:
+                report(self.name, shown, one.is_up, bool(one.open_until))
+
+            one.changed = changed
+            changed()
 
     def admit(self, upload: Upload) -> None:
         """Refuse what there is no way to send, on its headers alone. Raises LengthRequired."""

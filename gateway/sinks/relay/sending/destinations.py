@@ -37,6 +37,8 @@ class Destination:
         self.url = url
         self.shown = without_secrets(url)
         """For the log."""
+        self.changed: Callable[[], None] = lambda: None
+        """Called when its circuit opens or closes, and when what its active checks say turns."""
         self.busy = 0
         """Uploads under way."""
         self.failures = 0
@@ -50,6 +52,16 @@ class Destination:
         """Whether it answered 411 or 501 to a chunked body: it gets no other one."""
         self.taught = Taught()
         """Of `Expect: 100-continue`."""
+
+    @property
+    def server(self) -> str:
+        """For metrics: a path may be a secret, too."""
+        return _server(self.shown)
+
+    @property
+    def is_up(self) -> bool:
+        """Whether it is chosen before others, as far as is known: nothing has come from it since it was not."""
+        return not self.open_until and not self.down
 
 
 class Attempt:
@@ -119,17 +131,21 @@ class Destinations:
 
     def answered(self, one: Destination) -> None:
         """Close its circuit."""
-        if one.open_until:
-            log.info("destination %s answers again", one.shown)
+        was_open = bool(one.open_until)
         one.failures, one.open_until, one.probe = 0, 0.0, None
+        if was_open:
+            log.info("destination %s answers again", one.shown)
+            one.changed()
 
     def failed(self, one: Destination) -> None:
         """Count it, and open its circuit if that is too many in a row."""
         one.failures += 1
         if self._failures_to_open and one.failures >= self._failures_to_open:
-            if not one.open_until:
-                log.warning("destination %s failed %d times in a row", one.shown, one.failures)
+            was_closed = not one.open_until
             one.open_until = self._clock() + self._open_seconds
+            if was_closed:
+                log.warning("destination %s failed %d times in a row", one.shown, one.failures)
+                one.changed()
 
 
 async def check_health(
@@ -164,21 +180,28 @@ async def _check(
     one: Destination, session: aiohttp.ClientSession, path: str, patience: float, server_name: str | None
 ) -> None:
     reason = await _why_unhealthy(session, _at(one.url, path), patience, server_name)
-    if bool(reason) != one.down:
+    has_turned = bool(reason) != one.down
+    one.down = bool(reason)
+    if has_turned:
+        one.changed()
         log.log(
             logging.WARNING if reason else logging.INFO,
             "destination %s: %s",
             one.shown,
             reason or "it is healthy again",
         )
-    one.down = bool(reason)
 
 
 def _at(url: str, path: str) -> URL:
     """`path`, and its query, of the same server; both as they are written."""
+    return URL(_server(url) + path, encoded=True)
+
+
+def _server(url: str) -> str:
+    """`https://host:port` of it."""
     server = re.match(r"[a-z]+://[^/?]*", url)
     assert server is not None  # a url is checked where it is configured
-    return URL(server[0] + path, encoded=True)
+    return server[0]
 
 
 async def _why_unhealthy(session: aiohttp.ClientSession, url: URL, patience: float, server_name: str | None) -> str:
