@@ -274,9 +274,8 @@ def test_lines_are_for_people_where_the_command_line_says_so_those_of_workers_to
     config = tmp_path / "gateway.toml"
     config.write_text(f'server.port = 0\nserver.workers = 2\nsinks.disk.root = "{tmp_path}/uploads"\n')
     arguments = ("serve", "--log-format", "people", "--config", str(config))
-    with Process(*arguments, log=tmp_path / "log") as process:
-        with pytest.raises(urllib.error.HTTPError):
-            get(f"{process.url}/uploads/01ARZ3NDEKTSV4RRFFQ69G5FAV")
+    with Process(*arguments, log=tmp_path / "log") as process, pytest.raises(urllib.error.HTTPError):
+        get(f"{process.url}/uploads/01ARZ3NDEKTSV4RRFFQ69G5FAV")
     lines = (tmp_path / "log").read_text().splitlines()
     assert not any(line.startswith("{") for line in lines)
     assert re.search(r"^\d\d:\d\d:\d\d INFO    gateway.workers: listening on http", "\n".join(lines), re.MULTILINE)

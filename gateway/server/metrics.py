@@ -82,10 +82,12 @@ class Metrics:
             multiprocess_mode="livemax",
         )
 
-    def destination_is(self, sink: str, destination: str, is_up: bool, is_open: bool) -> None:
-        """What is known of it now, and whether its circuit is open. `destination` is its server without secrets."""
-        self._up.labels(sink, destination).set(is_up)
-        self._open.labels(sink, destination).set(is_open)
+    def destination_is(self, sink: str, number: int, is_up: bool, is_open: bool) -> None:
+        """What is known of it now, and whether its circuit is open. It is told by its number among the sink's urls:
+        where destinations are is nothing for those who may read metrics.
+        """
+        self._up.labels(sink, str(number)).set(is_up)
+        self._open.labels(sink, str(number)).set(is_open)
 
     def download_ended(self, outcome: str) -> None:
         """`outcome` is `ok` or the slug of an error."""

@@ -16,7 +16,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from typing import Literal
@@ -126,17 +125,14 @@ class RelaySink(Sink):
         if "spool" in self.lengths:
             await self.sender.check_spool()
 
-    def report_destinations(self, report: Callable[[str, str, bool, bool], None]) -> None:
-        """Have `report` told of each destination, now and when that changes: this sink's name, its server (a second one
-        of the same is `…#2`), whether it is up, and whether its circuit is open.
+    def report_destinations(self, report: Callable[[str, int, bool, bool], None]) -> None:
+        """Have `report` told of each destination, now and when that changes: this sink's name, which of its urls it is
+        (from 0), whether it is up, and whether its circuit is open.
         """
-        seen: Counter[str] = Counter()
-        for one in self.sender.destinations.all:
-            seen[one.server] += 1
-            shown = one.server if seen[one.server] == 1 else f"{one.server}#{seen[one.server]}"
+        for number, one in enumerate(self.sender.destinations.all):
 
-            def changed(one: Destination = one, shown: str = shown) -> None:
-                report(self.name, shown, one.is_up, bool(one.open_until))
+            def changed(number: int = number, one: Destination = one) -> None:
+                report(self.name, number, one.is_up, bool(one.open_until))
 
             one.changed = changed
             changed()

@@ -54,11 +54,6 @@ class Destination:
         """Of `Expect: 100-continue`."""
 
     @property
-    def server(self) -> str:
-        """For metrics: a path may be a secret, too."""
-        return _server(self.shown)
-
-    @property
     def is_up(self) -> bool:
         """Whether it is chosen before others, as far as is known: nothing has come from it since it was not."""
         return not self.open_until and not self.down
@@ -194,14 +189,9 @@ async def _check(
 
 def _at(url: str, path: str) -> URL:
     """`path`, and its query, of the same server; both as they are written."""
-    return URL(_server(url) + path, encoded=True)
-
-
-def _server(url: str) -> str:
-    """`https://host:port` of it."""
     server = re.match(r"[a-z]+://[^/?]*", url)
     assert server is not None  # a url is checked where it is configured
-    return server[0]
+    return URL(server[0] + path, encoded=True)
 
 
 async def _why_unhealthy(session: aiohttp.ClientSession, url: URL, patience: float, server_name: str | None) -> str:
