@@ -11,7 +11,7 @@ WORKERS ?= 4
 BESIDE = --numprocesses $(WORKERS)
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 
-.PHONY: serve test aiohttp-tests check lint format docs bench bench-smoke attack bound lock system-packages clean
+.PHONY: serve test aiohttp-tests check lint format docs bench bench-smoke fuzz soak audit sbom attack bound lock system-packages clean
 
 # The gateway with its demo destination. Ctrl-C, or SIGTERM, drains it.
 serve: .venv/.serving
@@ -69,6 +69,23 @@ attack: .venv/.testing
 bound: .venv/.testing
 	$(BIN)/python -m tests.bench.bound $(ARGS)
 
+# Any bytes, for the readers of bodies, heads, names, tokens and configurations, guided by what they reach. The small form
+# is among the tests. make fuzz ARGS='--runs 1000000 codec'
+fuzz: .venv/.fuzzing
+	$(BIN)/python -m tests.fuzz $(ARGS)
+
+# All kinds of clients at once, two minutes long: make soak ARGS='--minutes 60 --workers 2'
+soak: .venv/.testing
+	$(BIN)/python -m tests.bench.soak $(ARGS)
+
+# Known weaknesses of what is installed, where their list can be reached; and a list of all of it, in var/sbom.json.
+audit: .venv/.auditing
+	$(BIN)/pip-audit --require-hashes --disable-pip -r config/requirements.txt
+
+sbom: .venv/.auditing
+	mkdir -p var
+	$(BIN)/cyclonedx-py requirements config/requirements.txt --pyproject pyproject.toml -o var/sbom.json
+
 # Small bodies, with nothing to be installed; it fails on a crash or a wrong answer, never on a number.
 bench-smoke: .venv/.testing
 	$(BIN)/python -m tests.bench --smoke
@@ -80,6 +97,8 @@ lock: .venv/.serving
 	cd tests && ../$(BIN)/uv $(COMPILE)
 	cd docs && ../$(BIN)/uv $(COMPILE)
 	cd tests/bench && ../../$(BIN)/uv $(COMPILE)
+	cd tests/fuzz && ../../$(BIN)/uv $(COMPILE)
+	cd tests/audit && ../../$(BIN)/uv $(COMPILE)
 COMPILE := pip compile --quiet --upgrade --universal --python-version 3.11 --generate-hashes --no-header \
 	--output-file requirements.txt requirements.in
 
@@ -116,6 +135,14 @@ $(BIN)/python:
 
 .venv/.benching: tests/bench/requirements.txt .venv/.testing
 	$(PIP) install --require-hashes -r tests/bench/requirements.txt
+	@touch $@
+
+.venv/.fuzzing: tests/fuzz/requirements.txt .venv/.testing
+	$(PIP) install --require-hashes -r tests/fuzz/requirements.txt
+	@touch $@
+
+.venv/.auditing: tests/audit/requirements.txt .venv/.serving
+	$(PIP) install --require-hashes -r tests/audit/requirements.txt
 	@touch $@
 
 .venv/.documenting: docs/requirements.txt .venv/.serving
