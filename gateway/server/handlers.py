@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import logging
 import re
 from collections.abc import Mapping
@@ -14,6 +15,7 @@ from aiohttp.typedefs import Handler
 from gateway.downloads.locations import ARCHIVE_PATH, FILE_PATHS, UPLOAD_PATH, upload_location
 from gateway.downloads.stored import STORES, delete_upload, get_archive, get_file, get_upload
 from gateway.errors import (
+    LEAVES,
     ClientGone,
     Draining,
     GatewayError,
@@ -27,7 +29,7 @@ from gateway.errors import (
 )
 from gateway.http.forwarding import REQUEST_ID, proxy_status, request_id
 from gateway.http.origin import client_address
-from gateway.http.prefix import PREFIX
+from gateway.http.prefix import PREFIX, prefixed
 from gateway.http.problems import problem
 from gateway.http.target import requested_host
 from gateway.intake.admission import check_headers
@@ -126,6 +128,17 @@ async def metrics(request: web.Request) -> web.Response:
     )
 
 
+async def get_problem(request: web.Request) -> web.Response:
+    """What a problem's type says: where it leads (RFC 9457 3.1.1 would have it be found)."""
+    slug = request.match_info["slug"]
+    for leaf in LEAVES:
+        if leaf.slug() == slug:
+            document = {"type": f"/problems/{slug}", "title": leaf.title, "status": leaf.status}
+            body = prefixed(json.dumps(document).encode() + b"\n", request[PREFIX])
+            return web.Response(body=body, content_type="application/json")
+    raise NotFound("there is no such problem")
+
+
 # -- the map
 
 
@@ -167,6 +180,7 @@ def add_routes(app: web.Application) -> None:
     for own in services.served:
         for path, handlers in _OWN.get(own, ()):
             _add(app, path, handlers)
+    _add(app, "/problems/{slug:[a-z-]+}", {"GET": get_problem})
     app.router.add_resource("/{anything:(?s:.*)}").add_route("*", _not_found, expect_handler=_expect)
 
 

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 from aiohttp import ClientSession
 
+from gateway.errors import LEAVES, GatewayError
 from gateway.server.record import new_ulid
 from gateway.sinks.disk.delivery import DiskDelivery
 from tests.conftest import RunningGateway, StartGateway
@@ -438,3 +439,18 @@ async def test_an_upload_whose_large_manifest_was_read_can_be_deleted_at_once(
     answer = await ask(gateway.port, "/upload", "POST", body)
     assert len(answer.body) > 1 << 16
     assert (await ask(gateway.port, answer.headers["location"], "DELETE")).status == 204
+
+
+@pytest.mark.parametrize("leaf", LEAVES, ids=lambda leaf: leaf.__name__)
+async def test_the_type_of_a_problem_leads_to_what_it_is(start_gateway: StartGateway, leaf: type[GatewayError]) -> None:
+    gateway = await start_gateway()
+    answer = await ask(gateway.port, f"/problems/{leaf.slug()}")
+    assert answer.status == 200
+    assert answer.json() == {"type": f"/problems/{leaf.slug()}", "title": leaf.title, "status": leaf.status}
+
+
+async def test_a_problem_that_there_is_not_is_a_404(start_gateway: StartGateway) -> None:
+    gateway = await start_gateway()
+    for path in ("/problems/of-others", "/problems/", "/problems", "/problems/busy/x"):
+        assert (await ask(gateway.port, path)).status == 404
+    assert (await ask(gateway.port, "/problems/busy", "POST")).status == 405
