@@ -24,7 +24,7 @@ from gateway.access import (
 )
 from gateway.config.sinks import Table
 from gateway.http.urls import destination_url
-from gateway.model import Count
+from gateway.model import Count, Seconds
 
 __all__ = [
     "ACCESS_KINDS",
@@ -40,8 +40,11 @@ __all__ = [
 AccessKind = Literal["keys", "jwt", "signed", "hook", "none"]
 ACCESS_KINDS: tuple[str, ...] = get_args(AccessKind)
 
-_Rsa = Literal["RS256", "RS384", "RS512", "PS256", "PS384", "PS512"]
-_Algorithm = _Rsa | Literal["ES256", "ES384", "ES512", "EdDSA", "HS256", "HS384", "HS512"]
+# fmt: off
+_Algorithm = Literal[
+    "RS256", "RS384", "RS512", "PS256", "PS384", "PS512", "ES256", "ES384", "ES512", "EdDSA", "HS256", "HS384", "HS512",
+]
+# fmt: on
 
 
 def _confidential(url: str) -> str:
@@ -68,7 +71,7 @@ class JwtSettings(Table):
     """What most issuers sign with; whatever a token says of itself, it is checked with none but these."""
     key_file: str = ""
     jwks_url: Annotated[str, AfterValidator(lambda url: url and _confidential(url))] = ""
-    leeway_seconds: Annotated[float, Field(ge=0, le=600)] = 30
+    leeway_seconds: Annotated[Seconds, Field(le=600)] = 30
     """What clocks differ by that nobody looks after."""
     scope_claim: Annotated[str, Field(min_length=1)] = "scope"
     """RFC 8693 4.2."""
@@ -84,7 +87,7 @@ class HookSettings(Table):
     """`[access.hook]`: an application that decides."""
 
     url: Annotated[str, AfterValidator(_confidential)]
-    timeout_seconds: Annotated[float, Field(gt=0, le=60)] = 5
+    timeout_seconds: Annotated[Seconds, Field(gt=0, le=60)] = 5
     """A client waits that long before a byte of its body is taken."""
     on_error: Literal["refuse", "allow"] = "refuse"
     """What cannot be asked is not allowed."""

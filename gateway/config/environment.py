@@ -134,9 +134,12 @@ def _ours() -> list[str]:
 
 def _paths(document: Mapping[str, Any]) -> Iterator[tuple[str, ...]]:
     """All keys that a single variable can set, of the tables that there are."""
-    for table in ("server", "management", "limits", "download"):
+    for table in ("server", "management", "limits", "download", "quotas"):
         for key in keys_at((table,)):
             yield table, key
+    for kind in keys_at(("access",)):
+        for key in keys_at(("access", kind)):
+            yield "access", kind, key
     sinks = document.get("sinks")
     for name, sink in sinks.items() if isinstance(sinks, Mapping) else ():
         tag = sink_tag(sink)

@@ -8,6 +8,14 @@ from dataclasses import fields
 
 from pydantic import BaseModel, ValidationError
 
+from gateway.config.access import (
+    AccessSettings,
+    HookSettings,
+    JwtSettings,
+    KeysSettings,
+    QuotasSettings,
+    SignedSettings,
+)
 from gateway.config.settings import (
     DownloadSettings,
     ManagementSettings,
@@ -91,6 +99,12 @@ def _what_is_there(key: str, table: Sequence[str | int]) -> str:
     return did_you_mean(key, keys_at(table))
 
 
+_OF_ACCESS: dict[str, type[BaseModel]] = {
+    "keys": KeysSettings,
+    "jwt": JwtSettings,
+    "signed": SignedSettings,
+    "hook": HookSettings,
+}
 _HOMES: dict[str, tuple[str | int, ...]] = {
     "[server]": ("server",),
     "[management]": ("management",),
@@ -98,7 +112,7 @@ _HOMES: dict[str, tuple[str | int, ...]] = {
     "[download]": ("download",),
     "sinks of type disk": ("sinks", "", "disk"),
     "sinks of type relay": ("sinks", "", "relay"),
-    "their tls": ("sinks", "", "relay", "tls"),
+    "[quotas]": ("quotas",),
     "[[routes]]": ("routes", 0),
     "[[routes.parts]]": ("routes", 0, "parts", 0),
 }
@@ -134,6 +148,12 @@ def keys_at(location: Sequence[str | int]) -> list[str]:
             return [one.name for one in fields(Limits)]
         case ("download",):
             kind = DownloadSettings
+        case ("access",):
+            kind = AccessSettings
+        case ("access", "keys" | "jwt" | "signed" | "hook" as access):
+            kind = _OF_ACCESS[access]
+        case ("quotas",):
+            kind = QuotasSettings
         case ("sinks", _, "disk"):
             kind = DiskSettings
         case ("sinks", _, "relay"):

@@ -138,9 +138,9 @@ class ServerSettings(Table):
 class ManagementSettings(Table):
     """`[management]`: what is for operators, and a listener of its own for that."""
 
-    host: str = "127.0.0.1"
+    host: Annotated[str, AfterValidator(_listening)] = "127.0.0.1"
     """Loopback: there is no password."""
-    port: Annotated[int, Field(ge=0, le=65535)] | None = None
+    port: Annotated[Count, Field(le=65535)] | None = None
     """None: there is no such listener, and all is served where uploads are."""
     metrics: bool = True
     selftest: bool = True

@@ -257,6 +257,22 @@ IN_A_FILE = [
         "sinks.mine: os:getcwd does not derive from gateway.sinks.Sink, so it is no sink",
     ),
     ("[flows.gzip]\nlevle = 1", "flows.gzip.levle: there is no such key; did you mean level?"),
+    ("[management]\nprot = 1", "management.prot: there is no such key; did you mean port? (my.toml)"),
+    (
+        '[management]\nhost = "a:1"',
+        'management.host: neither an address, such as "0.0.0.0" or "::", nor a host name; a port has a key of its own (my.toml)',
+    ),
+    ('[access.key]\nfile = "a"', "access.key: there is no such key; did you mean keys? (my.toml)"),
+    (
+        '[access.keys]\nfiles = ["a"]\nfile = "a"',
+        "access.keys.files: there is no such key; did you mean file? (my.toml)",
+    ),
+    (
+        '[access.jwt]\nissuer = "a"\naudience = "b"\nkey_file = "a"\nalgorithms = ["none"]',
+        "access.jwt.algorithms.0: should be 'RS256', 'RS384', 'RS512', 'PS256', 'PS384', 'PS512', 'ES256', 'ES384', 'ES512', 'EdDSA', 'HS256', 'HS384' or 'HS512' (my.toml)",
+    ),
+    ("[quotas]\nuploads = true", "quotas.uploads: should be a number, not true or false (my.toml)"),
+    ("[quotas]\nupload = 1", "quotas.upload: there is no such key; did you mean uploads? (my.toml)"),
     ('[[routes]]\nkind = "upload"', "routes.0.path: needed (my.toml)"),
     (
         '[[routes]]\npath = "upload/"',
@@ -361,6 +377,11 @@ IN_A_VARIABLE = [
         "GATEWAY_SINKS_NEW_URL",
         "http://b/",
         "sinks.new.url: two underscores belong between a table and its key: GATEWAY_SINKS__NEW__URL (GATEWAY_SINKS_NEW_URL)",
+    ),
+    (
+        "GATEWAY_ACCESS_KEYS_FILE",
+        "a",
+        "access.keys.file: two underscores belong between a table and its key: GATEWAY_ACCESS__KEYS__FILE (GATEWAY_ACCESS_KEYS_FILE)",
     ),
     ("GATEWAY_SERVER__PORT", "", "server.port: should be a whole number (GATEWAY_SERVER__PORT)"),
     ("GATEWAY_SERVER__PORT__X", "1", "server.port: should be a whole number (GATEWAY_SERVER__PORT__X)"),
