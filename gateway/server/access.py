@@ -13,6 +13,7 @@ from aiohttp import hdrs, web
 from gateway.access import ANYBODY, Asked, Identity, Policy, Quotas
 from gateway.downloads.stored import READER
 from gateway.errors import GatewayError
+from gateway.http.problems import severity
 from gateway.server.services import CLIENT, SENT_REQUEST_ID, SERVICES
 
 __all__ = ["Charge", "admitted", "for_downloaders", "for_readers"]
@@ -41,13 +42,13 @@ async def admitted(request: web.Request, policy: Policy, *, scope: str, route: s
     try:
         identity = await policy.admit(asked)
     except GatewayError as error:
-        _log(asked, error.slug(), detail=error.detail or None)
+        _log(asked, error.slug(), severity(error), detail=error.detail or None)
         raise
     _log(asked, "allowed", identity=identity.name or None, by=identity.by)
     return identity
 
 
-def _log(asked: Asked, decision: str, **more: Any) -> None:
+def _log(asked: Asked, decision: str, level: int = logging.INFO, **more: Any) -> None:
     """One line for each decision; never a credential."""
     extra = {
         "decision": decision,
@@ -58,7 +59,7 @@ def _log(asked: Asked, decision: str, **more: Any) -> None:
         "address": asked.peer,
         **more,
     }
-    log.info("access %s", decision, extra=extra)
+    log.log(level, "access %s", decision, extra=extra)
 
 
 class Charge:

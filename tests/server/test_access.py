@@ -462,7 +462,9 @@ class TestHook:
         assert answered.headers["connection"] == "close"
         assert guarded.gateway.stored() == []
 
-    async def test_where_it_dies_nobody_comes_in(self, start: Callable[..., Awaitable[Guarded]]) -> None:
+    async def test_where_it_dies_nobody_comes_in(
+        self, start: Callable[..., Awaitable[Guarded]], caplog: pytest.LogCaptureFixture
+    ) -> None:
         async def answer(told: dict[str, Any]) -> web.Response:
             return web.Response(status=500)
 
@@ -470,6 +472,8 @@ class TestHook:
         answered = await guarded.upload()
         assert (answered.status, answered.json()["type"]) == (503, "/problems/access-unavailable")
         assert guarded.gateway.stored() == []
+        warned = [record.message for record in caplog.records if record.levelno == logging.WARNING]
+        assert warned[-2:] == ["access access-unavailable", "upload access-unavailable"]
 
     async def test_a_slow_one_costs_no_concurrency(self, start: Callable[..., Awaitable[Guarded]]) -> None:
         at_once, most = 0, 0
