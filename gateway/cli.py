@@ -22,7 +22,7 @@ from gateway.access import SCOPES, new_key, read_secrets, seconds_of, signed_url
 from gateway.config.doubts import doubts
 from gateway.config.environment import unknown_variables
 from gateway.config.load import load
-from gateway.config.make import make_sinks_and_flows
+from gateway.config.make import make_sinks_and_flows, make_tls
 from gateway.config.memory import connection_bound_bytes, memory_bound_bytes, read_bound_bytes, unlimited_keys
 from gateway.config.messages import ConfigError
 from gateway.config.policies import make_policies, open_to_others
@@ -253,12 +253,14 @@ async def _start_receiver(host: str, port: int) -> web.AppRunner:
 
 def _check(settings: Settings) -> None:
     _, flows = make_sinks_and_flows(settings)
+    make_tls(settings)
     make_policies(settings)  # what cannot be read is said
     print("the configuration is valid")
     _print_bound(settings)
     server, management = settings.server, settings.management
     below = f", and below {server.base_path}" if server.base_path else ""
-    print(f"at http://{authority(server.host, server.port)}{below}:")
+    scheme = "http" if settings.tls is None else "https"
+    print(f"at {scheme}://{authority(server.host, server.port)}{below}:")
     for route in settings.as_routes():
         told = [_told(route, rule) for rule in route.rules] or ["no file"]
         print(f"{route.path} ({route.kind}):", *told, sep=" " if len(told) == 1 else "\n    ")

@@ -15,6 +15,7 @@ import pytest
 from aiohttp import web
 from aiohttp.http_exceptions import HttpProcessingError
 
+from gateway.config.make import make_tls
 from gateway.config.settings import DEFAULT_ROUTES, Settings
 from gateway.server.app import build_app, build_management, check_took_effect
 from gateway.server.demo_destination import receiver_app
@@ -156,6 +157,7 @@ async def start_gateway(tmp_path: Path) -> AsyncIterator[StartGateway]:
                 app,
                 drain_seconds=settings.server.drain_seconds,
                 max_connections=settings.server.max_connections,
+                tls=make_tls(settings),
                 management=build_management(app, settings),
             )
             await runner.setup()

@@ -41,6 +41,7 @@ from gateway.config.settings import (
     BUILT_IN_FLOWS,
     DownloadSettings,
     FlowSettings,
+    ListeningTlsSettings,
     ManagementSettings,
     MatchSettings,
     PartsSettings,
@@ -534,6 +535,7 @@ def section(text: str, heading: str) -> str:
 
 TABLES: dict[str, type[BaseModel] | type[Limits]] = {
     "Server": ServerSettings,
+    "TLS of the listener": ListeningTlsSettings,
     "Management": ManagementSettings,
     "Limits": Limits,
     "disk": DiskSettings,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from gateway.access.asked import ANYBODY, SCOPES, Asked, Caps, Identity, is_loopback
+from gateway.access.certificates import ClientCertificates
 from gateway.access.counts import Counts, FileCounts, MemoryCounts
 from gateway.access.hook import Hook
 from gateway.access.keys import ApiKeys, new_key
@@ -18,6 +19,7 @@ __all__ = [
     "ApiKeys",
     "Asked",
     "Caps",
+    "ClientCertificates",
     "Counts",
     "FileCounts",
     "Holders",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from gateway.config.environment import unknown_variables
-from gateway.config.make import make_sinks_and_flows
+from gateway.config.make import make_sinks_and_flows, make_tls
 from gateway.config.memory import connection_bound_bytes, memory_bound_bytes, read_bound_bytes, unlimited_keys
 from gateway.config.messages import ConfigError
 from gateway.config.policies import make_policies, open_to_others
@@ -20,6 +20,7 @@ __all__ = [
     "connection_bound_bytes",
     "make_policies",
     "make_sinks_and_flows",
+    "make_tls",
     "memory_bound_bytes",
     "open_to_others",
     "read_bound_bytes",

@@ -11,6 +11,7 @@ from yarl import URL
 
 from gateway.access import (
     ApiKeys,
+    ClientCertificates,
     Counts,
     Hook,
     JwksKeys,
@@ -37,7 +38,7 @@ __all__ = [
     "SignedSettings",
 ]
 
-AccessKind = Literal["keys", "jwt", "signed", "hook", "none"]
+AccessKind = Literal["keys", "jwt", "signed", "certificate", "hook", "none"]
 ACCESS_KINDS: tuple[str, ...] = get_args(AccessKind)
 
 # fmt: off
@@ -144,6 +145,8 @@ class AccessSettings(Table):
     def _made(self, name: str, counts: Counts | None) -> Kind | None:
         if name == "keys" and self.keys is not None:
             return ApiKeys(self.keys.file)
+        if name == "certificate":
+            return ClientCertificates()
         if name == "signed" and self.signed is not None:
             return SignedUrls(read_secrets(self.signed.secrets_file), counts)
         if name == "jwt" and (jwt := self.jwt) is not None:

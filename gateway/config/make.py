@@ -14,17 +14,18 @@ from gateway.config.settings import BUILT_IN_FLOWS, FlowSettings, Settings
 from gateway.config.sinks import DiscardSettings, DiskSettings, OwnSinkSettings, RelaySettings, SinkSettings
 from gateway.flows import Flow
 from gateway.http.forwarding import HeaderRules
+from gateway.http.tls import ServerTls, TlsFileError
 from gateway.model import Limits
 from gateway.sinks import Sink
 from gateway.sinks.discard import DiscardSink
 from gateway.sinks.disk import DiskSink, unusable
-from gateway.sinks.relay.sending.connect import Connecting, TlsFileError, tls_context
+from gateway.sinks.relay.sending.connect import Connecting, tls_context
 from gateway.sinks.relay.sending.spool import try_spool
 from gateway.sinks.relay.sink import RelaySink
 from gateway.sinks.store import Store
 from gateway.upload.routes import Route
 
-__all__ = ["make_sinks_and_flows"]
+__all__ = ["make_sinks_and_flows", "make_tls"]
 
 
 def make_sinks_and_flows(settings: Settings) -> tuple[dict[str, Sink], dict[str, Flow]]:
@@ -51,6 +52,16 @@ def make_sinks_and_flows(settings: Settings) -> tuple[dict[str, Sink], dict[str,
     if problems:
         raise ConfigError(problems)
     return sinks, flows
+
+
+def make_tls(settings: Settings) -> ServerTls | None:
+    """What the listener shows, if it speaks TLS. Raises ConfigError for files that cannot be used."""
+    if settings.tls is None:
+        return None
+    try:
+        return ServerTls(**settings.tls.model_dump())
+    except TlsFileError as error:
+        raise ConfigError([f"tls.{error.key}: {error}"]) from error
 
 
 def _asked_in_vain(where: str, route: Route, sinks: Mapping[str, Sink]) -> Iterator[str]:

@@ -45,6 +45,8 @@ def access_contradictions(settings: Settings) -> Iterator[str]:
     """A line for each, led by the key to change."""
     yield from settings.access.contradictions()
     there = {"none", *(name for name in type(settings.access).model_fields if getattr(settings.access, name))}
+    if settings.tls is not None and settings.tls.ca is not None:
+        there.add("certificate")
     named = [(f"routes.{number}", route.path, route.access) for number, route in enumerate(settings.routes)]
     if settings.download.allow:
         named.append(("download", "/download", settings.download.access))
@@ -57,7 +59,10 @@ def access_contradictions(settings: Settings) -> Iterator[str]:
             yield f"{where}.access: needed, for {reached}: who may use {path}? {_HOW}"
         for kind in kinds or ():
             if kind not in there:
-                yield f"{where}.access: {kind} needs the table [access.{kind}]"
+                needed = (
+                    "tls.ca, whose certificates those are" if kind == "certificate" else f"the table [access.{kind}]"
+                )
+                yield f"{where}.access: {kind} needs {needed}"
 
 
 def _reached(settings: Settings) -> str:

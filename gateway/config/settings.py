@@ -24,7 +24,7 @@ from pydantic import (
 )
 
 from gateway.config.access import AccessKind, AccessSettings, QuotasSettings
-from gateway.config.sinks import DottedPath, RelaySettings, SinkSettings, Table, matching
+from gateway.config.sinks import DottedPath, FileName, RelaySettings, SinkSettings, Table, matching
 from gateway.digests import ALGORITHMS
 from gateway.downloads.guard import AddressGuard, UrlRules
 from gateway.http.origin import Family, TrustedNetworks
@@ -145,6 +145,16 @@ class ManagementSettings(Table):
     metrics: bool = True
     selftest: bool = True
     readyz: bool = True
+
+
+class ListeningTlsSettings(Table):
+    """`[tls]`: the listener speaks TLS, and shows this certificate; paths are of PEM files."""
+
+    cert: FileName
+    key: FileName | None = None
+    """Left out: in the file of the certificate."""
+    ca: FileName | None = None
+    """No client is asked for one."""
 
 
 class FlowSettings(BaseModel):
@@ -336,6 +346,7 @@ class Settings(Table):
     """The whole configuration: each key is valid for itself. What they say together: contradictions.py."""
 
     server: ServerSettings = ServerSettings()
+    tls: ListeningTlsSettings | None = None
     management: ManagementSettings = ManagementSettings()
     limits: Limits = Limits()
     sinks: dict[str, SinkSettings] = Field(default_factory=dict)

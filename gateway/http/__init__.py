@@ -29,6 +29,7 @@ from gateway.http.request_bodies import Body, ChunkedBody, LengthBody
 from gateway.http.request_heads import ENOUGH_BYTES, MAX_FIELDS, RECEIVE_BYTES, checked_head, end_of_head
 from gateway.http.sockets import acked_bytes, destination_socket
 from gateway.http.target import origin_form, requested_host
+from gateway.http.tls import ServerTls, TlsFileError, check_readable, load_pair
 from gateway.http.urls import (
     PATH_SAFE,
     PORTS,
@@ -61,6 +62,8 @@ __all__ = [
     "HeaderRules",
     "LengthBody",
     "LentConnection",
+    "ServerTls",
+    "TlsFileError",
     "TrustedNetworks",
     "acked_bytes",
     "authority",
@@ -68,6 +71,7 @@ __all__ = [
     "cgi_name",
     "check_forwarded_header",
     "check_loop",
+    "check_readable",
     "check_static_header",
     "checked_head",
     "chosen",
@@ -79,6 +83,7 @@ __all__ = [
     "end_to_end",
     "forwarded_prefix",
     "is_prefix",
+    "load_pair",
     "origin_form",
     "origin_path",
     "outbound_headers",

@@ -21,6 +21,7 @@ from aiohttp import web
 
 from gateway.concurrency.tasks import OwnTasks
 from gateway.config.settings import Settings
+from gateway.http.tls import ServerTls
 from gateway.http.urls import authority
 from gateway.model import Limits
 from gateway.server.answer_clocks import AnswerClocks
@@ -64,9 +65,13 @@ class Server(web.Server):
         limits: Limits,
         max_connections: int = 0,
         shared: SharedConnections | None = None,
+        tls: ServerTls | None = None,
+        handshake_seconds: float = 30,
         **settings: Any,
     ) -> None:
         super().__init__(handler, **settings)
+        self._tls = tls
+        self._handshake_seconds = handshake_seconds
         self._max_connections = max_connections or math.inf
         self._shared = shared
         self._listeners: list[Listener] = []
@@ -84,7 +89,9 @@ class Server(web.Server):
 
     def listen(self, bound: socket.socket) -> Listener:
         """Let connections in from there, until the listener is closed."""
-        listener = Listener(bound, self._may_accept, self._next)
+        listener = Listener(
+            bound, self._may_accept, self._next, tls=self._tls, handshake_seconds=self._handshake_seconds
+        )
         self._listeners.append(listener)
         return listener
 
@@ -124,7 +131,13 @@ class Server(web.Server):
 
     @classmethod
     def like(
-        cls, server: web.Server, limits: Limits, *, max_connections: int, shared: SharedConnections | None
+        cls,
+        server: web.Server,
+        limits: Limits,
+        *,
+        max_connections: int,
+        shared: SharedConnections | None,
+        tls: ServerTls | None = None,
     ) -> Server:
         """One with the settings of aiohttp's own, which makes them of an application."""
         return cls(
@@ -132,6 +145,8 @@ class Server(web.Server):
             limits=limits,
             max_connections=max_connections,
             shared=shared,
+            tls=tls,
+            handshake_seconds=server._kwargs["head_seconds"],
             request_factory=server.request_factory,
             handler_cancellation=server.handler_cancellation,
             loop=server._loop,
@@ -147,9 +162,17 @@ class Listener:
     """
 
     def __init__(
-        self, bound: socket.socket, may_accept: Callable[[], bool | None], next_handler: Callable[[], asyncio.Protocol]
+        self,
+        bound: socket.socket,
+        may_accept: Callable[[], bool | None],
+        next_handler: Callable[[], asyncio.Protocol],
+        *,
+        tls: ServerTls | None = None,
+        handshake_seconds: float = 30,
     ) -> None:
         self._socket = bound
+        self._tls = tls
+        self._handshake_seconds = handshake_seconds
         self._may_accept = may_accept
         self._next_handler = next_handler
         self._loop = asyncio.get_running_loop()
@@ -204,9 +227,13 @@ class Listener:
             self._connecting.start(self._connect(connection, self._next_handler()))
 
     async def _connect(self, connection: socket.socket, handler: asyncio.Protocol) -> None:
+        tls: dict[str, Any] = {}
+        if self._tls is not None:
+            tls = {"ssl": self._tls.current(), "ssl_handshake_timeout": self._handshake_seconds}
         try:
-            await self._loop.connect_accepted_socket(lambda: handler, connection)
-        except OSError as error:  # it is gone already
+            await self._loop.connect_accepted_socket(lambda: handler, connection, **tls)
+        except OSError as error:  # it is gone already, or speaks no TLS
+            log.debug("a connection did not come about: %s", error)
             connection.close()
             handler.connection_lost(error)
 
@@ -232,15 +259,17 @@ async def bound_listeners(settings: Settings) -> tuple[list[socket.socket], list
         raise
 
 
-def told_addresses(listeners: Iterable[socket.socket], of_management: Iterable[socket.socket]) -> str:
+def told_addresses(
+    listeners: Iterable[socket.socket], of_management: Iterable[socket.socket], *, scheme: str = "http"
+) -> str:
     """Where they listen, in words."""
 
-    def told(bound: Iterable[socket.socket]) -> str:
+    def told(bound: Iterable[socket.socket], scheme: str = "http") -> str:
         addresses = [one.getsockname()[:2] for one in bound]
-        return ", ".join(f"http://{authority(host, port)}" for host, port in addresses)
+        return ", ".join(f"{scheme}://{authority(host, port)}" for host, port in addresses)
 
     management = told(of_management)
-    return told(listeners) + (f", management on {management}" if management else "")
+    return told(listeners, scheme) + (f", management on {management}" if management else "")
 
 
 async def bound_sockets(host: str, port: int) -> list[socket.socket]:

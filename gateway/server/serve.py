@@ -15,6 +15,7 @@ import ctypes
 import gc
 import importlib
 import logging
+import signal
 import socket
 from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import asynccontextmanager
@@ -22,7 +23,9 @@ from typing import Any
 
 from aiohttp import web
 
+from gateway.config.make import make_tls
 from gateway.config.settings import Settings
+from gateway.http.tls import ServerTls
 from gateway.server.app import build_app, build_management, check_took_effect
 from gateway.server.descriptors import within_descriptors
 from gateway.server.listening import Listener, Server, SharedConnections, bound_listeners, told_addresses
@@ -60,16 +63,24 @@ class ListeningRunner(web.AppRunner):
     """An AppRunner with listeners and connections of ours: these answer a client that has sent its FIN."""
 
     def __init__(
-        self, app: web.Application, *, max_connections: int = 0, shared: SharedConnections | None = None
+        self,
+        app: web.Application,
+        *,
+        max_connections: int = 0,
+        shared: SharedConnections | None = None,
+        tls: ServerTls | None = None,
     ) -> None:
         super().__init__(app, shutdown_timeout=_CLEANUP_SECONDS)
+        self.tls = tls
         self._max_connections = max_connections
         self._shared = shared
         self._listeners: list[Listener] = []
 
     async def _make_server(self) -> web.Server:
         made = await super()._make_server()
-        return Server.like(made, self.app[SERVICES].limits, max_connections=self._max_connections, shared=self._shared)
+        return Server.like(
+            made, self.app[SERVICES].limits, max_connections=self._max_connections, shared=self._shared, tls=self.tls
+        )
 
     def listen(self, *bound: socket.socket) -> None:
         """After `setup`: let connections in from these sockets, which are ours from now on."""
@@ -106,13 +117,21 @@ class DrainingRunner(ListeningRunner):
         shared: SharedConnections | None = None,
         ending: Ending | None = None,
         management: web.Application | None = None,
+        tls: ServerTls | None = None,
     ) -> None:
-        super().__init__(app, max_connections=max_connections, shared=shared)
+        super().__init__(app, max_connections=max_connections, shared=shared, tls=tls)
         self._drain_seconds = drain_seconds
         self._ending = ending or Ending()
         self.management: ListeningRunner | None = None
         if management is not None:
             self.management = ListeningRunner(management, max_connections=_MANAGEMENT_CONNECTIONS)
+
+    def signalled(self, number: int) -> None:
+        """SIGHUP reads the certificate anew, where there is one; anything else is for the end."""
+        if number == signal.SIGHUP and self.tls is not None and not self._ending.begun:
+            self.tls.reload()
+        else:
+            self._ending.signalled(number)
 
     async def setup(self) -> None:
         """As aiohttp's."""
@@ -169,8 +188,9 @@ async def serve(settings: Settings, *, started: Callable[[str, int], None] = lam
     settings = within_descriptors(settings)
     async with running(build_app(settings), settings, ending) as runner:
         listeners, of_management = await bound_listeners(settings)
-        catch_signals(ending.signalled)
-        log.info("listening on %s", told_addresses(listeners, of_management))
+        catch_signals(runner.signalled)
+        scheme = "http" if settings.tls is None else "https"
+        log.info("listening on %s", told_addresses(listeners, of_management, scheme=scheme))
         runner.listen(*listeners)
         if runner.management is not None:
             runner.management.listen(*of_management)
@@ -192,6 +212,7 @@ async def running(
         shared=shared,
         ending=ending,
         management=build_management(app, settings),
+        tls=make_tls(settings),
     )
     await runner.setup()
     try:

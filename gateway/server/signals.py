@@ -1,8 +1,8 @@
 """When the process stops, and how long what is in progress may take.
 
-SIGTERM, SIGINT or SIGHUP (there is nothing to reload, and a terminal that closes sends it) begin the drain; another
-SIGTERM or SIGINT ends it: what is left is broken off at once. Later ones mean nothing. Where SIGHUP is ignored when the
-process starts, as `nohup` has it, it stays so.
+SIGTERM, SIGINT or SIGHUP (a terminal that closes sends it; where there is a certificate, it is read anew instead) begin
+the drain; another SIGTERM or SIGINT ends it: what is left is broken off at once. Later ones mean nothing. Where SIGHUP
+is ignored when the process starts, as `nohup` has it, it stays so.
 """
 
 from __future__ import annotations

@@ -10,7 +10,7 @@ import shutil
 import signal
 import socket
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -68,7 +68,17 @@ def work(descriptor: int) -> int:
 
 async def _work(orders: Orders, channel: socket.socket) -> None:
     ending, orphaned = Ending(), asyncio.Event()
-    catch_signals(lambda number: ending.begin())  # a terminal, or systemd, signals all: only the parent counts
+    reload: Callable[[], None] | None = None
+
+    def signalled(number: int) -> None:
+        """A terminal, or systemd, signals all: only the parent counts."""
+        if number == signal.SIGHUP and orders.settings.tls is not None and not ending.begun:
+            if reload is not None:
+                reload()
+        else:
+            ending.begin()
+
+    catch_signals(signalled)
     loop = asyncio.get_running_loop()
 
     def parent_speaks() -> None:
@@ -91,6 +101,7 @@ async def _work(orders: Orders, channel: socket.socket) -> None:
             async with running(app, settings, ending, connections) as runner:
                 if ending.begun:
                     return
+                reload = None if runner.tls is None else runner.tls.reload
                 runner.listen(*_inherited(orders.listeners))
                 if runner.management is not None:
                     runner.management.listen(*_inherited(orders.of_management))

@@ -31,7 +31,7 @@ from contextlib import ExitStack, asynccontextmanager, contextmanager, suppress
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from gateway.config.make import make_sinks_and_flows
+from gateway.config.make import make_sinks_and_flows, make_tls
 from gateway.config.settings import Settings
 from gateway.server.descriptors import within_descriptors
 from gateway.server.listening import bound_listeners, told_addresses
@@ -72,6 +72,7 @@ async def supervise(
     Raises OSError where the address cannot be had, ConfigError, WorkersFailed.
     """
     settings = within_descriptors(settings)
+    make_tls(settings)
     make_sinks_and_flows(settings)  # what cannot be made is said once, and before anything runs
     with ExitStack() as stack:
         listeners, of_management = await bound_listeners(settings)
@@ -136,6 +137,9 @@ class _Parent:
         )
 
     def _signalled(self, number: int) -> None:
+        if number == signal.SIGHUP and self._settings.tls is not None and not self._ending.begun:
+            self._send(signal.SIGHUP)  # a certificate is read anew
+            return
         was_hurried = self._ending.hurried
         self._ending.signalled(number)
         if self._ending.hurried and not was_hurried:
@@ -226,7 +230,12 @@ class _Parent:
         if self._announced or len(self._listening) < self._settings.server.workers or self._ending.begun:
             return
         self._announced = True
-        log.info("listening on %s", told_addresses(self._listeners, self._of_management))
+        log.info(
+            "listening on %s",
+            told_addresses(
+                self._listeners, self._of_management, scheme="http" if self._settings.tls is None else "https"
+            ),
+        )
         self._started(*self._listeners[0].getsockname()[:2])
 
 

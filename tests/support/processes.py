@@ -45,7 +45,7 @@ class Process:
     def _wait_for_url(self) -> str:
         deadline = time.monotonic() + _START_SECONDS
         while time.monotonic() < deadline:
-            match = re.search(r"listen\w* on (http://(?:[\d.]+|\[[\da-f:]+\]):\d+)", self.log.read_text())
+            match = re.search(r"listen\w* on (https?://(?:[\d.]+|\[[\da-f:]+\]):\d+)", self.log.read_text())
             if match:
                 return match[1]
             if self._process.poll() is not None:

@@ -15,9 +15,10 @@ from aiohttp import hdrs
 from gateway.errors import SinkFault, SinkRefused, SinkUnavailable
 from gateway.http.answering import HEAD_LIMITS, AnswerConnector
 from gateway.http.sockets import destination_socket
+from gateway.http.tls import TlsFileError, check_readable, load_pair
 from gateway.sinks import no_descriptors
 
-__all__ = ["Connecting", "TlsFileError", "connection_fault", "tls_context"]
+__all__ = ["Connecting", "connection_fault", "tls_context"]
 
 log = logging.getLogger("gateway.connect")
 
@@ -64,14 +65,6 @@ class Connecting:
             )
 
 
-class TlsFileError(Exception):
-    """A file of a `tls` table cannot be used; `key` is which."""
-
-    def __init__(self, key: str, message: str) -> None:
-        super().__init__(message)
-        self.key = key
-
-
 def tls_context(
     *, ca: str | None = None, cert: str | None = None, key: str | None = None, verify: bool = True
 ) -> ssl.SSLContext:
@@ -81,38 +74,18 @@ def tls_context(
     """
     for which, path in (("ca", ca), ("cert", cert), ("key", key)):
         if path is not None:
-            _check_readable(which, path)
+            check_readable(which, path)
     try:
         context = ssl.create_default_context(cafile=ca)
     except (OSError, ValueError) as error:
         raise TlsFileError("ca", "it holds no certificates") from error
     context.set_alpn_protocols(["http/1.1"])
     if cert is not None:
-        try:
-            context.load_cert_chain(cert, key, password="")  # a locked key would ask the terminal for its password
-        except (OSError, ValueError) as error:
-            which = "cert" if not _holds_certificates(cert) or key is None else "key"
-            raise TlsFileError(which, "the certificate and its key are not of one pair, or not PEM") from error
+        load_pair(context, cert, key)
     if not verify:
         context.check_hostname = False
         context.verify_mode = ssl.CERT_NONE
     return context
-
-
-def _check_readable(which: str, path: str) -> None:
-    try:
-        with open(path, "rb"):
-            pass
-    except OSError as error:
-        raise TlsFileError(which, f"{path}: {error.strerror}") from error
-
-
-def _holds_certificates(path: str) -> bool:
-    try:
-        ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT).load_verify_locations(path)
-    except (OSError, ValueError):
-        return False
-    return True
 
 
 def connection_fault(name: str, error: Exception, *, sent_bytes: int = 0, may_have_acted: bool = False) -> SinkFault:

@@ -18,9 +18,10 @@ from aiohttp import web
 
 from gateway.config.load import load
 from gateway.config.messages import ConfigError
+from gateway.http.tls import TlsFileError
 from gateway.server.app import build_app
 from gateway.server.demo_destination import receiver_app
-from gateway.sinks.relay.sending.connect import TlsFileError, tls_context
+from gateway.sinks.relay.sending.connect import tls_context
 from tests.conftest import RunningGateway, StartGateway
 from tests.contract import eventually, nothing_left_running
 from tests.support.certificates import Authority, openssl
