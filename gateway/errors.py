@@ -33,6 +33,7 @@ __all__ = [
     "LoopDetected",
     "Malformed",
     "MethodNotAllowed",
+    "MisdirectedRequest",
     "NoDescriptors",
     "NoRoute",
     "NotFound",
@@ -117,6 +118,10 @@ class NotMultipart(Refused):
 
 class RangeNotSatisfiable(Refused):
     status, title = 416, "The range lies outside of the file"
+
+
+class MisdirectedRequest(Refused):
+    status, title = 421, "This gateway does not answer for that host"
 
 
 class HeadTooLarge(Refused):

@@ -20,6 +20,7 @@ STATUSES = {
     "Conflict": 409,
     "LengthRequired": 411,
     "TargetTooLong": 414,
+    "MisdirectedRequest": 421,
     "HeadTooLarge": 431,
     "PreconditionFailed": 412,
     "NotMultipart": 415,

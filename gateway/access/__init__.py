@@ -3,6 +3,16 @@
 from __future__ import annotations
 
 from gateway.access.asked import ANYBODY, SCOPES, Asked, Caps, Identity, is_loopback
+from gateway.access.browsers import (
+    ANY,
+    Browsers,
+    Cors,
+    check_host,
+    check_origin,
+    head_origin,
+    is_cross_site,
+    refused_origin,
+)
 from gateway.access.certificates import ClientCertificates
 from gateway.access.counts import Counts, FileCounts, MemoryCounts
 from gateway.access.hook import Hook
@@ -14,12 +24,15 @@ from gateway.access.tokens import JwksKeys, KeySource, Tokens, fixed_key
 from gateway.access.units import seconds_of, size_of
 
 __all__ = [
+    "ANY",
     "ANYBODY",
     "SCOPES",
     "ApiKeys",
     "Asked",
+    "Browsers",
     "Caps",
     "ClientCertificates",
+    "Cors",
     "Counts",
     "FileCounts",
     "Holders",
@@ -35,10 +48,15 @@ __all__ = [
     "SharedHolders",
     "SignedUrls",
     "Tokens",
+    "check_host",
+    "check_origin",
     "fixed_key",
+    "head_origin",
+    "is_cross_site",
     "is_loopback",
     "new_key",
     "read_secrets",
+    "refused_origin",
     "seconds_of",
     "signed_url",
     "size_of",

@@ -10,8 +10,10 @@ from pydantic import AfterValidator, Field
 from yarl import URL
 
 from gateway.access import (
+    ANY,
     ApiKeys,
     ClientCertificates,
+    Cors,
     Counts,
     Hook,
     JwksKeys,
@@ -19,11 +21,14 @@ from gateway.access import (
     Kind,
     SignedUrls,
     Tokens,
+    check_host,
+    check_origin,
     fixed_key,
     is_loopback,
     read_secrets,
 )
 from gateway.config.sinks import Table
+from gateway.http.origin import TOKEN
 from gateway.http.urls import destination_url
 from gateway.model import Count, Seconds
 
@@ -31,7 +36,9 @@ __all__ = [
     "ACCESS_KINDS",
     "AccessKind",
     "AccessSettings",
+    "CorsSettings",
     "HookSettings",
+    "HostNames",
     "JwtSettings",
     "KeysSettings",
     "QuotasSettings",
@@ -55,6 +62,22 @@ def _confidential(url: str) -> str:
     if parsed.scheme != "https" and not is_loopback(parsed.host or ""):
         raise ValueError("it has to begin with https://, but for this machine's own (127.0.0.1)")
     return url
+
+
+def _one_or_any(names: tuple[str, ...]) -> tuple[str, ...]:
+    if ANY in names and len(names) > 1:
+        raise ValueError(f'"{ANY}" is all of them: it stands alone')
+    return names
+
+
+def _field_name(name: str) -> str:
+    if not TOKEN.fullmatch(name) or name == ANY:
+        raise ValueError("the name of a header")
+    return name
+
+
+HostNames = Annotated[tuple[Annotated[str, AfterValidator(check_host)], ...], AfterValidator(_one_or_any)]
+"""What a gateway is asked under."""
 
 
 class KeysSettings(Table):
@@ -105,6 +128,27 @@ class QuotasSettings(Table):
     bytes_per_day: Count = 0
     file: str = ""
     """Counts of one process are forgotten with it; a file outlives it."""
+
+
+class CorsSettings(Table):
+    """`[cors]`, or a route's own: whose pages may use what is here."""
+
+    origins: Annotated[tuple[Annotated[str, AfterValidator(check_origin)], ...], AfterValidator(_one_or_any)] = ()
+    """Nobody's: a page that may read answers may read all that its visitor may."""
+    headers: tuple[Annotated[str, AfterValidator(_field_name)], ...] = ()
+    """Those that the gateway reads are always allowed."""
+    credentials: bool = False
+    """Cookies, and what else a browser adds by itself, mean nothing to the gateway; to a destination they may."""
+
+    def contradiction(self) -> str | None:
+        """What is wrong with `credentials`."""
+        if self.credentials and ANY in self.origins:
+            return 'with origins = ["*"] any page could use what its visitors may: name them'
+        return None
+
+    def made(self) -> Cors | None:
+        """None where there are no origins."""
+        return Cors(frozenset(self.origins), self.headers, self.credentials) if self.origins else None
 
 
 class AccessSettings(Table):

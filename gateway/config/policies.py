@@ -8,11 +8,18 @@ from dataclasses import dataclass
 from types import TracebackType
 from typing import Self
 
-from gateway.access import Counts, Hook, Kind, Policy, is_loopback
+from gateway.access import ANY, Browsers, Counts, Hook, Kind, Policy, is_loopback
 from gateway.config.messages import ConfigError
 from gateway.config.settings import Settings
 
-__all__ = ["Policies", "access_contradictions", "make_policies", "open_to_others"]
+__all__ = [
+    "Policies",
+    "access_contradictions",
+    "make_browsers",
+    "make_management_browsers",
+    "make_policies",
+    "open_to_others",
+]
 
 
 _HOW = 'access = ["keys"], for one, or ["none"] for anybody'
@@ -44,6 +51,10 @@ class Policies:
 def access_contradictions(settings: Settings) -> Iterator[str]:
     """A line for each, led by the key to change."""
     yield from settings.access.contradictions()
+    cors = [("", settings.cors), *((f"routes.{number}.", route.cors) for number, route in enumerate(settings.routes))]
+    for where, table in cors:
+        if table is not None and (wrong := table.contradiction()):
+            yield f"{where}cors.credentials: {wrong}"
     there = {"none", *(name for name in type(settings.access).model_fields if getattr(settings.access, name))}
     if settings.tls is not None and settings.tls.ca is not None:
         there.add("certificate")
@@ -79,6 +90,18 @@ def open_to_others(settings: Settings) -> str | None:
         return None
     paths = [route.path for route in settings.routes if "none" in (route.access or ("none",))]
     return f"anybody may use {', '.join(paths)}, and {reached}" if paths else None
+
+
+def make_browsers(settings: Settings) -> Browsers:
+    """What other people's pages may have browsers do where uploads are."""
+    hosts = settings.server.hosts or ((ANY,) if _reached(settings) else ())
+    routes = {route.path: route.cors.made() for route in settings.routes if route.cors is not None}
+    return Browsers(settings.cors.made(), routes, frozenset(hosts))
+
+
+def make_management_browsers(settings: Settings) -> Browsers:
+    """The same where operators are: nobody's pages."""
+    return Browsers(hosts=frozenset() if is_loopback(settings.management.host) else frozenset([ANY]))
 
 
 def make_policies(settings: Settings, counts: Counts | None = None) -> Policies:

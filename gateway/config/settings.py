@@ -23,7 +23,7 @@ from pydantic import (
     model_validator,
 )
 
-from gateway.config.access import AccessKind, AccessSettings, QuotasSettings
+from gateway.config.access import AccessKind, AccessSettings, CorsSettings, HostNames, QuotasSettings
 from gateway.config.sinks import DottedPath, FileName, RelaySettings, SinkSettings, Table, matching
 from gateway.digests import ALGORITHMS
 from gateway.downloads.guard import AddressGuard, UrlRules
@@ -123,6 +123,9 @@ class ServerSettings(Table):
     """Longer than balancers keep an idle connection, which is 60 commonly: it is they who should close it."""
     base_path: Annotated[str, AfterValidator(_base_path)] = ""
     """None: a proxy that has us below a path of its own is configured, and so is this."""
+    hosts: HostNames = ()
+    """Where only this machine can ask, its own names: a page can make another one point here (DNS rebinding). Elsewhere
+    any: what it is called there, nobody else knows."""
     trusted_networks: Annotated[tuple[str, ...], AfterValidator(_networks)] = ()
     """None: anybody can write into a header where they come from."""
     trusted_header: Family = "x-forwarded"
@@ -245,6 +248,8 @@ class RouteSettings(Table):
     answer: str | None = None
     access: Annotated[tuple[AccessKind, ...], Field(min_length=1)] | None = None
     """Anybody where only this machine can ask; elsewhere that is somebody's decision."""
+    cors: CorsSettings | None = None
+    """As anywhere else."""
     keep: Literal["all", "each"] = "all"
     """All or nothing: what a client has to do about a part that is missing, only it knows."""
     parts: tuple[PartsSettings, ...] = ()
@@ -354,6 +359,7 @@ class Settings(Table):
     download: DownloadSettings = DownloadSettings()
     access: AccessSettings = AccessSettings()
     quotas: QuotasSettings = QuotasSettings()
+    cors: CorsSettings = CorsSettings()
     routes: tuple[RouteSettings, ...] = ()
 
     @model_validator(mode="before")

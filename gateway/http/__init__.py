@@ -28,7 +28,7 @@ from gateway.http.query import with_query
 from gateway.http.request_bodies import Body, ChunkedBody, LengthBody
 from gateway.http.request_heads import ENOUGH_BYTES, MAX_FIELDS, RECEIVE_BYTES, checked_head, end_of_head
 from gateway.http.sockets import acked_bytes, destination_socket
-from gateway.http.target import origin_form, requested_host
+from gateway.http.target import is_host, origin_form, requested_host
 from gateway.http.tls import ServerTls, TlsFileError, check_readable, load_pair
 from gateway.http.urls import (
     PATH_SAFE,
@@ -82,6 +82,7 @@ __all__ = [
     "end_of_head",
     "end_to_end",
     "forwarded_prefix",
+    "is_host",
     "is_prefix",
     "load_pair",
     "origin_form",

@@ -12,8 +12,9 @@ from aiohttp import hdrs, web
 
 from gateway.access import ANYBODY, Asked, Identity, Policy, Quotas
 from gateway.downloads.stored import READER
-from gateway.errors import GatewayError
+from gateway.errors import Forbidden, GatewayError
 from gateway.http.problems import severity
+from gateway.server.browsers import is_foreign
 from gateway.server.services import CLIENT, SENT_REQUEST_ID, SERVICES
 
 __all__ = ["Charge", "admitted", "for_downloaders", "for_readers"]
@@ -24,8 +25,9 @@ Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 
 async def admitted(request: web.Request, policy: Policy, *, scope: str, route: str) -> Identity:
-    """Who asks, and may. Raises what the policy does."""
-    if policy.is_open:
+    """Who asks, and may. Raises what the policy does, and Forbidden for another site's page without a credential."""
+    foreign = is_foreign(request, scope)
+    if policy.is_open and not foreign:
         return ANYBODY
     asked = Asked(
         scope,
@@ -41,6 +43,8 @@ async def admitted(request: web.Request, policy: Policy, *, scope: str, route: s
     )
     try:
         identity = await policy.admit(asked)
+        if foreign and identity.by == ANYBODY.by:
+            raise Forbidden("another site's page may not do this without credentials (Sec-Fetch-Site, cors.origins)")
     except GatewayError as error:
         _log(asked, error.slug(), severity(error), detail=error.detail or None)
         raise
@@ -112,8 +116,9 @@ def for_downloaders(handler: Handler) -> Handler:
 
 
 async def _asked(handler: Handler, request: web.Request, policy: Policy, scope: str, route: str) -> web.StreamResponse:
+    who = await admitted(request, policy, scope=scope, route=route)
     if not policy.is_open:
-        who = request[READER] = await admitted(request, policy, scope=scope, route=route)
+        request[READER] = who
         await request.app[SERVICES].quotas.count_request(who)
     return await handler(request)
 

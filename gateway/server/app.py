@@ -11,15 +11,16 @@ from typing import Any
 
 from aiohttp import web
 
-from gateway.access import Counts, FileCounts, Holders, MemoryCounts, Quotas
+from gateway.access import Browsers, Counts, FileCounts, Holders, MemoryCounts, Quotas
 from gateway.config.make import make_sinks_and_flows
 from gateway.config.messages import ConfigError
-from gateway.config.policies import make_policies
+from gateway.config.policies import make_browsers, make_management_browsers, make_policies
 from gateway.config.settings import ServerSettings, Settings
 from gateway.downloads.remote import Downloader
 from gateway.http.answers import strip_aiohttp_headers
 from gateway.http.origin import TrustedNetworks
 from gateway.intake.admission import Gate, Slots
+from gateway.server.browsers import tell_browsers
 from gateway.server.handlers import add_request_id, add_routes, problems
 from gateway.server.metrics import Metrics
 from gateway.server.services import SERVICES, Services
@@ -44,7 +45,8 @@ def build_app(
     sinks, flows = make_sinks_and_flows(settings)
     counts = _counts(settings, shared)
     policies = make_policies(settings, counts)
-    app = _application(settings)
+    browsers = make_browsers(settings)
+    app = _application(settings, browsers)
     settings = settings.named()
     assert settings.server.name is not None
     downloader = Downloader(**settings.download.model_dump(exclude={"access"}), gateway=settings.server.name)
@@ -68,6 +70,7 @@ def build_app(
         access=policies.routes,
         reading=policies.reading,
         downloading=policies.downloading,
+        browsers=browsers,
         trusted=TrustedNetworks(settings.server.trusted_networks),
         trusted_header=settings.server.trusted_header,
         base_path=settings.server.base_path,
@@ -92,19 +95,21 @@ def build_management(app: web.Application, settings: Settings) -> web.Applicatio
     """What is served at the management listener, of an application that `build_app` has made. None: nothing."""
     if settings.management.port is None:
         return None
-    management = _application(settings)
+    browsers = make_management_browsers(settings)
+    management = _application(settings, browsers)
     # Requests of its own: no drain waits for them.
-    management[SERVICES] = replace(app[SERVICES], served=settings.management_paths, requests=set())
+    management[SERVICES] = replace(app[SERVICES], served=settings.management_paths, browsers=browsers, requests=set())
     add_routes(management)
     return management
 
 
-def _application(settings: Settings) -> web.Application:
+def _application(settings: Settings, browsers: Browsers) -> web.Application:
     app = web.Application(
-        middlewares=[problems], client_max_size=_READ_WHOLE_BYTES, handler_args=_handler_args(settings)
+        middlewares=[problems], client_max_size=_READ_WHOLE_BYTES, handler_args=_handler_args(settings, browsers)
     )
     app.on_response_prepare.append(strip_aiohttp_headers)
     app.on_response_prepare.append(add_request_id)
+    app.on_response_prepare.append(tell_browsers)
     return app
 
 
@@ -137,12 +142,13 @@ def _gate(server: ServerSettings, shared: SharedCounts | None) -> Gate:
     )
 
 
-def _handler_args(settings: Settings) -> dict[str, Any]:
+def _handler_args(settings: Settings, browsers: Browsers) -> dict[str, Any]:
     """What aiohttp makes the handler of each connection with."""
     return {
         "read_bufsize": settings.server.read_buffer_bytes,
         "max_head_bytes": settings.server.max_head_bytes,
         "base_path": settings.server.base_path,
+        "browsers": browsers,
         "lingering_time": _LINGERING_SECONDS,
         "keepalive_timeout": settings.server.keepalive_seconds,
         "head_seconds": settings.server.head_seconds,
@@ -166,8 +172,9 @@ def check_took_effect(runner: web.AppRunner, settings: Settings) -> None:
         "max_head_bytes": server._kwargs.get("max_head_bytes"),
         "head_seconds": server._kwargs.get("head_seconds"),
         "base_path": server._kwargs.get("base_path"),
+        "browsers": server._kwargs.get("browsers"),
         "client_max_size": runner.app._client_max_size,
     }
-    wanted = {**_handler_args(settings), "client_max_size": _READ_WHOLE_BYTES}
+    wanted = {**_handler_args(settings, make_browsers(settings)), "client_max_size": _READ_WHOLE_BYTES}
     if wrong := {name: value for name, value in found.items() if value != wanted[name]}:
         raise RuntimeError(f"the server's settings did not take effect: {wrong}")

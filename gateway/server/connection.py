@@ -37,6 +37,7 @@ from aiohttp.http_parser import HttpRequestParser, RawRequestMessage
 from aiohttp.streams import EMPTY_PAYLOAD
 from aiohttp.web_protocol import RequestHandler, _ErrInfo
 
+from gateway.access import Browsers, refused_origin
 from gateway.config.settings import HEALTH_PATHS
 from gateway.errors import Busy, ClientGone, GatewayError, Malformed, Stalled
 from gateway.http.answers import SERVER_NAME
@@ -60,6 +61,7 @@ class Connection(RequestHandler):
     __slots__ = (
         "_base_path",
         "_body",
+        "_browsers",
         "_has_ended",
         "_head_clock",
         "_head_seconds",
@@ -72,6 +74,7 @@ class Connection(RequestHandler):
         "_reader",
         "_received",
         "_refused",
+        "_refused_from",
     )
 
     def __init__(
@@ -83,6 +86,7 @@ class Connection(RequestHandler):
         max_head_bytes: int,
         head_seconds: float,
         base_path: str,
+        browsers: Browsers,
         **settings: Any,
     ) -> None:
         super().__init__(manager, **settings)
@@ -101,6 +105,7 @@ class Connection(RequestHandler):
         self._head_clock: asyncio.TimerHandle | None = None
         """While a head is waited for, or comes."""
         self._base_path = base_path
+        self._browsers = browsers
         self._is_beyond = is_beyond
         """Whether as many as are served were there before this one."""
         self._is_over = is_over
@@ -115,6 +120,8 @@ class Connection(RequestHandler):
         """What that request reads its body from."""
         self._refused: StreamReader | None = None
         """In place of the body of one that was refused: aiohttp lingers over it, so that the answer can be read."""
+        self._refused_from: tuple[str, str | None] = ("", None)
+        """The path and the origin of that one, as far as it came."""
         self._is_answered = True
         """Whether no request is in hand."""
         self._is_last = False
@@ -201,7 +208,7 @@ class Connection(RequestHandler):
         if self._is_beyond:
             self._is_beyond = self._is_over()
             if self._is_beyond and message.url.path not in HEALTH_PATHS:
-                self._refuse(Busy("more clients are connected than are served"))
+                self._refuse(Busy("more clients are connected than are served"), head.data)
                 return
         self._is_answered = False
         self._is_last = message.should_close or head.asked_for_upgrade or self._is_beyond
@@ -278,8 +285,9 @@ class Connection(RequestHandler):
         if hasattr(transport, "max_size"):
             transport.max_size = size
 
-    def _refuse(self, error: GatewayError) -> None:
-        """Rule 2."""
+    def _refuse(self, error: GatewayError, head: bytes | None = None) -> None:
+        """Rule 2. `head`: what is refused, where it is not what was received."""
+        self._refused_from = refused_origin(bytes(self._received) if head is None else head, self._base_path)
         self._received.clear()
         self._is_answered, self._is_last = False, True
         self._refused = StreamReader(self, self._read_bufsize, loop=self._loop)
@@ -302,6 +310,7 @@ class Connection(RequestHandler):
         response = problem(exc, prefix=self._base_path, close=True)
         own = {REQUEST_ID: identity, hdrs.SERVER: SERVER_NAME, hdrs.CONNECTION: "close"}
         response.headers.update(own)  # aiohttp answers as HTTP/1.0 here
+        self._browsers.tell(response.headers, *self._refused_from)
         return response
 
     async def finish_response(

@@ -23,6 +23,7 @@ from gateway.errors import (
     LoopDetected,
     Malformed,
     MethodNotAllowed,
+    MisdirectedRequest,
     NotFound,
     RefusedByHook,
     SinkFault,
@@ -34,8 +35,9 @@ from gateway.http.problems import problem
 from gateway.http.target import requested_host
 from gateway.intake.admission import check_headers
 from gateway.server.access import for_downloaders, for_readers
+from gateway.server.browsers import answer_preflight, check_host
 from gateway.server.logs import about
-from gateway.server.record import log_told, log_untaken, new_ulid, told
+from gateway.server.record import log_refused, log_told, log_untaken, new_ulid, told
 from gateway.server.selftest import answer_buffering
 from gateway.server.services import BODY_READ, CLIENT, HOST, OWN_ID, SENT_REQUEST_ID, SERVICES, UPLOAD_ID, Services
 from gateway.server.uploads import UploadHandler
@@ -196,6 +198,8 @@ def _add(app: web.Application, path: str, handlers: Mapping[str, Handler]) -> No
     async def not_allowed(request: web.Request) -> web.StreamResponse:
         if request.match_info.get("filename") == "":  # a slash too much, unless it is PUT there
             raise _not_found_at(request)
+        if (preflight := answer_preflight(request, allow)) is not None:
+            return preflight
         response = _problem(request, MethodNotAllowed(f"{request.method} is not one of {allow}"))
         response.headers[hdrs.ALLOW] = allow
         return response
@@ -254,11 +258,14 @@ async def _answered(request: web.Request, handler: Handler, services: Services) 
     try:
         request[PREFIX] = services.prefix_of(request)
         request[HOST] = requested_host(request.raw_path, request.headers.getall(hdrs.HOST, ()))
+        check_host(request)
         response = await handler(request)
         if services.gate.draining and not response.prepared:
             response.force_close()
         return response
     except GatewayError as error:
+        if isinstance(error, MisdirectedRequest):
+            log_refused(error, request[SENT_REQUEST_ID], request[CLIENT])
         return _problem(request, error)
     except ConnectionError:
         if request.transport is not None and not request.transport.is_closing():

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 
 from aiohttp import web
 
-from gateway.access import Policy, Quotas
+from gateway.access import Browsers, Policy, Quotas
 from gateway.downloads.remote import Downloader
 from gateway.errors import SinkFault
 from gateway.flows import Flow
@@ -49,6 +49,8 @@ class Services:
     """Who may read, and remove, what was stored."""
     downloading: Policy
     """Who may download from elsewhere."""
+    browsers: Browsers = field(default_factory=Browsers)
+    """What other people's pages may have them do."""
     trusted: TrustedNetworks = field(default_factory=TrustedNetworks)
     """Who may say where a request came from."""
     trusted_header: Family = "x-forwarded"
