@@ -30,6 +30,7 @@ from pydantic.fields import FieldInfo
 
 from gateway.config.access import (
     AccessSettings,
+    CorsSettings,
     HookSettings,
     JwtSettings,
     KeysSettings,
@@ -549,6 +550,7 @@ TABLES: dict[str, type[BaseModel] | type[Limits]] = {
     "jwt": JwtSettings,
     "signed": SignedSettings,
     "hook": HookSettings,
+    "CORS": CorsSettings,
     "Quotas": QuotasSettings,
     "A route": RouteSettings,
     "A rule": PartsSettings,

@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 from pydantic import BaseModel
 
-from gateway.config.access import HookSettings, JwtSettings, KeysSettings, QuotasSettings, SignedSettings
+from gateway.config.access import CorsSettings, HookSettings, JwtSettings, KeysSettings, QuotasSettings, SignedSettings
 from gateway.config.load import load
 from gateway.config.settings import MatchSettings, PartsSettings, RouteSettings, ServerSettings
 from gateway.config.sinks import DiscardSettings, DiskSettings, RelaySettings, TlsSettings
@@ -390,6 +390,7 @@ TABLES: dict[str, type[BaseModel] | type[Limits]] = {
     "access.jwt": JwtSettings,
     "access.signed": SignedSettings,
     "access.hook": HookSettings,
+    "cors": CorsSettings,
     "quotas": QuotasSettings,
     "routes": RouteSettings,
     "routes.parts": PartsSettings,

@@ -7,7 +7,7 @@ import pytest
 from gateway.access import new_key
 from gateway.config.load import load
 from gateway.config.messages import ConfigError
-from gateway.config.policies import make_policies, open_to_others
+from gateway.config.policies import make_browsers, make_policies, open_to_others
 
 KEYS = '[access.keys]\nfile = "keys.toml"\n'
 SIGNED = '[access.signed]\nsecrets_file = "signing.keys"\n'
@@ -151,3 +151,30 @@ def test_reading_is_for_whoever_may_use_any_route() -> None:
 def test_that_anybody_may_is_a_warning_where_others_can_ask(document: str, right: str | None) -> None:
     Path("gateway.toml").write_text(document)
     assert open_to_others(load("gateway.toml")) == right
+
+
+def test_of_cors_what_contradicts_itself_or_is_no_origin_is_named_by_its_key() -> None:
+    any_origin = 'origins = ["*"]\ncredentials = true\n'
+    wrong = 'with origins = ["*"] any page could use what its visitors may: name them'
+    assert problems(f"[cors]\n{any_origin}{route()}") == [f"cors.credentials: {wrong}"]
+    own = route().replace("[[routes.parts]]", f"[routes.cors]\n{any_origin}[[routes.parts]]")
+    assert problems(own) == [f"routes.0.cors.credentials: {wrong}"]
+    assert problems('[cors]\norigins = ["https://a.example/"]\n' + route())[0].startswith("cors.origins.0")
+    assert problems('[cors]\norigins = ["*", "https://a.example"]\n' + route())[0].startswith("cors.origins")
+    assert problems('[cors]\nheaders = ["a b"]\n' + route())[0].startswith("cors.headers.0")
+    assert problems('[server]\nhosts = ["a:80"]\n' + route())[0].startswith("server.hosts.0")
+
+
+@pytest.mark.parametrize(
+    ("document", "takes"),
+    [
+        ("", False),
+        ('[server]\nhosts = ["*"]\n', True),
+        ('[server]\ntrusted_networks = ["10.0.0.0/8"]\n', True),
+        ('[server]\nhost = "0.0.0.0"\n', True),
+        ('[server]\nhost = "0.0.0.0"\nhosts = ["a.example"]\n', False),
+    ],
+)
+def test_any_name_will_do_where_others_ask_unless_names_are_given(document: str, takes: bool) -> None:
+    Path("gateway.toml").write_text(document + route('["none"]'))
+    assert make_browsers(load("gateway.toml")).takes("evil.example") is takes
