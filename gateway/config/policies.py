@@ -101,7 +101,8 @@ def make_browsers(settings: Settings) -> Browsers:
 
 def make_management_browsers(settings: Settings) -> Browsers:
     """The same where operators are: nobody's pages."""
-    return Browsers(hosts=frozenset() if is_loopback(settings.management.host) else frozenset([ANY]))
+    takes_any = settings.server.hosts == (ANY,) or not is_loopback(settings.management.host)
+    return Browsers(hosts=frozenset([ANY] if takes_any else ()))
 
 
 def make_policies(settings: Settings, counts: Counts | None = None) -> Policies:
