@@ -96,7 +96,8 @@ async def running(tmp_path: Path, certificate: tuple[Path, Path]) -> AsyncIterat
         sources = {name: f"http://127.0.0.1:{await somebody(stack, answer)}/a" for name, answer in DOWNLOADS.items()}
         allowed = [url.removesuffix("a") + "*" for url in sources.values()] + ["https://inside.invalid/*"]
         lines = [
-            "[server]\nport = 0\n[limits]\nstall_seconds = 1\n[download]",
+            '[server]\nport = 0\nhosts = ["*"]',
+            "[limits]\nstall_seconds = 1\n[download]",
             f'allow = {json.dumps(allowed)}\nallow_private = ["127.0.0.0/8"]',
         ]
         for name, url in urls.items():
