@@ -146,7 +146,7 @@ async def start_gateway(tmp_path: Path) -> AsyncIterator[StartGateway]:
                 sinks["api"] = {"url": api, **sinks.get("api", {})}
             name = f"gateway-{number}" if (number := next(counter)) else "gateway"
             # all clients have one address here
-            usual = {"drain_seconds": 2, "name": name, "max_uploads_per_address": 0, "hosts": ["*"]}
+            usual = {"drain_seconds": 2, "name": name, "max_uploads_per_address": 0}
             server = {**usual, **document.pop("server", {})}
             if routes := document.get("routes"):
                 taken = [route["path"] for route in routes]

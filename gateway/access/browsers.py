@@ -17,7 +17,6 @@ from dataclasses import dataclass, field
 
 from multidict import CIMultiDict, CIMultiDictProxy
 
-from gateway.access.asked import is_loopback
 from gateway.http.target import is_host
 
 __all__ = ["ANY", "Browsers", "Cors", "check_host", "check_origin", "head_origin", "is_cross_site", "refused_origin"]
@@ -81,7 +80,7 @@ class Browsers:
     routes: Mapping[str, Cors | None] = field(default_factory=dict)
     """By path."""
     hosts: frozenset[str] = frozenset([ANY])
-    """The names that it is asked under, in lower case, without ports. Empty: those of this machine for itself."""
+    """The names that it is asked under, in lower case, without ports."""
 
     def cors_of(self, path: str) -> Cors | None:
         """That of a path: of a route, of what is right below one (a raw upload's name), or of all others."""
@@ -105,9 +104,7 @@ class Browsers:
     def takes(self, host: str) -> bool:
         """Whether it may be asked under that Host. No browser leaves it out."""
         name = re.sub(r":[0-9]*$", "", host.lower()).removesuffix(".")
-        if self.hosts:
-            return not name or ANY in self.hosts or name in self.hosts
-        return not name or is_loopback(name.strip("[]")) or name.endswith(".localhost")
+        return not name or ANY in self.hosts or name in self.hosts
 
 
 def head_origin(headers: CIMultiDictProxy[str] | CIMultiDict[str]) -> str | None:

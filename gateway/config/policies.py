@@ -94,15 +94,13 @@ def open_to_others(settings: Settings) -> str | None:
 
 def make_browsers(settings: Settings) -> Browsers:
     """What other people's pages may have browsers do where uploads are."""
-    hosts = settings.server.hosts or ((ANY,) if _reached(settings) else ())
     routes = {route.path: route.cors.made() for route in settings.routes if route.cors is not None}
-    return Browsers(settings.cors.made(), routes, frozenset(hosts))
+    return Browsers(settings.cors.made(), routes, frozenset(settings.server.hosts or (ANY,)))
 
 
 def make_management_browsers(settings: Settings) -> Browsers:
     """The same where operators are: nobody's pages."""
-    takes_any = settings.server.hosts == (ANY,) or not is_loopback(settings.management.host)
-    return Browsers(hosts=frozenset([ANY] if takes_any else ()))
+    return Browsers(hosts=frozenset(settings.server.hosts or (ANY,)))
 
 
 def make_policies(settings: Settings, counts: Counts | None = None) -> Policies:

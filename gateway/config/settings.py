@@ -124,8 +124,7 @@ class ServerSettings(Table):
     base_path: Annotated[str, AfterValidator(_base_path)] = ""
     """None: a proxy that has us below a path of its own is configured, and so is this."""
     hosts: HostNames = ()
-    """Where only this machine can ask, its own names: a page can make another one point here (DNS rebinding). Elsewhere
-    any: what it is called there, nobody else knows."""
+    """Any: what it is called, only whoever runs it knows."""
     trusted_networks: Annotated[tuple[str, ...], AfterValidator(_networks)] = ()
     """None: anybody can write into a header where they come from."""
     trusted_header: Family = "x-forwarded"

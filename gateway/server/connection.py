@@ -52,6 +52,7 @@ __all__ = ["Connection"]
 
 _BODY_RECEIVE_BYTES = 256 << 10
 """asyncio's own. Intake has more for large bodies."""
+_TOO_MANY = "more clients are connected than server.max_connections, or the descriptors that there are, allow"
 _NO_HTTP = "the head of the request is no HTTP: its target is no URL, or a field that may stand once stands twice"
 
 
@@ -208,7 +209,7 @@ class Connection(RequestHandler):
         if self._is_beyond:
             self._is_beyond = self._is_over()
             if self._is_beyond and message.url.path not in HEALTH_PATHS:
-                self._refuse(Busy("more clients are connected than are served"), head.data)
+                self._refuse(Busy(_TOO_MANY), head.data)
                 return
         self._is_answered = False
         self._is_last = message.should_close or head.asked_for_upgrade or self._is_beyond

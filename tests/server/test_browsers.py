@@ -281,7 +281,7 @@ class TestHost:
         ("host", "status"),
         [
             ("127.0.0.1", 404),
-            ("127.8.9.1:8080", 404),
+            ("127.8.9.1:8080", 421),
             ("localhost", 404),
             ("LocalHost.:1", 404),
             ("app.localhost:8080", 404),
@@ -294,10 +294,10 @@ class TestHost:
             ("[::2]", 421),
         ],
     )
-    async def test_where_only_this_machine_can_ask_it_goes_by_its_own_names(
+    async def test_it_goes_by_the_names_that_are_listed(
         self, start_gateway: StartGateway, host: str, status: int
     ) -> None:
-        gateway = await start_gateway(server={"hosts": []})
+        gateway = await start_gateway(server={"hosts": ["localhost", "app.localhost", "127.0.0.1", "[::1]"]})
         assert (await ask(gateway.port, UNKNOWN, host=host)).status == status
         assert (await ask(gateway.port, "/healthz", host=host)).status == 200
 

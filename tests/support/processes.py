@@ -110,7 +110,6 @@ def _gateway(directory: Path, config: str, env: dict[str, str], descriptors: int
     defaults = {
         "GATEWAY_SERVER__PORT": "0",
         "GATEWAY_SERVER__MAX_UPLOADS_PER_ADDRESS": "0",  # all clients have one here
-        "GATEWAY_SERVER__HOSTS": '["*"]',  # they call it "gateway"
         "GATEWAY_SINKS__DISK__ROOT": str(directory / "uploads"),
     }
     return Process(
