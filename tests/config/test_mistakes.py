@@ -87,7 +87,7 @@ IN_A_FILE = [
         "server.name: should be 1 to 64 letters, digits, and characters such as - . _ (my.toml)",
     ),
     ("[sever]\nport = 1", "sever: there is no such key; did you mean server? (my.toml)"),
-    ('[server]\nhots = "::"', "server.hots: there is no such key; did you mean host? (my.toml)"),
+    ('[server]\nhots = "::"', "server.hots: there is no such key; did you mean hosts? (my.toml)"),
     ('[server]\nport = "http"', "server.port: should be a whole number (my.toml)"),
     ("[server]\nport = 65536", "server.port: should be less than or equal to 65535 (my.toml)"),
     ("[server]\nworkers = 0", "server.workers: should be greater than or equal to 1 (my.toml)"),
@@ -521,7 +521,7 @@ server.event_loop: should be 'asyncio' or 'uvloop' (my.toml)
 server.max_uploads: should be a number, not true or false (my.toml)
 server.drain_seconds: should be a finite number (my.toml)
 server.trusted_networks: proxy is not a range of addresses such as 10.1.0.0/16: 'proxy' does not appear to be an IPv4 or IPv6 network (my.toml)
-server.hots: there is no such key; did you mean host? (my.toml)
+server.hots: there is no such key; did you mean hosts? (my.toml)
 limits.max_parts: should be greater than or equal to 0 (my.toml)
 limits.idle_seconds: should be a number (my.toml)
 limits.stall_seconds: should be a number (GATEWAY_LIMITS__STALL_SECONDS)
