@@ -8,7 +8,7 @@ import re
 import pytest
 from aiohttp import web
 
-from gateway.errors import LEAVES, GatewayError
+from gateway.errors import LEAVES, GatewayError, TooManyRequests
 from gateway.http.problems import problem, problem_middleware
 from gateway.multipart.reader import StreamingMultipartReader
 from tests.conftest import StartDestination, StartGateway
@@ -20,11 +20,15 @@ each_leaf = pytest.mark.parametrize("leaf", LEAVES, ids=lambda leaf: leaf.__name
 
 
 @each_leaf
-def test_a_503_says_when_to_come_back_and_nothing_else_does(leaf: type[GatewayError]) -> None:
+def test_a_503_and_a_429_say_when_to_come_back_and_nothing_else_does(leaf: type[GatewayError]) -> None:
     if leaf.status == 503:
         assert leaf.retry_after_seconds is not None
         assert leaf.retry_after_seconds > 0
         assert problem(leaf()).headers["Retry-After"] == str(leaf.retry_after_seconds)
+    elif leaf is TooManyRequests:
+        headers = problem(leaf("x", limit=3, retry_after=7, quota="requests", window_seconds=60)).headers
+        assert headers["Retry-After"] == "7"
+        assert (headers["RateLimit-Policy"], headers["RateLimit"]) == ('"requests";q=3;w=60', '"requests";r=0;t=7')
     elif leaf.retry_after_seconds is None:
         assert "Retry-After" not in problem(leaf()).headers
 
