@@ -238,11 +238,19 @@ async def problems(request: web.Request, handler: Handler) -> web.StreamResponse
     assert task is not None
     services.requests.add(task)
     _identify(request, services)
-    try:
-        with about(client=request[CLIENT], request_id=request[SENT_REQUEST_ID]):
-            return await _answered(request, handler, services)
-    finally:
-        services.requests.discard(task)
+    with about(client=request[CLIENT], request_id=request[SENT_REQUEST_ID]):
+        try:
+            request[PREFIX] = services.prefix_of(request)
+            request[HOST] = requested_host(request.raw_path, request.headers.getall(hdrs.HOST, ()))
+            check_host(request)
+            response = await handler(request)
+        except Exception as error:
+            return _answer_to(request, error)
+        finally:
+            services.requests.discard(task)
+    if services.gate.draining and not response.prepared:
+        response.force_close()
+    return response
 
 
 def _identify(request: web.Request, services: Services) -> None:
@@ -254,29 +262,23 @@ def _identify(request: web.Request, services: Services) -> None:
     )
 
 
-async def _answered(request: web.Request, handler: Handler, services: Services) -> web.StreamResponse:
-    try:
-        request[PREFIX] = services.prefix_of(request)
-        request[HOST] = requested_host(request.raw_path, request.headers.getall(hdrs.HOST, ()))
-        check_host(request)
-        response = await handler(request)
-        if services.gate.draining and not response.prepared:
-            response.force_close()
-        return response
-    except GatewayError as error:
+def _answer_to(request: web.Request, error: Exception) -> web.Response:
+    """The problem that an error is. Raises it where it is a failing connection that still stands."""
+    if isinstance(error, GatewayError):
         if isinstance(error, MisdirectedRequest):
             log_refused(error, request[SENT_REQUEST_ID], request[CLIENT])
         return _problem(request, error)
-    except ConnectionError:
+    if isinstance(error, ConnectionError):
         if request.transport is not None and not request.transport.is_closing():
-            raise
+            raise error
         log_untaken(request)
         return _problem(request, ClientGone())  # nobody reads it; aiohttp wants something to send
-    except web.HTTPException as error:  # of the router, for targets that are no paths: `OPTIONS *`, `CONNECT host`
+    if isinstance(
+        error, web.HTTPException
+    ):  # of the router, for targets that are no paths: `OPTIONS *`, `CONNECT host`
         return _problem(request, NotFound() if error.status == 404 else Malformed(error.reason))
-    except Exception:
-        log.exception("a request failed")
-        return _problem(request, InternalError())
+    log.error("a request failed", exc_info=error)
+    return _problem(request, InternalError())
 
 
 def _problem(request: web.Request, error: GatewayError) -> web.Response:

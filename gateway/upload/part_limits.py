@@ -20,7 +20,8 @@ class PartLimits:
         self._of_a_value = limits.max_value_bytes
         self._fields_bytes = 0
         self._of_the_manifest = limits.max_manifest_bytes
-        self._counted = 0  # entries
+        self.counted = 0
+        """So many entries are in what is told."""
         self._told_bytes = 0
 
     def check_file(self, entry: Entry) -> None:
@@ -42,13 +43,13 @@ class PartLimits:
         """What the manifest is to say of the entries up to `end`, which have come whole, is held until then, and so are
         their other headers. Raises TooLarge.
         """
-        for entry in entries[self._counted : end]:
+        for entry in entries[self.counted : end]:
             part = entry.part
             self._told_bytes += len(part.raw_name) + len(part.raw_filename or b"") + len(part.content_type or b"")
             self._told_bytes += len(entry.raw_value or b"")
             if part.own_headers:
                 self._told_bytes += sum(len(name) + len(value) for name, value in part.own_headers)
-        self._counted = end
+        self.counted = end
         limit = self._of_the_manifest
         if limit and self._told_bytes > limit:
             raise TooLarge(f"names, headers and values of the parts have more than {limit} bytes", limit=limit)

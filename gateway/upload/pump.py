@@ -150,7 +150,9 @@ class Pump:
                     await self._take_end()
             except OF_ONE_PART as error:
                 await self._fail(error, event)
-        self._limits.check_told(self._entries, len(self._entries) - (self._current is not None))
+        have_come = len(self._entries) - (self._current is not None)
+        if have_come > self._limits.counted:
+            self._limits.check_told(self._entries, have_come)
         if self._hashing.waiting_bytes >= BATCH_BYTES:
             await self._hashing.submit()
 
