@@ -4,16 +4,21 @@ from __future__ import annotations
 
 import io
 import json
+import re
 from collections.abc import Sequence
 
 from gateway.errors import TooLarge
 from gateway.model import Entry, Limits, Manifest, Output, Part, Receipt, text
 
-__all__ = ["BETWEEN", "ManifestText", "memory_shares", "results_json"]
+__all__ = ["BETWEEN", "HEAD_BYTES", "ManifestText", "memory_shares", "owner_in", "results_json"]
 
 _string = json.encoder.encode_basestring  # what json.dumps uses, ensure_ascii off
 BETWEEN = b"\t"
 """Within a string of JSON a tab is escaped. No line feed: a manifest is one line, for who takes it apart in a shell."""
+HEAD_BYTES = 4096
+"""Whose it is stands in these: a name has 256 characters at most."""
+_OWNED = re.compile(rb'\{"upload": "[0-9A-Z]+", "identity": ')
+_SIZE = re.compile(', "size": ([0-9]+)')
 _LONG_PARTS, _LONG_BYTES = 256, 64 << 10
 """What takes longer than to have it done in another thread: so many parts, or so many bytes of names and values."""
 _RECEIPT_BYTES = 128
@@ -93,10 +98,29 @@ class ManifestText:
 
 
 def _head(manifest: Manifest) -> bytes:
-    """Up to the parts: whose it is stands before all that is long."""
-    identity = f', "identity": {_string(manifest.identity)}' if manifest.identity else ""
+    """Up to the parts: whose it is, and how much, stands before all that is long."""
+    identity = f', "identity": {_string(manifest.identity)}, "size": {_size(manifest)}' if manifest.identity else ""
     metadata = f', "metadata": {json.dumps(manifest.metadata, ensure_ascii=False)}' if manifest.metadata else ""
     return f'{{"upload": {_string(manifest.upload)}{identity}{metadata}, "parts": ['.encode("utf-8", "replace")
+
+
+def _size(manifest: Manifest) -> int:
+    """The bytes of its files, each once, whoever of the sinks has it."""
+    files = [entry for entry in manifest.entries if entry.part.is_file and entry.problem is None]
+    return sum(entry.size if entry.output is None else entry.output.size for entry in files)
+
+
+def owner_in(head: bytes) -> tuple[str, int]:
+    """(whose an upload is, how many bytes its files have), as the beginning of its manifest says; ("", 0): nobody's.
+
+    `head` has HEAD_BYTES, or all of it. Raises ValueError for what does not go on like a manifest.
+    """
+    if (found := _OWNED.match(head)) is None:
+        return "", 0
+    rest = head[found.end() :].decode("utf-8", "ignore")
+    owner, end = json.JSONDecoder().raw_decode(rest)
+    size = _SIZE.match(rest, end)
+    return str(owner), int(size[1]) if size else 0
 
 
 def _named_bytes(entries: Sequence[Entry]) -> int:

@@ -1,4 +1,4 @@
-"""How much one may have: uploads at a time, requests in a minute, bytes in a day.
+"""How much one may have: uploads at a time, requests in a minute, bytes in a day, bytes that are kept.
 
 An identity has the quotas that are configured. Who has none shares with all behind his address, or in his network of
 IPv6, where one customer has 2^64 addresses: so many uploads at a time, and no more.
@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from ipaddress import IPv6Address, ip_address, ip_network
@@ -25,6 +25,10 @@ _STEP_BYTES = 1 << 20
 """Each costs a job where counts are in a file."""
 _RETRY_SECONDS = 2
 """As for slots: uploads end at any time."""
+
+
+async def _nothing(name: str) -> int:
+    return 0
 
 
 class SharedHolders(Protocol):
@@ -67,17 +71,27 @@ class Quotas:
     """At a time, of one identity."""
     requests_per_minute: int = 0
     bytes_per_day: int = 0
+    stored_bytes: int = 0
     counts: Counts
     holders: SharedHolders
+    stored: Callable[[str], Awaitable[int]] = _nothing
+    """How many bytes are kept of this name now. Raises the errors of a sink."""
 
     async def count_request(self, identity: Identity) -> None:
         """One more of this identity. Raises TooManyRequests."""
         if self.requests_per_minute and identity.name:
             await self._count("requests", identity, 1, self.requests_per_minute, _MINUTE)
 
-    def meter(self, identity: Identity) -> Meter | None:
-        """Of the bytes of one upload; None where they are not counted."""
-        return Meter(self, identity) if self.bytes_per_day and identity.name else None
+    def meter(self, identity: Identity, *, is_stored: bool) -> Meter | None:
+        """Of the bytes of one upload, which are to be kept or not; None where they are not counted."""
+        if not identity.name:
+            return None
+        accounts: list[_Account] = []
+        if self.bytes_per_day:
+            accounts.append(_Daily(self, identity))
+        if self.stored_bytes and is_stored:
+            accounts.append(_Stored(self, identity))
+        return Meter(accounts) if accounts else None
 
     def share(self, identity: Identity, address: str) -> AbstractContextManager[None]:
         """One upload of theirs, which is taken now, and given back on leaving it. Raises TooManyRequests."""
@@ -97,14 +111,6 @@ class Quotas:
             if name:
                 self.holders.give_back(name)
 
-    async def count_bytes(self, identity: Identity, size: int) -> None:
-        """For its meter. Raises TooManyRequests."""
-        await self._count("bytes", identity, size, self.bytes_per_day, _DAY)
-
-    async def take_bytes_back(self, identity: Identity, size: int) -> None:
-        """Likewise: so many did not come after all."""
-        await self.counts.take_back(f"bytes {identity.name}", size)
-
     async def _count(self, what: str, identity: Identity, amount: int, most: int, seconds: int) -> None:
         now = time.time()
         until = (now // seconds + 1) * seconds
@@ -119,29 +125,81 @@ class Quotas:
             )
 
 
-class Meter:
-    """Counts the bytes of one upload: those that are declared before they come, others as they come."""
+class _Account(Protocol):
+    """What the bytes of an upload count for."""
+
+    async def add(self, size: int) -> None:
+        """So many more. Raises TooManyRequests."""
+
+    async def settle(self, counted: int, size: int) -> None:
+        """The upload has ended: so many were counted, and so many came."""
+
+
+class _Daily:
+    """The bytes that come in a day, whatever becomes of them."""
 
     def __init__(self, quotas: Quotas, identity: Identity) -> None:
         self._quotas = quotas
         self._identity = identity
-        self._counted = 0
+
+    async def add(self, size: int) -> None:
+        await self._quotas._count("bytes", self._identity, size, self._quotas.bytes_per_day, _DAY)
+
+    async def settle(self, counted: int, size: int) -> None:
+        if size < counted:
+            await self._quotas.counts.take_back(f"bytes {self._identity.name}", counted - size)
+
+
+class _Stored:
+    """What is kept, and what uploads in progress are about to add to it.
+
+    Stores know what they keep, so that what expires or is removed, by whomever, counts no more. Only what is in
+    progress is counted here; what a process that was killed had in progress counts for a day.
+    """
+
+    def __init__(self, quotas: Quotas, identity: Identity) -> None:
+        self._quotas = quotas
+        self._owner = identity.name
+        self._name = f"in progress {identity.name}"
+
+    async def add(self, size: int) -> None:
+        counts, most = self._quotas.counts, self._quotas.stored_bytes
+        until = time.time() + _DAY
+        if await counts.add(self._name, size, most=most, until=until):
+            # Asked only now: what another upload has just kept is seen here, or still counts as in progress.
+            room = most - await self._quotas.stored(self._owner)
+            if await counts.add(self._name, 0, most=room, until=until):
+                return
+            await counts.take_back(self._name, size)
+        detail = f"more than {most} bytes of yours would be kept"
+        raise TooManyRequests(detail, limit=most, retry_after=_MINUTE, quota="stored-bytes")
+
+    async def settle(self, counted: int, size: int) -> None:
+        await self._quotas.counts.take_back(self._name, counted)
+
+
+class Meter:
+    """Counts the bytes of one upload: those that are declared before they come, others as they come."""
+
+    def __init__(self, accounts: Sequence[_Account]) -> None:
+        self._counted = dict.fromkeys(accounts, 0)
 
     async def expect(self, size: int) -> None:
         """So many in all. Raises TooManyRequests."""
-        if size > self._counted:
-            await self._quotas.count_bytes(self._identity, size - self._counted)
-            self._counted = size
+        for account, counted in self._counted.items():
+            if size > counted:
+                await account.add(size - counted)
+                self._counted[account] = size
 
     async def came(self, size: int) -> None:
         """So many until now: counted some at a time, and so a little before they come. Raises TooManyRequests."""
-        if size > self._counted:
+        if size > min(self._counted.values()):
             await self.expect(size + _STEP_BYTES)
 
     async def end(self, size: int) -> None:
         """So many it were."""
-        if size < self._counted:
-            await self._quotas.take_bytes_back(self._identity, self._counted - size)
+        for account, counted in self._counted.items():
+            await account.settle(counted, size)
 
 
 def neighbourhood(address: str) -> str:

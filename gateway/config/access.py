@@ -126,6 +126,7 @@ class QuotasSettings(Table):
     """How much is too much is somebody's decision, here and below."""
     requests_per_minute: Count = 0
     bytes_per_day: Count = 0
+    stored_bytes: Count = 0
     file: str = ""
     """Counts of one process are forgotten with it; a file outlives it."""
 

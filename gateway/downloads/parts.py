@@ -7,29 +7,22 @@ from __future__ import annotations
 
 import asyncio
 import json
-import re
 from collections.abc import AsyncIterator, Mapping
 from typing import Any
 
-from gateway.manifest import BETWEEN
+from gateway.manifest import BETWEEN, HEAD_BYTES, owner_in
 from gateway.sinks.store import StoredFile
 
 __all__ = ["StoredPart", "owner_of", "part_of", "parts_of"]
 
 StoredPart = Mapping[str, Any]
 _READ_BYTES = 256 << 10
-_HEAD_BYTES = 4096
-"""Whose it is stands in these: a name has 256 characters at most."""
-_OWNED = re.compile(rb'\{"upload": "[0-9A-Z]+", "identity": ')
 
 
 async def owner_of(manifest: StoredFile) -> str:
     """Whose the upload is; empty: nobody's. Raises ValueError for a name that does not end."""
-    head = await manifest.read(_HEAD_BYTES, 0)
-    if (found := _OWNED.match(head)) is None:
-        return ""
-    owner, _ = json.JSONDecoder().raw_decode(head[found.end() :].decode("utf-8", "ignore"))
-    return str(owner)
+    owner, _ = owner_in(await manifest.read(HEAD_BYTES, 0))
+    return owner
 
 
 async def part_of(manifest: StoredFile, index: int) -> StoredPart | None:

@@ -66,12 +66,13 @@ def severity(error: BaseException | None) -> int:
 
 
 def _rate_limit(members: Mapping[str, object]) -> dict[str, str]:
-    """Retry-After, and the fields of draft-ietf-httpapi-ratelimit-headers where it is a rate."""
+    """Retry-After, and the fields of draft-ietf-httpapi-ratelimit-headers where it is a quota."""
     seconds = members.get("retry_after", 1)
     fields: dict[str, str] = {hdrs.RETRY_AFTER: str(seconds)}
     if quota := members.get("quota"):
-        fields["RateLimit-Policy"] = f'"{quota}";q={members["limit"]};w={members["window_seconds"]}'
-        fields["RateLimit"] = f'"{quota}";r=0;t={seconds}'
+        window = f";w={members['window_seconds']}" if "window_seconds" in members else ""
+        fields["RateLimit-Policy"] = f'"{quota}";q={members["limit"]}{window}'
+        fields["RateLimit"] = f'"{quota}";r=0;t={seconds}' if window else f'"{quota}";r=0'
     return fields
 
 

@@ -69,11 +69,11 @@ def _log(asked: Asked, decision: str, level: int = logging.INFO, **more: Any) ->
 class Charge:
     """What one upload counts for, of what its client may have: settled when it has ended, well or not."""
 
-    def __init__(self, who: Identity, policy: Policy, quotas: Quotas) -> None:
+    def __init__(self, who: Identity, policy: Policy, quotas: Quotas, *, is_stored: bool) -> None:
         self.who = who
         self._policy = policy
         self._quotas = quotas
-        self.meter = quotas.meter(who)
+        self.meter = quotas.meter(who, is_stored=is_stored)
         self.is_used = False
         """Whether something came of it."""
         self.received_bytes = 0

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AsyncExitStack
 from dataclasses import replace
@@ -25,7 +25,9 @@ from gateway.server.handlers import add_request_id, add_routes, problems
 from gateway.server.metrics import Metrics
 from gateway.server.services import SERVICES, Services
 from gateway.server.slots import SharedCounts
+from gateway.sinks import Sink
 from gateway.sinks.relay.sink import RelaySink
+from gateway.sinks.store import Store
 
 __all__ = ["build_app", "build_management", "check_took_effect"]
 
@@ -66,7 +68,7 @@ def build_app(
         executor=hashing,
         downloader=downloader,
         metrics=metrics,
-        quotas=_quotas(settings, counts, shared),
+        quotas=_quotas(settings, counts, shared, sinks),
         access=policies.routes,
         reading=policies.reading,
         downloading=policies.downloading,
@@ -124,12 +126,19 @@ def _counts(settings: Settings, shared: SharedCounts | None) -> Counts:
         raise ConfigError([f"quotas.file: {path}: {error.strerror}"]) from error
 
 
-def _quotas(settings: Settings, counts: Counts, shared: SharedCounts | None) -> Quotas:
+def _quotas(settings: Settings, counts: Counts, shared: SharedCounts | None, sinks: Mapping[str, Sink]) -> Quotas:
+    stores = [sink for sink in sinks.values() if isinstance(sink, Store)]
+
+    async def stored(owner: str) -> int:
+        return sum([await store.stored_bytes(owner) for store in stores])
+
     return Quotas(
         uploads_per_address=settings.server.effective_uploads_per_address,
         uploads=settings.quotas.uploads,
         requests_per_minute=settings.quotas.requests_per_minute,
         bytes_per_day=settings.quotas.bytes_per_day,
+        stored_bytes=settings.quotas.stored_bytes,
+        stored=stored,
         counts=counts,
         holders=Holders() if shared is None else shared.holders(),
     )

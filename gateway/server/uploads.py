@@ -24,6 +24,7 @@ from gateway.server.logs import tell_also
 from gateway.server.record import UploadRecord, log_upload
 from gateway.server.results import converted, created
 from gateway.server.services import BODY_READ, CLIENT, HOST, OWN_ID, SENT_REQUEST_ID, SERVICES, UPLOAD_ID, Services
+from gateway.sinks.store import manifest_keeper
 from gateway.upload.dispatch import Dispatcher, Outcome
 from gateway.upload.routes import Route
 
@@ -36,6 +37,7 @@ class UploadHandler:
     def __init__(self, route: Route, services: Services) -> None:
         self._route = route
         self._policy = services.access[route.path]
+        self._is_stored = manifest_keeper(route.required, services.sinks) is not None
         self._dispatcher = Dispatcher(
             route,
             sinks=services.sinks,
@@ -55,7 +57,7 @@ class UploadHandler:
             try:
                 check_loop(request.headers.items(), services.name)
                 who = await admitted(request, self._policy, scope="upload", route=route.path)
-                charge = Charge(who, self._policy, services.quotas)
+                charge = Charge(who, self._policy, services.quotas, is_stored=self._is_stored)
                 if charge.is_due:
                     held.push_async_callback(charge.settle)
                 limits = who.caps.applied(services.limits)

@@ -56,6 +56,12 @@ class Store(Sink):
         everything as it is.
         """
 
+    async def stored_bytes(self, owner: str) -> int:
+        """The bytes of files in the uploads of this identity whose manifest is kept here now; 0 where a store does not
+        count them, and then there is no quota of what it keeps. Raises the errors of a sink.
+        """
+        return 0
+
 
 class Removal(ABC):
     """One store's share of an upload that is about to be removed."""

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
 from gateway.access.asked import ANYBODY, Identity
@@ -10,8 +12,14 @@ from gateway.errors import TooManyRequests
 CI, OTHER = Identity("key:ci", "keys"), Identity("key:other", "keys")
 
 
-def quotas(**limits: int) -> Quotas:
+def quotas(**limits: Any) -> Quotas:
     return Quotas(counts=MemoryCounts(), holders=Holders(), **limits)
+
+
+def metered(those: Quotas) -> Meter:
+    meter = those.meter(CI, is_stored=True)
+    assert meter is not None
+    return meter
 
 
 class TestUploads:
@@ -69,29 +77,61 @@ class TestRequests:
 class TestBytes:
     async def test_what_is_declared_is_counted_before_it_comes(self) -> None:
         those = quotas(bytes_per_day=100)
-        meter = those.meter(CI)
-        assert meter is not None
+        meter = metered(those)
         await meter.expect(90)
         with pytest.raises(TooManyRequests):
-            await Meter(those, CI).expect(20)
+            await metered(those).expect(20)
         await meter.end(50)  # it was broken off
-        await Meter(those, CI).expect(50)
+        await metered(those).expect(50)
         with pytest.raises(TooManyRequests):
-            await Meter(those, CI).expect(1)
+            await metered(those).expect(1)
 
     async def test_what_is_not_declared_is_counted_as_it_comes(self) -> None:
         those = quotas(bytes_per_day=5 << 20)
-        meter = Meter(those, CI)
+        meter = metered(those)
         for size in range(0, 4 << 20, 100_000):
             await meter.came(size)
         with pytest.raises(TooManyRequests):
             await meter.came(5 << 20)
         await meter.end(4_100_000)
-        await Meter(those, CI).expect((5 << 20) - 4_100_000)
+        await metered(those).expect((5 << 20) - 4_100_000)
+
+    async def test_what_is_kept_counts_beside_what_is_in_progress(self) -> None:
+        kept = 60
+
+        async def stored(owner: str) -> int:
+            assert owner == "key:ci"
+            return kept
+
+        those = Quotas(counts=MemoryCounts(), holders=Holders(), stored=stored, stored_bytes=100)
+        first = metered(those)
+        await first.expect(30)
+        with pytest.raises(TooManyRequests) as refused:
+            await metered(those).expect(11)
+        assert refused.value.members["limit"] == 100
+        await metered(those).expect(10)
+        kept = 90
+        await first.end(30)
+        with pytest.raises(TooManyRequests):
+            await metered(those).expect(1)
+        kept = 0
+        await metered(those).expect(90)
+
+    async def test_what_one_quota_refuses_counts_for_none(self) -> None:
+        those = quotas(bytes_per_day=100, stored_bytes=50)
+        meter = metered(those)
+        with pytest.raises(TooManyRequests):
+            await meter.expect(60)
+        await meter.end(0)
+        for _ in range(2):
+            meter = metered(those)
+            await meter.expect(50)
+            await meter.end(50)
 
     def test_there_is_no_meter_where_nothing_is_counted(self) -> None:
-        assert quotas().meter(CI) is None
-        assert quotas(bytes_per_day=1).meter(ANYBODY) is None
+        assert quotas().meter(CI, is_stored=True) is None
+        assert quotas(bytes_per_day=1, stored_bytes=1).meter(ANYBODY, is_stored=True) is None
+        assert quotas(stored_bytes=1).meter(CI, is_stored=False) is None
 
 
 @pytest.mark.parametrize(

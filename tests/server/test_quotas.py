@@ -108,7 +108,8 @@ class TestIdentities:
             "signed": {"secrets_file": str(tmp_path / "signing.keys")},
         }
         routes = [{"path": "/upload", "access": ["keys", "signed"], "parts": [{"sinks": ["disk"]}]}]
-        return await start_gateway(access=access, routes=routes, quotas=quotas)
+        sinks = {"disk": {"root": str(tmp_path / "disk"), "fsync": False}}
+        return await start_gateway(access=access, routes=routes, sinks=sinks, quotas=quotas)
 
     @staticmethod
     async def upload(gateway: RunningGateway, key: str, body: bytes = BODY) -> Answer:
@@ -160,6 +161,47 @@ class TestIdentities:
                 await client.send(b"0\r\n\r\n")
             assert (await client.answer()).status == 429
         assert gateway.stored() == []
+
+    async def test_bytes_that_are_kept_until_they_are_not(
+        self, start_gateway: StartGateway, tmp_path: Path, keys: dict[str, str]
+    ) -> None:
+        quotas = {"stored_bytes": 2 * len(LARGE) + 1000}
+        gateway = await self.start(start_gateway, tmp_path, **quotas)
+        kept = [(await self.upload(gateway, keys["ci"], LARGE)).json() for _ in range(2)]
+        assert [manifest["size"] for manifest in kept] == [300_000] * 2
+        refused = await self.upload(gateway, keys["ci"], LARGE)
+        assert (refused.status, refused.json()["quota"], refused.headers["retry-after"]) == (429, "stored-bytes", "60")
+        assert refused.headers["ratelimit-policy"] == f'"stored-bytes";q={quotas["stored_bytes"]}'
+        assert (await self.upload(gateway, keys["other"], LARGE)).status == 201
+        await gateway.runner.cleanup()
+        again = await self.start(start_gateway, tmp_path, **quotas)
+        assert (await self.upload(again, keys["ci"], LARGE)).status == 429, "it is asked of the disk"
+        assert (await ask(again.port, f"/uploads/{kept[0]['upload']}", "DELETE", x_api_key=keys["ci"])).status == 204
+        assert (await self.upload(again, keys["ci"], LARGE)).status == 201
+        shutil.rmtree(tmp_path / "disk" / kept[1]["upload"])
+        assert (await self.upload(again, keys["ci"], LARGE)).status == 201, "by whomever it was removed"
+
+    @pytest.mark.parametrize("declared", [True, False])
+    async def test_uploads_at_the_same_time_keep_no_more_together(
+        self, start_gateway: StartGateway, tmp_path: Path, keys: dict[str, str], declared: bool
+    ) -> None:
+        gateway = await self.start(start_gateway, tmp_path, stored_bytes=8 << 20)
+        body = form(file(bytes(3 << 20)))
+        chunked = b"%x\r\n%b\r\n0\r\n\r\n" % (len(body), body)
+
+        async def upload() -> int:
+            async with Client(gateway.port) as client:
+                length = {"content_length": len(body)} if declared else {"transfer_encoding": "chunked"}
+                with contextlib.suppress(ConnectionError):
+                    await client.send(head(x_api_key=keys["ci"], **length) + (body if declared else chunked))
+                return (await client.answer()).status
+
+        statuses = await asyncio.gather(*(upload() for _ in range(6)))
+        assert set(statuses) <= {201, 429}
+        assert statuses.count(201) == len(list((tmp_path / "disk").iterdir())) <= 2
+        while (await upload()) == 201:
+            pass
+        assert len(list((tmp_path / "disk").iterdir())) == 2, "what was refused gave its share back"
 
     async def test_uploads_at_a_time(self, start_gateway: StartGateway, tmp_path: Path, keys: dict[str, str]) -> None:
         gateway = await self.start(start_gateway, tmp_path, uploads=1)

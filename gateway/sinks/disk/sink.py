@@ -33,6 +33,7 @@ from gateway.concurrency.threads import PATIENCE_SECONDS
 from gateway.errors import SinkUnavailable
 from gateway.model import Upload
 from gateway.sinks.disk.delivery import DiskDelivery
+from gateway.sinks.disk.holdings import Holdings
 from gateway.sinks.disk.layout import translated
 from gateway.sinks.disk.upload_directory import LockedDirectory, OpenedDirectory, remove_expired
 from gateway.sinks.disk.volume import Volume
@@ -73,6 +74,7 @@ class DiskSink(Store):
         self.keep_seconds = keep_seconds
         self._modes = int(mode, 8), int(directory_mode, 8)
         self._threads = threads
+        self._holdings = Holdings(self.root)
         self._started: Volume | None = None
         self._stopped = threading.Event()
         self._timer: asyncio.TimerHandle | None = None
@@ -154,6 +156,15 @@ class DiskSink(Store):
 
     def removal(self, upload_id: str) -> LockedDirectory:
         return LockedDirectory(upload_id, self._volume)
+
+    async def stored_bytes(self, owner: str) -> int:
+        loop = asyncio.get_running_loop()
+        with translated(self.name):
+            try:
+                async with asyncio.timeout(PATIENCE_SECONDS):
+                    return await loop.run_in_executor(self._volume.threads, self._holdings.of, owner)
+            except TimeoutError:
+                raise self._hangs() from None
 
     # -- sweeps
 
