@@ -24,6 +24,10 @@ _READ_BYTES = 1 << 20
 """What one read may hold at most of what is read: a piece of a file or of an archive that waits for the client, or of a
 remote file twice as much as aiohttp holds of an answer, and what came in one call.
 """
+_TLS_IDLE_BYTES, _TLS_BUSY_BYTES = 320 << 10, 1 << 20
+"""What TLS of ours holds of a connection, and what more while something goes through it: asyncio has a buffer of
+256 KiB for what comes, a copy of it, what is decrypted of it, and up to 512 KiB that waits for the client.
+"""
 
 
 def memory_bound_bytes(settings: Settings) -> tuple[int, dict[str, int]]:
@@ -36,12 +40,13 @@ def memory_bound_bytes(settings: Settings) -> tuple[int, dict[str, int]]:
 
 def read_bound_bytes(settings: Settings) -> int:
     """What one read may hold at most."""
-    return _READ_BYTES + connection_bound_bytes(settings)
+    return _READ_BYTES + connection_bound_bytes(settings) + (_TLS_BUSY_BYTES if settings.tls else 0)
 
 
 def connection_bound_bytes(settings: Settings) -> int:
     """What a connection may hold at most whose request is neither an upload nor a read."""
-    return sum(request_heads.memory_shares(settings.server.max_head_bytes).values())
+    head = sum(request_heads.memory_shares(settings.server.max_head_bytes).values())
+    return head + (_TLS_IDLE_BYTES if settings.tls else 0)
 
 
 def _of_route(route: Route, settings: Settings) -> Counter[str]:
@@ -56,6 +61,8 @@ def _of_route(route: Route, settings: Settings) -> Counter[str]:
     is_told, lists_results = stored or not route.passes_answers, route.kind == "convert"
     bounds.update(manifest.memory_shares(limits, received, is_told=is_told, lists_results=lists_results))
     bounds.update(lanes.memory_shares(limits, received, required_sinks=required, lag_bytes=sum(lags)))
+    if settings.tls:
+        bounds["TLS"] = _TLS_IDLE_BYTES + _TLS_BUSY_BYTES
     if any(rule.flows for rule in route.rules):
         bounds.update(flows.memory_shares(limits, received))
     for name in route.sinks:

@@ -10,7 +10,7 @@ from typing import Any
 
 from aiohttp import hdrs, web
 
-from gateway.access import ANYBODY, Asked, Identity, Policy, Quotas
+from gateway.access import ANYBODY, Asked, ClientCertificates, Identity, Policy, Quotas
 from gateway.downloads.stored import READER
 from gateway.errors import Forbidden, GatewayError
 from gateway.http.problems import severity
@@ -20,6 +20,9 @@ from gateway.server.services import CLIENT, SENT_REQUEST_ID, SERVICES
 __all__ = ["Charge", "admitted", "for_downloaders", "for_readers"]
 
 log = logging.getLogger("gateway.access")
+
+_BY_THEMSELVES = (ANYBODY.by, ClientCertificates.kind)
+"""What browsers send along whichever page asks, so that it does not show that somebody meant this request."""
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
@@ -43,7 +46,7 @@ async def admitted(request: web.Request, policy: Policy, *, scope: str, route: s
     )
     try:
         identity = await policy.admit(asked)
-        if foreign and identity.by == ANYBODY.by:
+        if foreign and identity.by in _BY_THEMSELVES:
             raise Forbidden("another site's page may not do this without credentials (Sec-Fetch-Site, cors.origins)")
     except GatewayError as error:
         _log(asked, error.slug(), severity(error), detail=error.detail or None)

@@ -56,7 +56,7 @@ class AnswerClocks:
 
     def __init__(
         self,
-        connections: Mapping[Any, asyncio.BaseTransport],
+        connections: Mapping[Any, asyncio.Transport],
         *,
         idle_seconds: float,
         min_rate_bytes: int,
@@ -82,7 +82,7 @@ class AnswerClocks:
         now = asyncio.get_running_loop().time()
         before, self._waits = self._waits, {}
         for owner, transport in list(self._connections.items()):
-            if not isinstance(transport, asyncio.WriteTransport) or not _unsent_bytes(transport):
+            if not _unsent_bytes(transport):
                 continue
             acked = acked_bytes(transport) or 0
             wait = before.get(owner) or _Wait(now, acked, acked, now)

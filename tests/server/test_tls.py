@@ -11,6 +11,7 @@ import signal
 import socket
 import ssl
 from collections.abc import AsyncIterator
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,8 @@ from tests.support.processes import Process, gateway_process
 from tests.support.signing import Authority, Pair
 
 pytestmark = pytest.mark.sockets
+
+needs_uvloop = pytest.mark.skipif(find_spec("uvloop") is None, reason="uvloop is not installed")
 
 DATA = random_bytes(3 << 20)
 BODY = form(file(DATA, filename="a.bin"))
@@ -47,7 +50,7 @@ def trusting(authority: Authority, pair: Pair | None = None) -> ssl.SSLContext:
 
 @contextlib.asynccontextmanager
 async def connected(
-    port: int, context: ssl.SSLContext
+    port: int, context: ssl.SSLContext | None
 ) -> AsyncIterator[tuple[asyncio.StreamReader, asyncio.StreamWriter]]:
     reader, writer = await asyncio.open_connection("127.0.0.1", port, ssl=context)
     try:
@@ -256,6 +259,17 @@ class TestClientCertificates:
             assert (refused.status, refused.headers["connection"]) == (401, "close")
         assert gateway.stored() == []
 
+    async def test_a_page_of_another_site_does_nothing_with_the_certificate_of_its_visitor(
+        self, gateway: RunningGateway, authority: Authority
+    ) -> None:
+        ours = trusting(authority, authority.pair("billing"))
+        stored = (await ask(gateway.port, ours, "/upload", "POST", SMALL)).json()
+        page: dict[str, Any] = {"sec_fetch_site": "cross-site", "sec_fetch_mode": "no-cors"}
+        assert (await ask(gateway.port, ours, "/upload", "POST", SMALL, **page)).status == 403
+        for target, method in ((f"/files/{stored['upload']}/0", "GET"), (f"/uploads/{stored['upload']}", "DELETE")):
+            assert (await ask(gateway.port, ours, target, method, **page)).status == 403
+            assert (await ask(gateway.port, ours, target, method, sec_fetch_site="same-origin")).status in (200, 204)
+
     @pytest.mark.parametrize("names", [(), ("one", "two")], ids=["no name", "two names"])
     async def test_a_subject_that_says_not_who_is_nobody(
         self, gateway: RunningGateway, authority: Authority, names: tuple[str, ...]
@@ -308,3 +322,24 @@ class TestConfiguration:
         with pytest.raises(ConfigError) as wrong:
             make_policies(load(path))
         assert wrong.value.problems == ["routes.0.access: certificate needs tls.ca, whose certificates those are"]
+
+
+@pytest.mark.parametrize("event_loop", ["asyncio", pytest.param("uvloop", marks=needs_uvloop)])
+@pytest.mark.parametrize("with_tls", [False, True])
+async def test_a_client_that_takes_nothing_is_cut_off_on_every_kind_of_connection(
+    tmp_path: Path, authority: Authority, event_loop: str, with_tls: bool
+) -> None:
+    pair = authority.pair("server")
+    config = f'server.event_loop = "{event_loop}"\nlimits.idle_seconds = 1\n'
+    config += f'[tls]\ncert = "{pair.cert}"\nkey = "{pair.key}"\n' if with_tls else ""
+    context = trusting(authority) if with_tls else None
+    body = form(file(bytes(24 << 20)))
+    with gateway_process(tmp_path, config) as process:
+        async with connected(process.port, context) as (reader, writer):
+            writer.write(head(content_length=len(body)) + body)
+            stored = (await answer(reader)).json()
+        async with connected(process.port, context) as (reader, writer):
+            writer.write(head(f"/files/{stored['upload']}/0", "GET", content_type=""))
+            await eventually(lambda: "the client took nothing of its answer for 1 s" in process.log.read_text())
+            with contextlib.suppress(OSError):
+                assert len(await reader.read(-1)) < 24 << 20
