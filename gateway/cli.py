@@ -288,7 +288,7 @@ def _print_bound(settings: Settings) -> None:
         print(f"without bound, since unlimited: {', '.join(unbounded)}")
     else:
         beside = "the process itself" if settings.server.workers == 1 else f"the {settings.server.workers} workers"
-        others = max(0, settings.server.max_connections - uploads - reads)
+        others = max(0, settings.server.effective_max_connections - uploads - reads)
         bound = uploads * (total + parts * 1024) + reads * read_bound_bytes(settings)
         bound += others * connection_bound_bytes(settings)
         kinds = f"{uploads} uploads, {reads} reads and {others} other connections"

@@ -156,7 +156,7 @@ async def start_gateway(tmp_path: Path) -> AsyncIterator[StartGateway]:
             runner = DrainingRunner(
                 app,
                 drain_seconds=settings.server.drain_seconds,
-                max_connections=settings.server.max_connections,
+                max_connections=settings.server.effective_max_connections,
                 tls=make_tls(settings),
                 management=build_management(app, settings),
             )

@@ -7,7 +7,7 @@ import os
 from collections.abc import Iterator, Mapping
 
 from gateway.config.policies import open_to_others
-from gateway.config.settings import DownloadSettings, ManagementSettings, RouteSettings, Settings
+from gateway.config.settings import DownloadSettings, ManagementSettings, RouteSettings, ServerSettings, Settings
 from gateway.config.sinks import DiskSettings, RelaySettings
 from gateway.flows import Flow
 from gateway.http.urls import PORTS, split_url
@@ -42,6 +42,7 @@ def doubts(settings: Settings, flows: Mapping[str, Flow]) -> list[str]:
         if _is_own(url, settings)
     ]
     lines += _of_limits(settings)
+    lines += _of_connections(settings.server)
     if warning := open_to_others(settings):
         lines.append(warning)
     used = {use.sink for route in settings.routes for use in route.uses}
@@ -85,6 +86,11 @@ def _of_limits(settings: Settings) -> Iterator[str]:
             inner, outer = getattr(table, inside, None), getattr(table, around, None)
             if inner and outer and inner > outer and inner != getattr(default, inside):
                 yield f"{where}.{inside}: {around} is less, so it is never reached"
+
+
+def _of_connections(server: ServerSettings) -> Iterator[str]:
+    if 0 < server.effective_max_connections < server.max_uploads:
+        yield f"server.max_uploads: server.max_connections is {server.max_connections}, so it is never reached"
 
 
 def _is_own(url: str, settings: Settings) -> bool:

@@ -131,6 +131,13 @@ class ServerSettings(Table):
     """What nearly every proxy writes."""
 
     @property
+    def effective_max_connections(self) -> int:
+        """As configured; else no fewer than uploads and reads may have, and a few for health. 0 is unlimited."""
+        if "max_connections" in self.model_fields_set:
+            return self.max_connections
+        return max(self.max_connections, self.max_uploads + self.max_reads + 100)
+
+    @property
     def effective_uploads_per_address(self) -> int:
         """As configured, or a quarter of all; 0 is unlimited."""
         most = self.max_uploads_per_address

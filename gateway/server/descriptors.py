@@ -27,13 +27,14 @@ def within_descriptors(settings: Settings) -> Settings:
     descriptors = _raised()
     server = settings.server
     left = max(descriptors - _OWN - _held_at_most(settings), descriptors // _LEAST_SHARE)
-    if server.max_connections <= left * server.workers:  # or unlimited, which is for whoever knows better
+    wanted = server.effective_max_connections
+    if wanted <= left * server.workers:  # or unlimited, which is for whoever knows better
         return settings
     allowed = int(left) * server.workers
     log.warning(
         "server.max_connections is %d instead of %d: a process may have %d descriptors (RLIMIT_NOFILE)",
         allowed,
-        server.max_connections,
+        wanted,
         descriptors,
     )
     return settings.model_copy(update={"server": server.model_copy(update={"max_connections": allowed})})

@@ -208,7 +208,7 @@ async def running(
     runner = DrainingRunner(
         app,
         drain_seconds=settings.server.drain_seconds,
-        max_connections=settings.server.max_connections,
+        max_connections=settings.server.effective_max_connections,
         shared=shared,
         ending=ending,
         management=build_management(app, settings),

@@ -27,8 +27,10 @@ CONFIG = """
 [server]
 port = {port}
 max_uploads_per_address = 0
+{server}
 [limits]
 idle_seconds = 5
+{limits}
 [sinks.disk]
 root = "{place}/uploads"
 fsync = false
@@ -109,13 +111,13 @@ def _send(one: socket.socket, data: bytes) -> None:
 
 
 @contextmanager
-def gateway(root: Path, other: int = 9) -> Iterator[Gateway]:
+def gateway(root: Path, other: int = 9, *, server: str = "", limits: str = "") -> Iterator[Gateway]:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     with tempfile.TemporaryDirectory(prefix="attack-") as place:
         config, log = Path(place, "gateway.toml"), Path(place, "log")
-        config.write_text(CONFIG.format(port=port, place=place, other=other))
+        config.write_text(CONFIG.format(port=port, place=place, other=other, server=server, limits=limits))
         command = [str(root / ".venv/bin/python"), "-m", "gateway", "serve", "--config", str(config)]
         with log.open("wb") as output:
             process = subprocess.Popen(command, cwd=root, stdout=output, stderr=output)
@@ -246,6 +248,77 @@ def a_relay_onto_itself(root: Path) -> str:
         return f"{count} uploads ({status})"
 
 
+def slow_uploads(root: Path, *, count: int = 1000, size: int = 256 * MIB) -> str:
+    """Each sends 1 KB a second; what two fast ones at a time get of the speed that they have without them."""
+    body = form(part(NAMED + b'a"', bytes(size)))
+    speeds: dict[int, list[float]] = {0: [], count: []}
+    with gateway(root, server="max_uploads = 1100", limits="min_rate_bytes = 0") as server:
+        for _ in range(3):
+            for slow, measured in speeds.items():
+                with _sending_slowly(server, slow) as clients:
+                    measured.append(_speed_of_two(server, body))
+                    alive = sum(_is_open(one) for one in clients)
+                    assert alive == slow, f"{slow - alive} of {slow} were cut off"
+    alone, beside = (max(measured) for measured in speeds.values())
+    return f"{beside / alone:.2f} of their speed ({alone / 1e6:.0f} MB/s alone)"
+
+
+def _speed_of_two(server: Gateway, body: bytes) -> float:
+    answers: list[bytes] = []
+    threads = [threading.Thread(target=lambda: answers.append(server.post("/upload", body))) for _ in range(2)]
+    began = time.monotonic()
+    for one in threads:
+        one.start()
+    for one in threads:
+        one.join()
+    assert [answer[9:12] for answer in answers] == [b"201"] * 2, answers
+    return 2 * len(body) / (time.monotonic() - began)
+
+
+@contextmanager
+def _sending_slowly(server: Gateway, count: int) -> Iterator[list[socket.socket]]:
+    """From 250 addresses of this machine."""
+    head = b"POST /upload HTTP/1.1\r\nHost: a\r\nContent-Type: multipart/form-data; boundary=%b\r\n" % B
+    head += b'Content-Length: 100000000\r\n\r\n--%b\r\n%ba"\r\n\r\n' % (B, NAMED)
+    clients: list[socket.socket] = []
+    ended = threading.Event()
+
+    def send() -> None:
+        while not ended.wait(1):
+            for one in clients:
+                with suppress(OSError):
+                    one.sendall(bytes(1000))
+
+    try:
+        for number in range(count):
+            one = socket.socket()
+            one.bind((f"127.0.{1 + number % 250}.1", 0))
+            one.connect(("127.0.0.1", server.port))
+            one.sendall(head)
+            clients.append(one)
+        sender = threading.Thread(target=send)
+        sender.start()
+        time.sleep(2)
+        yield clients
+    finally:
+        ended.set()
+        sender.join()
+        for one in clients:
+            one.close()
+
+
+def _is_open(one: socket.socket) -> bool:
+    one.setblocking(False)
+    try:
+        return one.recv(1) != b""
+    except BlockingIOError:
+        return True
+    except OSError:
+        return False
+    finally:
+        one.setblocking(True)
+
+
 ATTACKS: dict[str, Callable[[Path], str]] = {
     "an honest body": lambda root: cost(root, "/drop", form(part(NAMED + b'a"', os.urandom(MIB) * 256))),
     "empty zstd frames": lambda root: cost(
@@ -264,6 +337,7 @@ ATTACKS: dict[str, Callable[[Path], str]] = {
     "20 readers of it that read nothing": readers_that_read_nothing,
     "300 unfinished heads of 2 MB": unfinished_heads,
     "7 MiB of fields, 200 files, per part": fields_with_every_file,
+    "1,000 slow uploads beside two fast ones": slow_uploads,
     "a relay onto itself": a_relay_onto_itself,
 }
 

@@ -110,6 +110,9 @@ def test_check_warns_of_what_was_hardly_meant(tmp_path: Path, capsys: pytest.Cap
 
 def test_check_warns_of_limits_that_are_never_reached(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     document = """
+    [server]
+    max_uploads = 200
+    max_connections = 100
     [limits]
     max_file_bytes = 2000
     max_body_bytes = 1000
@@ -122,6 +125,7 @@ def test_check_warns_of_limits_that_are_never_reached(tmp_path: Path, capsys: py
     assert [line for line in _checked(tmp_path, document, capsys) if line.startswith("warning: ")] == [
         "warning: limits.max_file_bytes: max_body_bytes is less, so it is never reached",
         "warning: sinks.api.connect_seconds: total_seconds is less, so it is never reached",
+        "warning: server.max_uploads: server.max_connections is 100, so it is never reached",
     ]
 
 

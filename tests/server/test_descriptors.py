@@ -27,7 +27,7 @@ def descriptors(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 
 
 def connections(**server: object) -> int:
-    return within_descriptors(Settings.model_validate({"server": server})).server.max_connections
+    return within_descriptors(Settings.model_validate({"server": server})).server.effective_max_connections
 
 
 def test_the_process_has_as_many_as_it_may(limits: tuple[int, int]) -> None:
@@ -62,3 +62,9 @@ def test_what_is_possible_or_unlimited_stays(
 def test_descriptors_without_limit_lower_nothing(descriptors: list[int]) -> None:
     descriptors[0] = resource.RLIM_INFINITY
     assert connections() == 1000
+
+
+def test_uploads_and_reads_have_connections_unless_it_is_said_otherwise(descriptors: list[int]) -> None:
+    descriptors[0] = resource.RLIM_INFINITY
+    assert connections(max_uploads=1100, max_reads=256) == 1456
+    assert connections(max_uploads=1100, max_reads=256, max_connections=700) == 700
