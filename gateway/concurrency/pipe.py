@@ -143,6 +143,11 @@ class Pipe(AsyncIterator[bytes]):
         self._closed = False
         self._abandoned = False
 
+    @property
+    def waiting_bytes(self) -> int:
+        """What lies in it."""
+        return sum(map(len, self._chunks))
+
     # -- the pump's side
 
     async def send(self, chunk: bytes) -> None:

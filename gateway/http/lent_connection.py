@@ -13,7 +13,7 @@ import asyncio
 
 from aiohttp.abc import AbstractStreamWriter
 
-from gateway.http.sockets import DestinationSocket, acked_bytes, socket_of
+from gateway.http.sockets import DestinationSocket, acked_bytes, socket_of, unsent_bytes
 
 __all__ = ["BodyAborted", "ConnectionLost", "LentConnection"]
 
@@ -51,6 +51,11 @@ class LentConnection:
     def acked_bytes(self) -> int | None:
         """What the peer's system has taken, on this connection, ever; None where nobody tells."""
         return None if self._transport is None else acked_bytes(self._transport)
+
+    @property
+    def arrived_bytes(self) -> int:
+        """Bytes of the body that the peer's system has taken, as far as ours tells."""
+        return 0 if self._transport is None else max(0, self.sent_bytes - unsent_bytes(self._transport))
 
     async def lend(self, writer: AbstractStreamWriter) -> None:
         """For the payload's `write`: lend, and park. Raises BodyAborted after `abort`."""

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import asyncio
+import fcntl
 import socket
 import struct
 import sys
+import termios
+from contextlib import suppress
 from typing import Any
 from weakref import WeakValueDictionary
 
 from aiohttp import AddrInfoType
 
-__all__ = ["DestinationSocket", "acked_bytes", "destination_socket", "socket_of"]
+__all__ = ["DestinationSocket", "acked_bytes", "destination_socket", "socket_of", "unsent_bytes"]
 
 _UNSENT_BYTES = 128 << 10
 _TCP_INFO_BYTES = 128
@@ -99,3 +102,15 @@ def acked_bytes(transport: asyncio.BaseTransport) -> int | None:
     except (OSError, ValueError):  # it is closed; uvloop says so by a ValueError
         return None
     return int(_ACKED_BYTES.unpack(info)[0]) if len(info) == _ACKED_BYTES.size else None
+
+
+def unsent_bytes(transport: asyncio.WriteTransport) -> int:
+    """What was written, and is not known to have been taken by the peer's system: here, and in ours."""
+    waiting = transport.get_write_buffer_size()
+    shown = transport.get_extra_info("socket")
+    if shown is None or shown.fileno() < 0:
+        return waiting
+    with suppress(OSError):
+        (queued,) = struct.unpack("i", fcntl.ioctl(shown.fileno(), termios.TIOCOUTQ, bytes(4)))
+        waiting += int(queued)
+    return waiting

@@ -9,19 +9,17 @@ that nothing waits any more.
 from __future__ import annotations
 
 import asyncio
-import fcntl
 import logging
 import os
 import socket
 import struct
-import termios
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
 from gateway.concurrency.timer import RearmingTimer
-from gateway.http.sockets import acked_bytes
+from gateway.http.sockets import acked_bytes, unsent_bytes
 
 __all__ = ["AnswerClocks"]
 
@@ -82,7 +80,7 @@ class AnswerClocks:
         now = asyncio.get_running_loop().time()
         before, self._waits = self._waits, {}
         for owner, transport in list(self._connections.items()):
-            if not _unsent_bytes(transport):
+            if not unsent_bytes(transport):
                 continue
             acked = acked_bytes(transport) or 0
             wait = before.get(owner) or _Wait(now, acked, acked, now)
@@ -104,19 +102,6 @@ class AnswerClocks:
             log.info("the client took less than %d bytes/s of its answer", self._min_rate_bytes)
             return True
         return False
-
-
-def _unsent_bytes(transport: asyncio.WriteTransport) -> int:
-    """What was written, and is not known to have been taken."""
-    if waiting := transport.get_write_buffer_size():
-        return waiting
-    shown = transport.get_extra_info("socket")
-    if shown is None or shown.fileno() < 0:
-        return 0
-    with suppress(OSError):
-        (queued,) = struct.unpack("i", fcntl.ioctl(shown.fileno(), termios.TIOCOUTQ, bytes(4)))
-        return int(queued)
-    return 0
 
 
 def _cut_off(transport: asyncio.WriteTransport) -> None:

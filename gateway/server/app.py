@@ -20,9 +20,11 @@ from gateway.downloads.remote import Downloader
 from gateway.http.answers import strip_aiohttp_headers
 from gateway.http.origin import TrustedNetworks
 from gateway.intake.admission import Gate, Slots
+from gateway.server.board import Board
 from gateway.server.browsers import tell_browsers
 from gateway.server.handlers import add_request_id, add_routes, problems
 from gateway.server.metrics import Metrics
+from gateway.server.neighbours import Neighbours
 from gateway.server.services import SERVICES, Services
 from gateway.server.slots import SharedCounts
 from gateway.sinks import Sink
@@ -56,6 +58,8 @@ def build_app(
     for sink in sinks.values():
         if isinstance(sink, RelaySink):
             sink.report_destinations(metrics.destination_is)
+    neighbours = None if shared is None else Neighbours(shared.directory, shared.number)
+    board = Board(neighbours)
     hashing = ThreadPoolExecutor(2, thread_name_prefix="hash")
     app[SERVICES] = Services(
         limits=settings.limits,
@@ -69,6 +73,7 @@ def build_app(
         downloader=downloader,
         metrics=metrics,
         quotas=_quotas(settings, counts, shared, sinks),
+        board=board,
         access=policies.routes,
         reading=policies.reading,
         downloading=policies.downloading,
@@ -84,6 +89,8 @@ def build_app(
             stack.callback(counts.close)
             await stack.enter_async_context(downloader)
             await stack.enter_async_context(policies)
+            if neighbours is not None:
+                await stack.enter_async_context(neighbours.answering(board))
             for sink in sinks.values():
                 await stack.enter_async_context(sink)
             yield

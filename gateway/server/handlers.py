@@ -41,6 +41,7 @@ from gateway.server.record import log_refused, log_told, log_untaken, new_ulid, 
 from gateway.server.selftest import answer_buffering
 from gateway.server.services import BODY_READ, CLIENT, HOST, OWN_ID, SENT_REQUEST_ID, SERVICES, UPLOAD_ID, Services
 from gateway.server.uploads import UploadHandler
+from gateway.server.watching import PROGRESS_PATH, chosen_id, get_progress
 from gateway.sinks import Stage
 
 __all__ = ["add_request_id", "add_routes", "problems"]
@@ -153,6 +154,7 @@ _OWN: dict[str, list[tuple[str, dict[str, Handler]]]] = {
                 "DELETE": _told(for_readers(delete_upload, "delete"), "delete"),
             },
         ),
+        (PROGRESS_PATH, {"GET": _told(for_readers(get_progress), "read", "progress")}),
         (ARCHIVE_PATH, {"GET": _told(for_readers(_reading(get_archive)), "read", "archive")}),
     ],
     "/files": [(path, {"GET": _told(for_readers(_reading(get_file)), "read", "file")}) for path in FILE_PATHS],
@@ -255,7 +257,7 @@ async def problems(request: web.Request, handler: Handler) -> web.StreamResponse
 
 def _identify(request: web.Request, services: Services) -> None:
     headers = list(request.headers.items())
-    request[OWN_ID] = new_ulid()
+    request[OWN_ID] = chosen_id(request) or new_ulid()
     request[SENT_REQUEST_ID] = request_id(headers, request[OWN_ID])
     request[CLIENT] = client_address(
         headers, request.remote or "", trusted=services.trusted, family=services.trusted_header

@@ -11,15 +11,16 @@ import time
 from aiohttp import web
 from aiohttp.typedefs import Handler
 
+from gateway.downloads.locations import upload_location
 from gateway.downloads.stored import OUTCOME
-from gateway.errors import ClientGone, Draining, GatewayError, InternalError
-from gateway.http.problems import severity
+from gateway.errors import ClientGone, Draining, GatewayError, InternalError, SinkRefused
+from gateway.http.problems import problem_document, severity
 from gateway.intake.body import Intake
 from gateway.model import Upload
-from gateway.server.metrics import Metrics
-from gateway.server.services import CLIENT, SENT_REQUEST_ID
+from gateway.server.services import CLIENT, SENT_REQUEST_ID, Services
 from gateway.sinks.store import UPLOAD_ID as STORED_ID
 from gateway.upload.dispatch import Outcome
+from gateway.upload.progress import UploadProgress
 
 __all__ = ["UploadRecord", "log_refused", "log_told", "log_untaken", "log_upload", "new_ulid", "outcome_of", "told"]
 
@@ -31,6 +32,8 @@ _LOGS = {
     "selftest": logging.getLogger("gateway.selftest"),
 }
 
+_ERRORS = {leaf.slug(): leaf for leaf in (ClientGone, Draining)}
+"""What an error is that is none of ours, by what is told of it."""
 _CROCKFORD = "0123456789ABCDEFGHJKMNPQRSTVWXYZ"
 _CROCKFORD_TWICE = [first + second for first in _CROCKFORD for second in _CROCKFORD]
 """Ten bits at a time."""
@@ -39,17 +42,19 @@ _CROCKFORD_TWICE = [first + second for first in _CROCKFORD for second in _CROCKF
 class UploadRecord:
     """Counts one upload, and writes its line into the log when it ends."""
 
-    def __init__(self, metrics: Metrics, upload: Upload, intake: Intake) -> None:
-        self._metrics = metrics
+    def __init__(self, services: Services, upload: Upload, intake: Intake, *, is_asked: bool) -> None:
+        """`is_asked`: whether the client has chosen its id, so that somebody is going to watch it."""
+        self._metrics = services.metrics
+        self._board = services.board
         self._upload = upload
         self._intake = intake
         self._began = time.monotonic()
         self.outcome: Outcome | None = None
-        self.excluded: dict[str, str] = {}
-        """Best-effort sinks that were excluded, and why; also where the upload failed afterwards."""
+        self.progress = UploadProgress(upload, intake, is_asked=is_asked)
 
     def __enter__(self) -> UploadRecord:
         self._metrics.upload_began()
+        self._board.begin(self.progress)
         return self
 
     def __exit__(self, kind: object, error: BaseException | None, traceback: object) -> None:
@@ -62,6 +67,8 @@ class UploadRecord:
             outcome = "partial"
         else:
             outcome = "ok" if done is None or done.answer is None or done.answer.status < 400 else "answered"
+        dropped = self.progress.excluded
+        self._board.end(self.progress, self._problem(error))
         seconds = time.monotonic() - self._began
         sink_bytes = (done.sink_bytes if done else None) or {}
         self._metrics.upload_ended(
@@ -70,7 +77,7 @@ class UploadRecord:
             received_bytes=self._intake.received_bytes,
             sink_bytes=sink_bytes,
             seconds=seconds,
-            dropped=self.excluded,
+            dropped=dropped,
         )
         log_upload(
             self._upload.id,
@@ -81,8 +88,19 @@ class UploadRecord:
             parts=len(done.manifest.entries) if done else None,
             received_bytes=self._intake.received_bytes,
             seconds=round(seconds, 3),
-            dropped=self.excluded or None,
+            dropped=dropped or None,
         )
+
+    def _problem(self, error: BaseException | None) -> dict[str, object] | None:
+        """What whoever watches is told of the error, or of a destination's no."""
+        if error is not None:
+            told = error if isinstance(error, GatewayError) else _ERRORS.get(outcome_of(error), InternalError)()
+            return problem_document(told, instance=upload_location(self._upload.id))
+        if self.outcome is None or self.outcome.answer is None or self.outcome.answer.status < 400:
+            return None
+        status = self.outcome.answer.status
+        told = SinkRefused(f"the destination answered {status}", sink_status=status)
+        return problem_document(told, instance=upload_location(self._upload.id))
 
 
 def log_upload(

@@ -17,6 +17,7 @@ from gateway.http.origin import Family, TrustedNetworks
 from gateway.http.prefix import forwarded_prefix
 from gateway.intake.admission import Gate
 from gateway.model import Limits
+from gateway.server.board import Board
 from gateway.server.metrics import Metrics
 from gateway.sinks import Sink
 from gateway.sinks.store import Store
@@ -43,6 +44,8 @@ class Services:
     downloader: Downloader
     metrics: Metrics
     quotas: Quotas
+    board: Board
+    """Which uploads can be watched."""
     access: Mapping[str, Policy]
     """Who may, by the path of the route."""
     reading: Policy

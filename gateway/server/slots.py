@@ -36,32 +36,33 @@ class SharedCounts:
         self.lock = os.open(path, os.O_RDWR | os.O_CLOEXEC)
         self._memory = mmap.mmap(self.lock, 0)
         self.counts = memoryview(self._memory).cast("I")
-        self._number = number
-        self._path = path
+        self.number = number
+        self.directory = path.parent
+        """Which all of them share, and nobody else may look into."""
         self._file = os.open(path.with_name(_HOLDERS), os.O_RDWR | os.O_CLOEXEC)
         self._held_memory = mmap.mmap(self._file, 0)
         self._held = memoryview(self._held_memory).cast("Q")
 
     def uploads(self, limit: int) -> _CountedSlots:
         """So many slots, of all processes together."""
-        return _CountedSlots(self, limit, self._number, _UPLOADS)
+        return _CountedSlots(self, limit, self.number, _UPLOADS)
 
     def reads(self, limit: int) -> _CountedSlots:
         """Likewise."""
-        return _CountedSlots(self, limit, self._number, _READS)
+        return _CountedSlots(self, limit, self.number, _READS)
 
     @property
     def counts_file(self) -> Path:
         """Where quotas are counted."""
-        return self._path.with_name("counts")
+        return self.directory / "counts"
 
     def holders(self) -> _CountedHolders:
         """Who has uploads in progress, in all processes."""
-        return _CountedHolders(self.lock, self._held, self._number)
+        return _CountedHolders(self.lock, self._held, self.number)
 
     def connections(self) -> _CountedConnections:
         """Those of all processes."""
-        return _CountedConnections(self.counts, self._number)
+        return _CountedConnections(self.counts, self.number)
 
     def close(self) -> None:
         """Leave the file; what was counted in it stays there."""

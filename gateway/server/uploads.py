@@ -24,6 +24,7 @@ from gateway.server.logs import tell_also
 from gateway.server.record import UploadRecord, log_upload
 from gateway.server.results import converted, created
 from gateway.server.services import BODY_READ, CLIENT, HOST, OWN_ID, SENT_REQUEST_ID, SERVICES, UPLOAD_ID, Services
+from gateway.server.watching import CHOSEN_ID, check_chosen_id
 from gateway.sinks.store import manifest_keeper
 from gateway.upload.dispatch import Dispatcher, Outcome
 from gateway.upload.routes import Route
@@ -57,6 +58,8 @@ class UploadHandler:
             try:
                 check_loop(request.headers.items(), services.name)
                 who = await admitted(request, self._policy, scope="upload", route=route.path)
+                if CHOSEN_ID in request.headers:
+                    await held.enter_async_context(services.board.claimed(check_chosen_id(request), services.stores))
                 charge = Charge(who, self._policy, services.quotas, is_stored=self._is_stored)
                 if charge.is_due:
                     held.push_async_callback(charge.settle)
@@ -72,7 +75,7 @@ class UploadHandler:
                 raise
             intake = held.enter_context(Intake(request, limits))
             try:
-                with UploadRecord(services.metrics, upload, intake) as record:
+                with UploadRecord(services, upload, intake, is_asked=CHOSEN_ID in request.headers) as record:
                     response = await self._taken(request, services, upload, intake, record, charge)
                     charge.is_used = response.status < 400
                     return response
@@ -101,7 +104,7 @@ class UploadHandler:
             events = _metered(events, intake, charge.meter)
         await accept_body(request)
         async with AsyncExitStack() as stack:
-            outcome = record.outcome = await self._dispatcher.dispatch(upload, events, stack, record.excluded)
+            outcome = record.outcome = await self._dispatcher.dispatch(upload, events, stack, record.progress)
             close = services.gate.draining or not intake.ended
             if outcome.answer is not None:
                 limits = services.limits

@@ -26,7 +26,11 @@ from gateway.concurrency.pipe import Progress
 from gateway.errors import NoDescriptors, SinkFault, SinkFull, SinkRefused, SinkUnavailable
 from gateway.model import Entry, Part, Receipt, Upload
 
-__all__ = ["Answered", "Delivery", "Sink", "Stage", "no_descriptors", "refused", "sink_fault"]
+__all__ = ["LATEST", "Answered", "Delivery", "Sink", "Stage", "no_descriptors", "refused", "sink_fault"]
+
+
+LATEST = -1
+"""In place of a part's index: of the parts that came last, in the order of the wire."""
 
 
 class Stage(IntEnum):
@@ -207,6 +211,12 @@ class Delivery(ABC):
         One that has clocks of its own is not watched within `progress.excused()`; one that works long without taking
         anything says that it does with `progress.moved()`, in whichever thread.
         """
+
+    def backlog(self) -> Mapping[int, int]:
+        """Part (or LATEST) -> bytes of it that were taken here, and are not yet where they go: for whoever watches the
+        upload, some times per second. What tells how far it is may be asked for then, and is not to be kept before.
+        """
+        return {}
 
     # -- digests
 

@@ -50,6 +50,12 @@ class Item:
         """Of the parts that are in it."""
         return [part.index for part, _ in self.parts] if self.part is None else [self.part.index]
 
+    def waiting(self) -> dict[int, int]:
+        """Part -> bytes of it that are in it."""
+        if self.part is not None and self.pipe is not None:
+            return {self.part.index: self.pipe.waiting_bytes}
+        return {part.index: len(data) for part, data in self.parts}
+
     def each(self) -> list[Item]:
         """The parts of a batch, one by one."""
         return [Item(part, parts=[(part, data)], size=len(data) + PART_BYTES) for part, data in self.parts]
@@ -69,6 +75,13 @@ class Backlog:
         self._changed: asyncio.Future[None] | None = None
         self._ended = False
         self._cleared = False
+
+    def waiting(self) -> dict[int, int]:
+        """Part -> bytes of it that wait."""
+        waiting: dict[int, int] = {}
+        for item in self._queue:
+            waiting |= item.waiting()
+        return waiting
 
     # -- whoever puts something in; nothing of it waits
 

@@ -43,8 +43,6 @@ class BestEffortLane(Lane):
     def __init__(self, name: str, stage: Stage, terms: BestEffort, parallel_parts: int) -> None:
         super().__init__(name, stage)
         self.terms = terms
-        self.excluded: str | None = None
-        """`lag`, `failed` or `late`."""
         self.receipts: list[Receipt] | None = None
         """None until it has committed."""
         self._parallel_parts = parallel_parts
@@ -113,6 +111,9 @@ class BestEffortLane(Lane):
         files = [index for index in self.files if index not in self.forgotten]
         return [Receipt(index, self.name, missed=self.excluded or "late") for index in files]
 
+    def backlog(self) -> dict[int, int]:
+        return self._backlog.waiting() | ({} if self._feed is None else self._feed.backlog())
+
     # -- the sink's side
 
     async def live(self, sink: Sink, upload: Upload) -> None:
@@ -139,9 +140,11 @@ class BestEffortLane(Lane):
             self._feed = _Feed(delivery, self._backlog, self._failing)
             await self._feed.run(self._parallel_parts)
             await self._may_commit.wait()
+            self.committing = True
             with self._failing():
                 delivery.inform(self._entries)
                 self.receipts = list(await delivery.commit() or ())
+            self.committed = True
             self._scope.stay()
             if watching is not None:
                 watching.cancel()
@@ -195,6 +198,15 @@ class _Feed:
                     permits.give_back_after([task])
                     self._accepting.update(dict.fromkeys(one.indices(), (one, task)))
                     task.add_done_callback(partial(self._done, one))
+
+    def backlog(self) -> dict[int, int]:
+        """Of what the sink is at work on, or has not sent on."""
+        backlog: dict[int, int] = {}
+        for item, _ in list(self._accepting.values()):
+            backlog |= item.waiting()
+        for index, size in self._delivery.backlog().items():
+            backlog[index] = backlog.get(index, 0) + size
+        return backlog
 
     def interrupt(self, part: Part) -> None:
         """Cancel the accept of one part, if it runs and is not that of others, too."""

@@ -89,6 +89,7 @@ class Commits:
             except BaseException:
                 self._note_partly(order[number:])
                 raise
+            lane.committed = True
             if lane is not keeper:
                 entered = self._enter(lane.name, lane.completed(receipts or ()))
             if lane.began:

@@ -53,6 +53,7 @@ from gateway.upload.lanes import Lane, RequiredLane
 from gateway.upload.part_digests import PartDigests
 from gateway.upload.part_limits import PartLimits
 from gateway.upload.plans import Plans, rule_for
+from gateway.upload.progress import UploadProgress
 from gateway.upload.pump import Pump
 from gateway.upload.routes import Route
 from gateway.upload.stalls import StallWatch
@@ -105,11 +106,11 @@ class Dispatcher:
                 self.sinks[name].admit(upload)
 
     async def dispatch(
-        self, upload: Upload, events: AsyncIterator[list[Event]], stack: AsyncExitStack, excluded: dict[str, str]
+        self, upload: Upload, events: AsyncIterator[list[Event]], stack: AsyncExitStack, progress: UploadProgress
     ) -> Outcome:
         """Take one body to its sinks and commit it. `stack` holds the deliveries: when it is left, what was not
-        committed is undone, and a destination's answer can no longer be read. Into `excluded` go the best-effort
-        sinks that were, and why, whatever becomes of the upload. Raises the leaves of errors.
+        committed is undone, and a destination's answer can no longer be read. `progress` is told of the parts and the
+        sinks, whatever becomes of the upload. Raises the leaves of errors.
         """
         route, limits = self.route, self.limits
         stack.push(forget_frames_on_exit)
@@ -118,6 +119,7 @@ class Dispatcher:
         required = [await self._opened(name, upload, failures, stack) for name in route.required]
         best_effort = self._best_effort()
         lanes: list[Lane] = [*required, *best_effort]
+        progress.follow(manifest.entries, lanes)
         plans = Plans(route, lanes, self.flows, next((lane for lane in required if lane.delivery.takes_wire), None))
         digests = PartDigests(route.digests, self.executor)
         sinks = {name: self.sinks[name] for name in route.sinks}
@@ -150,8 +152,6 @@ class Dispatcher:
         except BaseExceptionGroup as group:
             answer = self._answer_in(group, commits)
             forget_frames(group)
-        finally:
-            excluded.update({lane.name: lane.excluded for lane in best_effort if lane.excluded is not None})
         sink_bytes = {lane.name: lane.progress.total for lane in lanes}
         if answer is None:
             return Outcome(manifest, commits.told, commits.stores, sink_bytes=sink_bytes)

@@ -22,7 +22,7 @@ from gateway.concurrency.pipe import Pipe, Progress, Window
 from gateway.concurrency.tasks import start
 from gateway.errors import GatewayError, SinkTimeout
 from gateway.model import Limits, Part, Receipt
-from gateway.sinks import Answered, Delivery, Stage
+from gateway.sinks import LATEST, Answered, Delivery, Stage
 from gateway.upload.failures import translated
 
 __all__ = ["BULK_BYTES", "Accepting", "Batch", "Lane", "PartPermits", "RequiredLane", "memory_shares", "names_bytes"]
@@ -104,6 +104,8 @@ class Lane(ABC):
 
     takes_batches = True
     """Whether its small files go the short way."""
+    takes_wire = False
+    """Whether it gets the body in place of parts, so that all files of it go there."""
     hashing: Delivery | None = None
     """Who hashes what it writes, if the sink can."""
 
@@ -118,6 +120,10 @@ class Lane(ABC):
         """The files that it was to get, by index."""
         self.forgotten: set[int] = set()
         """Parts that are not kept, by index."""
+        self.committing = self.committed = False
+        """Whether its commit has begun, and has succeeded."""
+        self.excluded: str | None = None
+        """Why it is left out, if it is best-effort: `lag`, `failed` or `late`."""
 
     @abstractmethod
     def add(self, part: Part, data: bytes) -> None:
@@ -142,6 +148,14 @@ class Lane(ABC):
     @abstractmethod
     async def forget(self, part: Part) -> None:
         """The part is not kept, whatever is committed; of required sinks none of its accepts runs any more."""
+
+    @abstractmethod
+    def backlog(self) -> dict[int, int]:
+        """Part (or LATEST) -> bytes that were put here for it and have not arrived, for whoever watches."""
+
+    def kept_alone(self) -> Sequence[Receipt]:
+        """Of the parts that are kept, whatever becomes of the rest, before the commit."""
+        return ()
 
     def completed(self, receipts: Sequence[Receipt]) -> list[Receipt]:
         """A receipt of this sink for each of its files that is kept, a plain one where it gave none."""
@@ -169,9 +183,9 @@ class RequiredLane(Lane):
         super().__init__(name, stage)
         self.delivery = delivery
         self.takes_batches = delivery.takes_batches and not delivery.completes_parts
+        self.takes_wire = delivery.takes_wire
         self.hashing = delivery if delivery.hashes else None
         self.keeps_order = self.is_relay and not delivery.completes_parts
-        self.committing = False
         self._window_bytes = window_bytes
         self._on_batch_failed = on_batch_failed
         self._begun = 0  # how many times something was handed over
@@ -182,6 +196,9 @@ class RequiredLane(Lane):
         self._batch_window = Window(window_bytes, self.progress)
         self._delivering = 0
         self._taken: asyncio.Future[None] | None = None
+        # what the sink is at work on
+        self._batches: list[Batch] = []
+        self._pipes: dict[int, Pipe] = {}
         delivery.keep_time(self.progress)
 
     @property
@@ -216,6 +233,16 @@ class RequiredLane(Lane):
         self.forgotten.add(part.index)
         with self.owing():
             await self.delivery.drop(part)
+
+    def backlog(self) -> dict[int, int]:
+        backlog = {part.index: len(data) for batch in (*self._batches, self._gathered) for part, data in batch}
+        backlog |= {index: pipe.waiting_bytes for index, pipe in self._pipes.items()}
+        for index, size in self.delivery.backlog().items():
+            backlog[index] = backlog.get(index, 0) + size
+        return backlog
+
+    def kept_alone(self) -> Sequence[Receipt]:
+        return self.delivery.committed() if self.delivery.completes_parts else ()
 
     # -- turns
 
@@ -262,6 +289,7 @@ class RequiredLane(Lane):
         """A batch, and what gathers meanwhile."""
         window = self._batch_window
         while True:
+            self._batches.append(batch)
             try:
                 with self.owing():
                     await self.delivery.accept_all(batch)
@@ -270,6 +298,7 @@ class RequiredLane(Lane):
                     raise
                 self._on_batch_failed(batch, error)
             finally:
+                self._batches = [one for one in self._batches if one is not batch]
                 window.release(size)
             while self._begun != begun:
                 # Something else was handed over since, and its task may not have begun: what gathered came after it.
@@ -292,21 +321,23 @@ class RequiredLane(Lane):
 
     def open(self, part: Part) -> tuple[Pipe, Accepting]:
         self.files.append(part.index)
-        pipe = self._pipe()
-        return pipe, partial(self._accept, partial(self.delivery.accept, part, pipe), pipe)
+        pipe = self._pipe(part.index)
+        return pipe, partial(self._accept, partial(self.delivery.accept, part, pipe), pipe, part.index)
 
     def open_wire(self) -> tuple[Pipe, Accepting]:
         """The same for the body as it came, in place of parts."""
-        pipe = self._pipe()
-        return pipe, partial(self._accept, partial(self.delivery.accept_wire, pipe), pipe)
+        pipe = self._pipe(LATEST)
+        return pipe, partial(self._accept, partial(self.delivery.accept_wire, pipe), pipe, LATEST)
 
-    def _pipe(self) -> Pipe:
+    def _pipe(self, index: int) -> Pipe:
         self._begun += 1
-        return Pipe(Window(self._window_bytes, self.progress))
+        pipe = self._pipes[index] = Pipe(Window(self._window_bytes, self.progress))
+        return pipe
 
-    async def _accept(self, accept: Callable[[], Awaitable[None]], pipe: Pipe) -> None:
+    async def _accept(self, accept: Callable[[], Awaitable[None]], pipe: Pipe, index: int) -> None:
         try:
             with translated(self.name):
                 await accept()
         finally:
             pipe.close()
+            del self._pipes[index]

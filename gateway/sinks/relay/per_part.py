@@ -20,7 +20,7 @@ from __future__ import annotations
 
 import asyncio
 from bisect import bisect_left
-from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable, Iterator, Sequence
+from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import accumulate
@@ -132,6 +132,7 @@ class PartsDelivery(Delivery):
         self._spool = sender.spool()
         self._progress: Progress | None = None
         self._waiting: dict[int, _Waiting] = {}
+        self._sending: dict[int, Outbound] = {}
         self._receipts: dict[int, Receipt] = {}
 
     @property
@@ -142,6 +143,14 @@ class PartsDelivery(Delivery):
     def keep_time(self, progress: Progress) -> None:
         """Our own clocks are what is waited for while a request is."""
         self._progress = progress
+
+    def backlog(self) -> Mapping[int, int]:
+        """Of each part that is on its way, or waits for the commit."""
+        backlog = {index: outbound.backlog_bytes for index, outbound in self._sending.items()}
+        for index, waiting in self._waiting.items():
+            arrived = self._sending[index].arrived_bytes if index in self._sending else 0
+            backlog[index] = max(0, waiting.region.size - arrived)
+        return backlog
 
     async def accept(self, part: Part, chunks: AsyncIterable[bytes]) -> None:
         """A field waits for the files that come after it; a file is sent (rule 1), or waits for the commit (rule 2)."""
@@ -250,6 +259,7 @@ class PartsDelivery(Delivery):
 
     async def _answered(self, part: Part, outbound: Outbound, sending: Callable[[], Awaitable[ClientResponse]]) -> None:
         """One request to its answer. Raises a sink's errors, and what is wrong with the part."""
+        self._sending[part.index] = outbound
         try:
             async with asyncio.TaskGroup() as group:
                 group.create_task(outbound.run())
@@ -262,6 +272,7 @@ class PartsDelivery(Delivery):
         except Answered as answered:
             raise _with_part(answered, part) from None
         finally:
+            del self._sending[part.index]
             await outbound.end()
             if self._progress is not None:
                 self._progress.moved()

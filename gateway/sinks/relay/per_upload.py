@@ -11,7 +11,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterable, Iterable, Sequence
+from collections.abc import AsyncIterable, Iterable, Mapping, Sequence
 
 import aiohttp
 
@@ -19,7 +19,7 @@ from gateway.concurrency.pipe import Progress, add_chunk, gathered
 from gateway.errors import TooLarge
 from gateway.model import Entry, Part, Receipt, Upload
 from gateway.multipart.encoder import Encoder
-from gateway.sinks import Answered, Delivery
+from gateway.sinks import LATEST, Answered, Delivery
 from gateway.sinks.relay.sending.outbound import Outbound
 from gateway.sinks.relay.sending.pending import COALESCE_BYTES
 from gateway.sinks.relay.sending.sender import Sender
@@ -69,6 +69,10 @@ class RelayDelivery(Delivery):
             )
             self._begun.set()
         return self.outbound
+
+    def backlog(self) -> Mapping[int, int]:
+        """All parts are in one request, one behind the other."""
+        return {} if self.outbound is None else {LATEST: self.outbound.backlog_bytes}
 
     async def watch(self) -> None:
         """Make the request, and see to the answer, whenever it comes."""
@@ -172,6 +176,11 @@ class FormDelivery(RelayDelivery):
                 await outbound.pass_on(batch)
             await outbound.pass_on()  # of a part without bytes there is a head
 
+    def backlog(self) -> Mapping[int, int]:
+        """With the files that wait for fields."""
+        sending = 0 if self.outbound is None else self.outbound.backlog_bytes
+        return {LATEST: sending + self._waiting_bytes}
+
     async def accept_all(self, parts: Sequence[tuple[Part, bytes]]) -> None:
         """The same, sent as one piece."""
         pieces: list[bytes] = []
@@ -247,6 +256,7 @@ class FormDelivery(RelayDelivery):
         for part, chunks in waiting:
             outbound = await self._begin_part(part)
             for chunk in chunks:
+                self._waiting_bytes -= len(chunk)
                 await outbound.put(chunk)
         outbound = await self._form()
         files = [_sent(part, self._entries[part.index]) for part in self._files] if self._shape.wants_files else []

@@ -69,6 +69,17 @@ class Outbound:
         self._begun = asyncio.Event()
         self._moved = asyncio.Event()
 
+    @property
+    def arrived_bytes(self) -> int:
+        """What the destination's system has taken of the body, on the attempt that is under way."""
+        exchange = None if self._attempt is None else self._attempt.exchange
+        return 0 if exchange is None else exchange.connection.arrived_bytes
+
+    @property
+    def backlog_bytes(self) -> int:
+        """What was put, and has not arrived."""
+        return 0 if self._response is not None else max(0, self._pending.put_bytes - self.arrived_bytes)
+
     # -- the bytes
 
     async def put(self, data: bytes) -> None:

@@ -26,15 +26,16 @@ class Pending:
         """What is withheld until the end."""
         self._pieces: list[bytes] = []
         self._pieces_bytes = 0
-        self._put_bytes = 0
+        self.put_bytes = 0
+        """All that was ever put."""
 
     def add(self, chunks: Iterable[bytes]) -> list[bytes]:
         """The next bytes of the body; what is to be passed on now. Raises Malformed."""
         due: list[bytes] = []
         for data in chunks:
             size = len(data)
-            self._put_bytes += size
-            if self.length is not None and size and self._put_bytes >= self.length:
+            self.put_bytes += size
+            if self.length is not None and size and self.put_bytes >= self.length:
                 self._check()
                 data, self.tail = data[:-1], data[-1:]
                 size -= 1
@@ -59,16 +60,16 @@ class Pending:
 
     def finish(self, tail: bytes) -> None:
         """The body ends with `tail`. Raises Malformed."""
-        self._put_bytes += len(tail)
+        self.put_bytes += len(tail)
         self._check()
         self.tail += tail
-        if self.length is not None and self._put_bytes != self.length:
-            raise Malformed(f"the body is {self._put_bytes} bytes, and was declared to be {self.length}")
+        if self.length is not None and self.put_bytes != self.length:
+            raise Malformed(f"the body is {self.put_bytes} bytes, and was declared to be {self.length}")
 
     def forget(self) -> None:
         """Let go of what was held back."""
         self._pieces, self._pieces_bytes = [], 0
 
     def _check(self) -> None:
-        if self.length is not None and self._put_bytes > self.length:
+        if self.length is not None and self.put_bytes > self.length:
             raise Malformed(f"the body is more than the {self.length} bytes that were declared")

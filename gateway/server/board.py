@@ -1,0 +1,174 @@
+"""Which uploads can be watched: those in progress, and for a minute those that have ended. One text of each for all who
+watch it, made anew as often as it may be.
+
+1. A text is made when somebody asks, and at most every 100 ms; less often the longer it takes to make, and the more
+   there are who are sent it, so that watching costs some percent of a processor at most.
+2. What has ended is remembered within bounds: for `REMEMBERED_SECONDS`, so many uploads, and so many parts of them all.
+   The oldest ones are forgotten first.
+3. Of several processes one has the upload: who is asked and does not know it asks the others (neighbours.py).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import time
+from collections import OrderedDict
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+
+from gateway.errors import Conflict
+from gateway.sinks.store import Store
+from gateway.upload.progress import UploadProgress
+
+__all__ = ["REMEMBERED_SECONDS", "Board", "Others", "Told", "Watch"]
+
+REMEMBERED_SECONDS = 60.0
+_MOST_ENDED, _MOST_PARTS = 4096, 16384
+_INTERVAL_SECONDS = 0.1
+_SHARE = 20
+"""Of a processor, to make texts: one in so many seconds of a second."""
+_WATCHER_SECONDS = 0.001
+"""To send a text to one more, about, and that with a share of it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Told:
+    """What is told of an upload at a time."""
+
+    owner: str
+    """Whose it is; empty: nobody's."""
+    is_last: bool
+    """Whether it has ended, so that nothing changes any more."""
+    text: str
+    """JSON, without a prefix."""
+
+
+class Others:
+    """The other processes; none, unless this is one of several."""
+
+    async def find(self, upload_id: str) -> Told | None:
+        """What the one that has it tells of an upload."""
+        return None
+
+    async def has_taken(self, upload_id: str) -> bool:
+        """Whether one of them has an upload of that id."""
+        return False
+
+
+class Board:
+    """Of this process."""
+
+    def __init__(self, others: Others | None = None) -> None:
+        self._others = others or Others()
+        self._claimed: set[str] = set()
+        """Ids that clients have chosen, of uploads that begin or go on."""
+        self._running: dict[str, UploadProgress] = {}
+        self._ended: OrderedDict[str, UploadProgress] = OrderedDict()
+        self._ended_parts = 0
+        self._watches: dict[str, Watch] = {}
+
+    def begin(self, progress: UploadProgress) -> None:
+        """An upload begins, whose id is nobody else's."""
+        self._running[progress.id] = progress
+
+    def end(self, progress: UploadProgress, problem: Mapping[str, object] | None) -> None:
+        """It has ended, well or with that problem."""
+        progress.end(problem)
+        self._running.pop(progress.id, None)
+        if (before := self._ended.pop(progress.id, None)) is not None:
+            self._ended_parts -= before.part_count
+        self._ended[progress.id] = progress
+        self._ended_parts += progress.part_count
+        self._forget(progress.ended_at or 0.0)
+
+    def known(self, upload_id: str) -> Told | None:
+        """What is known here of an upload, now. Whoever asks is going to ask again."""
+        self._forget(time.monotonic())
+        progress = self._running.get(upload_id) or self._ended.get(upload_id)
+        if progress is None:
+            return None
+        progress.is_asked = True
+        text = json.dumps(progress.snapshot(), ensure_ascii=False)
+        return Told(progress.identity, progress.ended_at is not None, text)
+
+    async def find(self, upload_id: str) -> Told | None:
+        """The same, of any of the processes."""
+        return self.known(upload_id) or await self._others.find(upload_id)
+
+    def has_taken(self, upload_id: str) -> bool:
+        """Whether an upload here has that id: in progress, or kept a moment ago. One that failed gives it back."""
+        ended = self._ended.get(upload_id)
+        return upload_id in self._claimed or upload_id in self._running or (ended is not None and ended.is_taken)
+
+    @asynccontextmanager
+    async def claimed(self, upload_id: str, stores: Iterable[Store]) -> AsyncIterator[None]:
+        """An id that a client has chosen, for as long as its upload goes on. Raises Conflict where it is taken.
+
+        Of two processes that claim it at once neither may get it, never both.
+        """
+        taken = Conflict(f"the upload id {upload_id} is taken")
+        if self.has_taken(upload_id):
+            raise taken
+        self._claimed.add(upload_id)
+        try:
+            if await self._others.has_taken(upload_id):
+                raise taken
+            for store in stores:
+                async with store.opened(upload_id) as share:
+                    if share is not None:
+                        raise taken
+            yield
+        finally:
+            self._claimed.discard(upload_id)
+
+    def watch(self, upload_id: str) -> Watch:
+        """What all have in common who watch that upload: to be left when one of them has seen enough."""
+        watch = self._watches.get(upload_id)
+        if watch is None:
+            watch = self._watches[upload_id] = Watch(lambda: self.find(upload_id), lambda: self._watches.pop(upload_id))
+        watch.watchers += 1
+        return watch
+
+    def _forget(self, now: float) -> None:
+        while self._ended:
+            oldest = next(iter(self._ended.values()))
+            is_old = now - (oldest.ended_at or 0.0) > REMEMBERED_SECONDS
+            if not is_old and len(self._ended) <= _MOST_ENDED and self._ended_parts <= _MOST_PARTS:
+                return
+            self._ended.popitem(last=False)
+            self._ended_parts -= oldest.part_count
+
+
+class Watch:
+    """The newest text of one upload, for all who watch it here. `left` is called when nobody does any more."""
+
+    def __init__(self, find: Callable[[], Awaitable[Told | None]], left: Callable[[], object]) -> None:
+        self.watchers = 0
+        self._find = find
+        self._left = left
+        self._told: Told | None = None
+        self._next_at = 0.0
+        self._asking = asyncio.Lock()
+
+    async def newest(self) -> Told | None:
+        """None where nobody knows the upload any more."""
+        async with self._asking:
+            began = time.monotonic()
+            if began >= self._next_at and (self._told is None or not self._told.is_last):
+                self._told = await self._find()
+                now = time.monotonic()
+                pause = max(_INTERVAL_SECONDS, _SHARE * (now - began), self.watchers * _WATCHER_SECONDS)
+                self._next_at = now + pause
+            return self._told
+
+    async def pause(self) -> None:
+        """Until there may be something newer."""
+        await asyncio.sleep(self._next_at - time.monotonic())
+
+    def leave(self) -> None:
+        """One has seen enough."""
+        self.watchers -= 1
+        if not self.watchers:
+            self._left()

@@ -1,0 +1,108 @@
+"""Who watches an upload: `GET /uploads/{id}/progress`, as Server-Sent Events, or once as JSON.
+
+1. Each event is all that is known then; a watcher who reads slowly is sent the newest when the one before was taken,
+   and what the system holds for it is little. Nothing waits for a watcher.
+2. An upload that is somebody's is not there for others.
+3. The stream ends with the upload. Its last event says `kept` or `failed`.
+"""
+
+from __future__ import annotations
+
+import socket
+from contextlib import suppress
+
+from aiohttp import hdrs, web
+
+from gateway.access import ANYBODY
+from gateway.downloads.stored import READER
+from gateway.errors import Malformed, NotFound
+from gateway.http.prefix import PREFIX, prefixed
+from gateway.server.board import REMEMBERED_SECONDS, Told, Watch
+from gateway.server.services import SERVICES
+from gateway.sinks.store import UPLOAD_ID
+
+__all__ = ["CHOSEN_ID", "PROGRESS_PATH", "check_chosen_id", "chosen_id", "get_progress"]
+
+PROGRESS_PATH = "/uploads/{id}/progress"
+CHOSEN_ID = "X-Upload-ID"
+_JSON, _EVENTS = "application/json", "text/event-stream"
+_HELD_BYTES = 32 << 10
+"""Of one watcher, by the system: old texts in there come before the newest."""
+_QUIET_TEXTS = 100
+"""After so many texts that were the same, a comment: so a watcher who has gone away is found."""
+
+
+def chosen_id(request: web.Request) -> str | None:
+    """The id that the client wants its upload to have, if it is a ULID; None for none, or one that is not."""
+    values = request.headers.getall(CHOSEN_ID, ())
+    return values[0] if len(values) == 1 and UPLOAD_ID.fullmatch(values[0]) else None
+
+
+def check_chosen_id(request: web.Request) -> str:
+    """The same of a request that has the header. Raises Malformed."""
+    found = chosen_id(request)
+    if found is None:
+        raise Malformed(f"{CHOSEN_ID} is no ULID: 26 of 0-9 and A-Z without I, L, O and U, the first one 0-7")
+    return found
+
+
+async def get_progress(request: web.Request) -> web.StreamResponse:
+    """How far an upload is. Raises NotFound where it is not known here, or is somebody else's."""
+    services, upload_id = request.app[SERVICES], request.match_info["id"]
+    if not UPLOAD_ID.fullmatch(upload_id):
+        raise NotFound("there is no such upload")
+    watch = services.board.watch(upload_id)
+    try:
+        told = await watch.newest()
+        if told is None or not request.get(READER, ANYBODY).may_see(told.owner):
+            raise NotFound(
+                f"this gateway knows of no upload {upload_id} that goes on, or ended less than "
+                f"{REMEMBERED_SECONDS:g} seconds ago; of several replicas another one may"
+            )
+        if _prefers_json(request.headers.get(hdrs.ACCEPT, "")):
+            body = prefixed(told.text.encode(), request[PREFIX])
+            return web.Response(body=body, content_type=_JSON, headers={hdrs.CACHE_CONTROL: "no-store"})
+        return await _events(request, watch, told)
+    finally:
+        watch.leave()
+
+
+def _prefers_json(accept: str) -> bool:
+    """Whether JSON is named there, and events are not before it."""
+    named = [one.partition(";")[0].strip().lower() for one in accept.split(",")]
+    return _JSON in named and (_EVENTS not in named or named.index(_JSON) < named.index(_EVENTS))
+
+
+async def _events(request: web.Request, watch: Watch, told: Told) -> web.StreamResponse:
+    headers = {hdrs.CONTENT_TYPE: _EVENTS, hdrs.CACHE_CONTROL: "no-store", "X-Accel-Buffering": "no"}
+    response = web.StreamResponse(headers=headers)
+    response.force_close()
+    await response.prepare(request)
+    if request.method == hdrs.METH_HEAD:
+        return response
+    _hold_little(request)
+    newest: Told | None = told
+    text, same = "", 0
+    with suppress(ConnectionError):  # it has gone away
+        while newest is not None:
+            if newest.text != text:
+                text, same = newest.text, 0
+                await response.write(b"data: " + prefixed(text.encode(), request[PREFIX]) + b"\n\n")
+            elif (same := same + 1) % _QUIET_TEXTS == 0:
+                await response.write(b":\n\n")
+            if newest.is_last:
+                break
+            await watch.pause()
+            newest = await watch.newest()
+        await response.write_eof()
+    return response
+
+
+def _hold_little(request: web.Request) -> None:
+    transport = request.transport
+    shown = None if transport is None else transport.get_extra_info("socket")
+    if transport is None or shown is None:
+        return
+    with suppress(OSError):
+        shown.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _HELD_BYTES)
+    transport.set_write_buffer_limits(high=0)

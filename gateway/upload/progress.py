@@ -1,0 +1,275 @@
+"""How far an upload is, on both legs: from the client to us, and from us to each sink. Nothing here is called while its
+bytes go by: whoever watches has what the pump and the lanes count anyway put together, some times per second.
+
+1. *Received* is what has come of a part. *Delivered* is what its sink has taken of that: of a destination, what the
+   system at its end has acknowledged, so that it is ahead of what was read there by no more than the sockets hold.
+   *Committed* is what stays, whatever comes: all of it after the sink's commit, and before that nothing.
+2. A sink's state is that of the upload (`receiving`, `delivering`, `committing`) until it is `kept`, `dropped` (a
+   best-effort sink was excluded) or `failed`. What failed has nothing.
+3. Parts are files. Fields, and file inputs without a file, are not listed.
+4. What has ended is remembered without its sinks' objects, and without the bytes of anything (`Standing`).
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from gateway.intake.body import Intake
+from gateway.model import Entry, Upload
+from gateway.sinks import LATEST
+from gateway.upload.lanes import Lane
+
+__all__ = ["FEW_PARTS", "UploadProgress"]
+
+FEW_PARTS = 8
+"""Remembered of an upload that nobody has asked for."""
+_MOST_PARTS = 1000
+"""Told of one upload; the others are only counted."""
+_MOST_CHARACTERS = 200
+"""Of a name."""
+_RATE_SECONDS = 1.0
+"""Rates are over this, and up to twice as much."""
+
+
+@dataclass(slots=True)
+class PartStanding:
+    """One file: how much of it came, and how much its sinks are to have of that (flows may change it)."""
+
+    index: int
+    name: str
+    filename: str | None
+    received: int
+    given: int
+    is_whole: bool
+    problem: Mapping[str, object] | None
+
+
+@dataclass(slots=True)
+class SinkStanding:
+    """One sink: which files go there, and what of them has not arrived."""
+
+    name: str
+    files: Sequence[int] | None
+    """None: all."""
+    forgotten: frozenset[int]
+    alone: frozenset[int]
+    """Files that are kept before its commit."""
+    backlog: Mapping[int, int]
+    committed: bool
+    excluded: str | None
+
+
+@dataclass(slots=True)
+class Standing:
+    """How far an upload is."""
+
+    state: str
+    received: int
+    parts: Sequence[PartStanding]
+    more_parts: int
+    sinks: Sequence[SinkStanding]
+
+
+class _Rate:
+    """Bytes per second, of a count that is looked at now and then."""
+
+    def __init__(self, began: float) -> None:
+        self._before = self._newer = (began, 0)
+
+    def of(self, count: int, now: float) -> int:
+        if now - self._newer[0] >= _RATE_SECONDS:
+            self._before, self._newer = self._newer, (now, count)
+        seconds = now - self._before[0]
+        return max(0, round((count - self._before[1]) / seconds)) if seconds > 0 else 0
+
+
+class UploadProgress:
+    """Of one upload, from its begin on. `is_asked`: whether somebody is known to want it."""
+
+    def __init__(self, upload: Upload, intake: Intake, *, is_asked: bool = False) -> None:
+        self.id = upload.id
+        self.identity = upload.identity
+        self.is_asked = is_asked
+        self.ended_at: float | None = None
+        """By the clock `time.monotonic`."""
+        self._route = upload.route
+        self._expected = upload.content_length
+        self._began = time.monotonic()
+        self._intake: Intake | None = intake
+        self._entries: Sequence[Entry] = ()
+        self._lanes: Sequence[Lane] = ()
+        self._standing: Standing | None = None
+        self._problem: Mapping[str, object] | None = None
+        self._rates: dict[str, _Rate] = {}
+
+    def follow(self, entries: Sequence[Entry], lanes: Sequence[Lane]) -> None:
+        """What grows while the upload goes on."""
+        self._entries, self._lanes = entries, lanes
+
+    @property
+    def excluded(self) -> dict[str, str]:
+        """Best-effort sinks that were excluded, and why."""
+        return {lane.name: lane.excluded for lane in self._lanes if lane.excluded is not None}
+
+    @property
+    def is_taken(self) -> bool:
+        """Whether its id is: it goes on, or something of it is kept."""
+        return self._standing is None or any(sink.committed or sink.alone for sink in self._standing.sinks)
+
+    @property
+    def part_count(self) -> int:
+        """How many parts are remembered."""
+        return 0 if self._standing is None else len(self._standing.parts)
+
+    def end(self, problem: Mapping[str, object] | None) -> None:
+        """It has ended, well or with this problem. Let go of all but what is told from now on."""
+        self.ended_at = time.monotonic()
+        self._problem = problem
+        state = "kept" if problem is None else "failed"
+        self._standing = self._stand(state, _MOST_PARTS if self.is_asked else FEW_PARTS)
+        self._intake, self._entries, self._lanes, self._rates = None, (), (), {}
+
+    def snapshot(self) -> dict[str, Any]:
+        """As it is told."""
+        standing = self._standing or self._stand(self._state(), _MOST_PARTS)
+        now = time.monotonic() if self.ended_at is None else self.ended_at
+        delivered = {sink.name: _delivered(sink, standing) for sink in standing.sinks}
+        return {
+            "upload": self.id,
+            "route": self._route,
+            "state": standing.state,
+            "seconds": round(now - self._began, 3),
+            "expected": self._expected,
+            "received": standing.received,
+            "received_per_second": self._rate("", standing.received, now),
+            "sinks": [self._told_sink(sink, delivered[sink.name], standing, now) for sink in standing.sinks],
+            "parts": [_told_part(part, delivered, standing) for part in standing.parts],
+            "more_parts": standing.more_parts,
+            "problem": self._problem,
+        }
+
+    def _state(self) -> str:
+        if any(lane.committing for lane in self._lanes):
+            return "committing"
+        return "delivering" if self._intake is not None and self._intake.ended else "receiving"
+
+    def _stand(self, state: str, most: int) -> Standing:
+        ended, intake = state in ("kept", "failed"), self._intake
+        body_ended = intake is not None and intake.ended
+        last = None if body_ended or not self._entries else self._entries[-1]
+        parts: list[PartStanding] = []
+        more = 0
+        for entry in _files(self._entries):
+            if len(parts) < most:
+                parts.append(_part_standing(entry, is_whole=entry is not last))
+            elif ended and not self.is_asked:
+                more = len(self._entries) - most  # about: who counts them all holds up the upload
+                break
+            else:
+                more += 1
+        sinks = [_sink_standing(lane, ended=ended, keep_files=not more) for lane in self._lanes]
+        return Standing(state, 0 if intake is None else intake.received_bytes, parts, more, sinks)
+
+    def _told_sink(
+        self, sink: SinkStanding, delivered: Mapping[int, int], standing: Standing, now: float
+    ) -> dict[str, Any]:
+        arrived = sum(delivered.values())
+        told = {
+            "sink": sink.name,
+            "state": _sink_state(sink, standing.state, is_alone=False),
+            "delivered": arrived,
+            "committed": sum(size for index, size in delivered.items() if sink.committed or index in sink.alone),
+            "delivered_per_second": self._rate(sink.name, arrived, now),
+        }
+        return told if sink.excluded is None else {**told, "reason": sink.excluded}
+
+    def _rate(self, what: str, count: int, now: float) -> int:
+        if self.ended_at is not None:
+            return 0
+        return self._rates.setdefault(what, _Rate(self._began)).of(count, now)
+
+
+def _files(entries: Sequence[Entry]) -> Iterator[Entry]:
+    """An empty file input is none, unless bytes follow."""
+    return (entry for entry in entries if entry.part.is_file and (entry.size or entry.part.raw_filename != b""))
+
+
+def _part_standing(entry: Entry, *, is_whole: bool) -> PartStanding:
+    part = entry.part
+    filename = part.filename
+    return PartStanding(
+        part.index,
+        part.name[:_MOST_CHARACTERS],
+        None if filename is None else filename[:_MOST_CHARACTERS],
+        entry.size,
+        entry.size if entry.output is None else entry.output.size,
+        is_whole,
+        entry.problem,
+    )
+
+
+def _sink_standing(lane: Lane, *, ended: bool, keep_files: bool) -> SinkStanding:
+    return SinkStanding(
+        lane.name,
+        None if lane.takes_wire or not keep_files else tuple(lane.files),
+        frozenset(lane.forgotten) if keep_files else frozenset(),
+        frozenset(receipt.part for receipt in lane.kept_alone()) if keep_files else frozenset(),
+        {} if ended else lane.backlog(),
+        lane.committed,
+        lane.excluded,
+    )
+
+
+def _sink_state(sink: SinkStanding, state: str, *, is_alone: bool) -> str:
+    if sink.excluded is not None:
+        return "dropped"
+    if sink.committed or is_alone:
+        return "kept"
+    return "failed" if state in ("kept", "failed") else state
+
+
+def _delivered(sink: SinkStanding, standing: Standing) -> dict[int, int]:
+    """File -> bytes of it that have arrived, of those that are told. What is LATEST is missing at the end."""
+    is_lost = sink.excluded is not None or (standing.state in ("kept", "failed") and not sink.committed)
+    late = sink.backlog.get(LATEST, 0)
+    delivered: dict[int, int] = {}
+    files = None if sink.files is None else frozenset(sink.files)
+    for part in reversed(standing.parts):
+        if files is not None and part.index not in files:
+            continue
+        if part.index in sink.forgotten or (is_lost and part.index not in sink.alone):
+            delivered[part.index] = 0
+            continue
+        arrived = max(0, part.given - sink.backlog.get(part.index, 0))
+        missing = min(late, arrived)
+        late -= missing
+        delivered[part.index] = arrived - missing
+    return delivered
+
+
+def _told_part(part: PartStanding, delivered: Mapping[str, Mapping[int, int]], standing: Standing) -> dict[str, Any]:
+    sinks = []
+    for sink in standing.sinks:
+        if part.index not in delivered[sink.name]:
+            continue
+        arrived, is_alone = delivered[sink.name][part.index], part.index in sink.alone
+        is_failed = part.problem is not None or part.index in sink.forgotten
+        told = {
+            "sink": sink.name,
+            "state": "failed" if is_failed else _sink_state(sink, standing.state, is_alone=is_alone),
+            "delivered": arrived,
+            "committed": arrived if sink.committed or is_alone else 0,
+        }
+        sinks.append(told if sink.excluded is None else {**told, "reason": sink.excluded})
+    told_part: dict[str, Any] = {
+        "index": part.index,
+        "name": part.name,
+        "filename": part.filename,
+        "received": part.received,
+        "size": part.received if part.is_whole else None,
+        "sinks": sinks,
+    }
+    return told_part if part.problem is None else {**told_part, "problem": part.problem}
