@@ -90,6 +90,8 @@ TESTED_ELSEWHERE = {
     "multipart.encoder": ("multipart.test_codec", "what it writes is read back"),
     "multipart.part_reader": ("multipart.test_reader", "a reader makes it"),
     "server.app": ("server.test_serve", "it is built in every test over a socket"),
+    "server.board": ("server.test_watching", "what it tells, to whoever watches"),
+    "server.neighbours": ("server.test_workers", "between processes"),
     "server.record": ("server.test_handlers", "a line and counts for each upload over a socket"),
     "server.results": ("server.test_handlers", "what the client reads, over a socket"),
     "server.services": ("server.test_handlers", "what they share"),
@@ -116,6 +118,7 @@ TESTED_ELSEWHERE = {
     "upload.commits": ("upload.test_dispatch_failures", "what is committed, and told; best effort: test_besteffort"),
     "upload.failures": ("upload.test_garbage", "what is let go of; which is told: test_dispatch_failures"),
     "upload.flow_run": ("flows.test_flows", "what flows do to a file on its way"),
+    "upload.progress": ("server.test_watching", "what is told, against what destinations have read"),
     "upload.stalls": ("upload.test_dispatch_failures", "sinks that are stuck, and who is blamed"),
 }
 """Why a module has no test file of its name in the folder of its wing, and which one tests it."""

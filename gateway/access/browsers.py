@@ -25,7 +25,15 @@ ANY = "*"
 _MAX_AGE_SECONDS = 7200
 """What Chrome keeps the answer to a preflight for at most."""
 _READ_HERE = (
-    *("Authorization", "X-API-Key", "X-Request-ID", "Content-Type", "Content-Disposition", "Content-Digest"),
+    *(
+        "Authorization",
+        "X-API-Key",
+        "X-Request-ID",
+        "X-Upload-ID",
+        "Content-Type",
+        "Content-Disposition",
+        "Content-Digest",
+    ),
     *("Repr-Digest", "Range", "If-Range", "If-Match", "If-None-Match", "If-Modified-Since", "If-Unmodified-Since"),
 )
 """Fields of requests that the gateway itself reads."""

@@ -27,7 +27,7 @@ from gateway.http.problems import problem, problem_document, severity
 from gateway.http.query import with_query
 from gateway.http.request_bodies import Body, ChunkedBody, LengthBody
 from gateway.http.request_heads import ENOUGH_BYTES, MAX_FIELDS, RECEIVE_BYTES, checked_head, end_of_head
-from gateway.http.sockets import acked_bytes, destination_socket
+from gateway.http.sockets import acked_bytes, destination_socket, unsent_bytes
 from gateway.http.target import is_host, origin_form, requested_host
 from gateway.http.tls import ServerTls, TlsFileError, check_readable, load_pair
 from gateway.http.urls import (
@@ -100,6 +100,7 @@ __all__ = [
     "severity",
     "split_url",
     "strip_aiohttp_headers",
+    "unsent_bytes",
     "via",
     "with_query",
     "without_base",

@@ -54,6 +54,7 @@ _HOP_BY_HOP = frozenset(
         "proxy-authenticate",
         "proxy-authorization",
         "te",
+        "x-upload-id",  # of an upload here: two requests to one destination may not have the same
         "trailer",
         "transfer-encoding",
         "upgrade",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from gateway.upload.dispatch import Dispatcher, Outcome
+from gateway.upload.progress import UploadProgress
 from gateway.upload.routes import BestEffort, Match, Route, Rule
 
-__all__ = ["BestEffort", "Dispatcher", "Match", "Outcome", "Route", "Rule"]
+__all__ = ["BestEffort", "Dispatcher", "Match", "Outcome", "Route", "Rule", "UploadProgress"]

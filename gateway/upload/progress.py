@@ -13,12 +13,12 @@ bytes go by: whoever watches has what the pump and the lanes count anyway put to
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass
 from typing import Any
 
 from gateway.intake.body import Intake
-from gateway.model import Entry, Upload
+from gateway.model import Entry, Upload, text
 from gateway.sinks import LATEST
 from gateway.upload.lanes import Lane
 
@@ -28,8 +28,9 @@ FEW_PARTS = 8
 """Remembered of an upload that nobody has asked for."""
 _MOST_PARTS = 1000
 """Told of one upload; the others are only counted."""
-_MOST_CHARACTERS = 200
-"""Of a name."""
+_MOST_NAME_BYTES = 400
+_NOBODY: Set[int] = frozenset()
+_NOTHING: Mapping[int, int] = {}
 _RATE_SECONDS = 1.0
 """Rates are over this, and up to twice as much."""
 
@@ -39,8 +40,8 @@ class PartStanding:
     """One file: how much of it came, and how much its sinks are to have of that (flows may change it)."""
 
     index: int
-    name: str
-    filename: str | None
+    raw_name: bytes
+    raw_filename: bytes | None
     received: int
     given: int
     is_whole: bool
@@ -54,8 +55,8 @@ class SinkStanding:
     name: str
     files: Sequence[int] | None
     """None: all."""
-    forgotten: frozenset[int]
-    alone: frozenset[int]
+    forgotten: Set[int]
+    alone: Set[int]
     """Files that are kept before its commit."""
     backlog: Mapping[int, int]
     committed: bool
@@ -199,11 +200,11 @@ def _files(entries: Sequence[Entry]) -> Iterator[Entry]:
 
 def _part_standing(entry: Entry, *, is_whole: bool) -> PartStanding:
     part = entry.part
-    filename = part.filename
+    filename = part.raw_filename
     return PartStanding(
         part.index,
-        part.name[:_MOST_CHARACTERS],
-        None if filename is None else filename[:_MOST_CHARACTERS],
+        part.raw_name[:_MOST_NAME_BYTES],
+        None if filename is None else filename[:_MOST_NAME_BYTES],
         entry.size,
         entry.size if entry.output is None else entry.output.size,
         is_whole,
@@ -211,13 +212,19 @@ def _part_standing(entry: Entry, *, is_whole: bool) -> PartStanding:
     )
 
 
+def _shown(raw: bytes) -> str:
+    """One that was cut may have been cut within a character."""
+    return raw.decode(errors="ignore") if len(raw) == _MOST_NAME_BYTES else text(raw)
+
+
 def _sink_standing(lane: Lane, *, ended: bool, keep_files: bool) -> SinkStanding:
+    alone = lane.kept_alone() if keep_files else ()
     return SinkStanding(
         lane.name,
-        None if lane.takes_wire or not keep_files else tuple(lane.files),
-        frozenset(lane.forgotten) if keep_files else frozenset(),
-        frozenset(receipt.part for receipt in lane.kept_alone()) if keep_files else frozenset(),
-        {} if ended else lane.backlog(),
+        None if lane.takes_wire or not keep_files else lane.files,
+        lane.forgotten if keep_files else _NOBODY,
+        frozenset(receipt.part for receipt in alone) if alone else _NOBODY,
+        _NOTHING if ended else lane.backlog(),
         lane.committed,
         lane.excluded,
     )
@@ -266,8 +273,8 @@ def _told_part(part: PartStanding, delivered: Mapping[str, Mapping[int, int]], s
         sinks.append(told if sink.excluded is None else {**told, "reason": sink.excluded})
     told_part: dict[str, Any] = {
         "index": part.index,
-        "name": part.name,
-        "filename": part.filename,
+        "name": _shown(part.raw_name),
+        "filename": None if part.raw_filename is None else _shown(part.raw_filename),
         "received": part.received,
         "size": part.received if part.is_whole else None,
         "sinks": sinks,

@@ -22,6 +22,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from gateway.config.load import load
 from gateway.config.messages import ConfigError
+from gateway.server.record import new_ulid
 from gateway.server.slots import SharedCounts, clear_slots, make_slots
 from tests.support.clients import Client, ask, eventually, file, form, head
 from tests.support.ports import free_port
@@ -171,6 +172,34 @@ class TestServing:
                             connection.sendall(head("/healthz", "GET", connection="close"))
                             assert connection.recv(100).startswith(b"HTTP/1.1 200")
             assert (await ask(port, "/healthz")).status == 200
+
+
+class TestProgress:
+    async def test_whichever_process_is_asked_tells_how_far_an_upload_is_and_knows_that_its_id_is_taken(
+        self, tmp_path: Path
+    ) -> None:
+        upload_id = new_ulid()
+        with gateway_process(tmp_path, TWO) as process:
+            async with contextlib.AsyncExitStack() as stack:
+                uploading = await stack.enter_async_context(Client(process.port))
+                await uploading.send(head(x_upload_id=upload_id, content_length=len(BODY)) + BODY[:HALF])
+                await eventually(lambda: _stored(tmp_path / "uploads"))
+                clients = [await stack.enter_async_context(Client(process.port)) for _ in range(6)]
+                for client in clients:
+                    await client.send(head(f"/uploads/{upload_id}/progress", "GET", accept="application/json"))
+                    told = (await client.answer()).json()
+                    assert (told["state"], told["received"]) == ("receiving", HALF)
+                    await client.send(head(x_upload_id=upload_id, content_length=len(BODY)) + BODY)
+                    assert (await client.answer()).status == 409
+                watching = await stack.enter_async_context(Client(process.port))
+                await watching.send(head(f"/uploads/{upload_id}/progress", "GET"))
+                await uploading.send(BODY[HALF:])
+                assert (await uploading.answer()).status == 201
+                assert b'"state": "kept"' in await watching.ended()
+            await eventually(lambda: {line["worker"] for line in _lines(process) if "worker" in line} == {0, 1})
+            read = [line["worker"] for line in _lines(process) if line["logger"] == "gateway.read"]
+        assert set(read) == {0, 1}
+        assert _loud(process) == []
 
 
 class TestStart:
