@@ -11,8 +11,8 @@
    as a single process does. Ctrl-C reaches the workers by itself, too; for them a second signal is none: that the
    parent got one, it tells them through the socket pair. Until a worker can handle signals they are blocked, and wait.
    The management listener stays open until the last worker has ended: any of them answers there.
-5. What counts for all of them lies in a directory of temporary files: upload slots, metrics, and the sockets by which they
-   ask each other how far an upload is (neighbours.py).
+5. What counts for all of them lies in a directory of temporary files: upload slots, metrics, and the sockets by which
+   they ask each other how far an upload is (neighbours.py).
 6. A worker that ends is replaced, after a pause that grows while they are short-lived. If one cannot start at
    first, or several in a row later, nobody can: the parent gives up.
 """

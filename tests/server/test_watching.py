@@ -108,8 +108,8 @@ async def test_what_is_told_of_a_destination_is_what_it_has_read_but_for_the_soc
     destination = await start_destination(slow.app)
     gateway, upload_id = await start_gateway(api=f"{destination.url}/upload", routes=TWICE), new_ulid()
     body = form(file(bytes(24 * MIB)))
-    async with Client(gateway.port) as client:
-        sending = asyncio.create_task(client.send(head(x_upload_id=upload_id, content_length=len(body)) + body))
+    async with Client(gateway.port) as client, asyncio.TaskGroup() as tasks:
+        sending = tasks.create_task(client.send(head(x_upload_id=upload_id, content_length=len(body)) + body))
         await eventually(lambda: gateway.services.board.known(upload_id))
         ahead, states = [], set()
         async with watching(gateway.port, upload_id) as events:
@@ -152,8 +152,8 @@ async def test_however_it_goes_there_what_was_not_read_is_not_delivered(
     gateway, upload_id = await start_gateway(routes=routes, sinks=sinks), new_ulid()
     body = form(file(bytes(1000)), file(bytes(8 * MIB)), file(bytes(12 * MIB)))
     ahead, told = [], None
-    async with Client(gateway.port) as client:
-        sending = asyncio.create_task(client.send(head(x_upload_id=upload_id, content_length=len(body)) + body))
+    async with Client(gateway.port) as client, asyncio.TaskGroup() as tasks:
+        sending = tasks.create_task(client.send(head(x_upload_id=upload_id, content_length=len(body)) + body))
         await eventually(lambda: gateway.services.board.known(upload_id))
         async with watching(gateway.port, upload_id) as events:
             async for told in events:
