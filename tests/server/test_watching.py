@@ -21,7 +21,6 @@ from tests.support.doubles import RefusingUpstream, closed_port
 MIB = 1 << 20
 SOCKETS_BYTES = 8 * MIB
 """What the sockets between us and a destination hold at most."""
-JSON = {"accept": "application/json"}
 
 
 class SlowReader:
@@ -41,9 +40,9 @@ class SlowReader:
         return web.Response(status=self.status)
 
 
-async def progress(gateway: RunningGateway | int, upload_id: str, **headers: str) -> Any:
+async def progress(gateway: RunningGateway | int, upload_id: str) -> Any:
     port = gateway if isinstance(gateway, int) else gateway.port
-    answer = await ask(port, f"/uploads/{upload_id}/progress", **JSON, **headers)
+    answer = await ask(port, f"/uploads/{upload_id}/progress", accept="application/json")
     return answer.json() if answer.status == 200 else answer.status
 
 
@@ -233,7 +232,7 @@ class TestIds:
     async def test_it_is_the_request_id_too_and_goes_no_further(
         self, start_gateway: StartGateway, start_destination: StartDestination
     ) -> None:
-        headers = {}
+        headers: dict[str, str] = {}
 
         async def take(request: web.Request) -> web.Response:
             headers.update(request.headers)
