@@ -105,7 +105,7 @@ COMPILE := pip compile --quiet --upgrade --universal --python-version 3.11 --gen
 # Other people's clients and servers, which some tests run and skip where they are absent (Debian, as root).
 system-packages:
 	@missing=; \
-	for pair in curl:curl node:nodejs npm:npm go:golang-go nginx:nginx-light haproxy:haproxy caddy:caddy unzip:unzip 7z:p7zip-full openssl:openssl; do \
+	for pair in curl:curl node:nodejs npm:npm go:golang-go nginx:nginx-light haproxy:haproxy caddy:caddy unzip:unzip 7z:p7zip-full openssl:openssl pg_ctlcluster:postgresql; do \
 		command -v "$${pair%%:*}" >/dev/null || missing="$$missing $${pair##*:}"; \
 	done; \
 	[ -z "$$missing" ] || { apt-get update -q && apt-get install -qy --no-install-recommends $$missing; }

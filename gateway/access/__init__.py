@@ -18,6 +18,7 @@ from gateway.access.counts import Counts, FileCounts, MemoryCounts
 from gateway.access.hook import Hook
 from gateway.access.keys import ApiKeys, new_key
 from gateway.access.policy import Kind, Policy
+from gateway.access.postgres import PostgresCounts
 from gateway.access.quotas import Holders, Meter, Quotas, SharedHolders
 from gateway.access.signed import SignedUrls, read_secrets, signed_url
 from gateway.access.tokens import JwksKeys, KeySource, Tokens, fixed_key
@@ -44,6 +45,7 @@ __all__ = [
     "MemoryCounts",
     "Meter",
     "Policy",
+    "PostgresCounts",
     "Quotas",
     "SharedHolders",
     "SignedUrls",

@@ -1,7 +1,8 @@
 """Counts by name, for a while: how often a url was used, how many requests came in a minute, how many bytes in a day.
 
-In memory for one process; in a file (SQLite) for several, and for counts that are to outlive the process. Why no
-library for rate limits: those that keep counts in SQL have a row for each unit, and so cannot count bytes.
+In memory for one process; in a file (SQLite) for several, and for counts that are to outlive the process; for replicas
+see postgres.py. Why no library for rate limits: those that keep counts in SQL have a row for each unit, and so cannot
+count bytes.
 """
 
 from __future__ import annotations
@@ -11,6 +12,8 @@ import sqlite3
 import time
 from pathlib import Path
 from typing import Protocol
+
+from gateway.errors import AccessUnavailable
 
 __all__ = ["Counts", "FileCounts", "MemoryCounts"]
 
@@ -29,10 +32,10 @@ class Counts(Protocol):
     """What is counted by name until a time, in seconds since the epoch; then it is nothing again."""
 
     async def add(self, name: str, amount: int, *, most: int, until: float) -> bool:
-        """Count so much more, if that makes `most` and not more. Whether it did."""
+        """Count so much more, if that makes `most` and not more. Whether it did. Raises AccessUnavailable."""
 
     async def take_back(self, name: str, amount: int) -> None:
-        """Count so much less."""
+        """Count so much less. Raises AccessUnavailable."""
 
     def close(self) -> None:
         """Count no more."""
@@ -106,4 +109,7 @@ class FileCounts:
             return await asyncio.to_thread(self._execute, statement, values)
 
     def _execute(self, statement: str, values: dict[str, object]) -> list[object]:
-        return self._database.execute(statement, values).fetchall()
+        try:
+            return self._database.execute(statement, values).fetchall()
+        except sqlite3.Error as error:
+            raise AccessUnavailable("what was used of the quota cannot be counted") from error

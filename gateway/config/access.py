@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Literal, get_args
@@ -53,6 +54,14 @@ _Algorithm = Literal[
     "RS256", "RS384", "RS512", "PS256", "PS384", "PS512", "ES256", "ES384", "ES512", "EdDSA", "HS256", "HS384", "HS512",
 ]
 # fmt: on
+
+
+def _postgres(url: str) -> str:
+    if url and not url.startswith(("postgresql://", "postgres://")):
+        raise ValueError("no url such as postgresql://host/database")
+    if url and importlib.util.find_spec("asyncpg") is None:
+        raise ValueError("it needs the package asyncpg")
+    return url
 
 
 def _confidential(url: str) -> str:
@@ -129,6 +138,8 @@ class QuotasSettings(Table):
     stored_bytes: Count = 0
     file: str = ""
     """Counts of one process are forgotten with it; a file outlives it."""
+    postgres: Annotated[str, AfterValidator(_postgres)] = ""
+    """Replicas have no file together."""
 
 
 class CorsSettings(Table):

@@ -51,6 +51,8 @@ class Policies:
 def access_contradictions(settings: Settings) -> Iterator[str]:
     """A line for each, led by the key to change."""
     yield from settings.access.contradictions()
+    if settings.quotas.file and settings.quotas.postgres:
+        yield "quotas.file: there is quotas.postgres, too; one of them counts"
     cors = [("", settings.cors), *((f"routes.{number}.", route.cors) for number, route in enumerate(settings.routes))]
     for where, table in cors:
         if table is not None and (wrong := table.contradiction()):

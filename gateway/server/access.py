@@ -12,7 +12,7 @@ from aiohttp import hdrs, web
 
 from gateway.access import ANYBODY, Asked, ClientCertificates, Identity, Policy, Quotas
 from gateway.downloads.stored import READER
-from gateway.errors import Forbidden, GatewayError
+from gateway.errors import AccessUnavailable, Forbidden, GatewayError
 from gateway.http.problems import severity
 from gateway.server.browsers import is_foreign
 from gateway.server.services import CLIENT, SENT_REQUEST_ID, SERVICES
@@ -93,11 +93,16 @@ class Charge:
             await self.meter.expect(length)
 
     async def settle(self) -> None:
-        """Give back what was counted and did not come, or came to nothing."""
-        if self.meter is not None:
-            await self.meter.end(self.received_bytes)
-        if not self.is_used:
-            await self._policy.give_back(self.who)
+        """Give back what was counted and did not come, or came to nothing. What cannot be given back now is lost to its
+        client, for a day or so: the upload has ended as it has.
+        """
+        try:
+            if self.meter is not None:
+                await self.meter.end(self.received_bytes)
+            if not self.is_used:
+                await self._policy.give_back(self.who)
+        except AccessUnavailable as error:
+            log.warning("a quota was not given back: %s", error)
 
 
 def for_readers(handler: Handler, scope: str = "read") -> Handler:

@@ -11,7 +11,7 @@ from typing import Any
 
 from aiohttp import web
 
-from gateway.access import Browsers, Counts, FileCounts, Holders, MemoryCounts, Quotas
+from gateway.access import Browsers, Counts, FileCounts, Holders, MemoryCounts, PostgresCounts, Quotas
 from gateway.config.make import make_sinks_and_flows
 from gateway.config.messages import ConfigError
 from gateway.config.policies import make_browsers, make_management_browsers, make_policies
@@ -123,7 +123,9 @@ def _application(settings: Settings, browsers: Browsers) -> web.Application:
 
 
 def _counts(settings: Settings, shared: SharedCounts | None) -> Counts:
-    """In the file that is configured, or in one of all processes. Raises ConfigError."""
+    """Where it is configured, or in a file of all processes. Raises ConfigError."""
+    if settings.quotas.postgres:
+        return PostgresCounts(settings.quotas.postgres)
     path = Path(settings.quotas.file) if settings.quotas.file else None if shared is None else shared.counts_file
     if path is None:
         return MemoryCounts()

@@ -2,18 +2,25 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Iterator
+from collections.abc import AsyncIterator
 from contextlib import closing
 from pathlib import Path
 
 import pytest
 
 from gateway.access.counts import Counts, FileCounts, MemoryCounts
+from gateway.access.postgres import PostgresCounts
+from tests.access.conftest import needs_postgres
 
 
-@pytest.fixture(params=["memory", "file"])
-def counts(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Counts]:
-    made: Counts = MemoryCounts() if request.param == "memory" else FileCounts(tmp_path / "counts")
+@pytest.fixture(params=["memory", "file", pytest.param("postgres", marks=[needs_postgres, pytest.mark.sockets])])
+async def counts(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[Counts]:
+    made: Counts
+    if request.param == "postgres":
+        made = PostgresCounts(request.getfixturevalue("database"))
+        await made._run("TRUNCATE gateway_counts")
+    else:
+        made = MemoryCounts() if request.param == "memory" else FileCounts(tmp_path / "counts")
     with closing(made):
         yield made
 
@@ -54,6 +61,9 @@ async def test_what_is_over_is_forgotten(counts: Counts) -> None:
         await counts.add(str(number), 1, most=1, until=0)
     if isinstance(counts, MemoryCounts):
         assert len(counts._counts) < 1100
+    elif isinstance(counts, PostgresCounts):
+        ((left,),) = await counts._run("SELECT COUNT(*) FROM gateway_counts")
+        assert left < 1100
     else:
         assert isinstance(counts, FileCounts)
         ((left,),) = counts._database.execute("SELECT COUNT(*) FROM counts").fetchall()
