@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from gateway.concurrency.groups import Call, JobGroups
 from gateway.concurrency.pipe import Pipe, Progress, Window, add_chunk, batches, gathered
 from gateway.concurrency.probe import Probe
 from gateway.concurrency.scope import Scope
@@ -11,8 +12,10 @@ from gateway.concurrency.timer import RearmingTimer
 
 __all__ = [
     "PATIENCE_SECONDS",
+    "Call",
     "CleanUps",
     "DaemonThreads",
+    "JobGroups",
     "OwnTasks",
     "Pipe",
     "Probe",

@@ -62,6 +62,8 @@ class DaemonThreads(Executor):
         self._idle = 0
         self._stopped = False
         self._told_at = 0.0
+        self.beside: set[Progress] = set()
+        """Of those who wait for jobs that are many jobs at once: told of moves as well."""
 
     def submit(self, function: Callable[..., T], /, *args: Any, **kwargs: Any) -> Future[T]:
         """What an Executor has. Raises what `add` does."""
@@ -92,7 +94,7 @@ class DaemonThreads(Executor):
             self._told_at = now
             with self._change:
                 waiting = [job.progress for job in self._jobs if job.progress is not None and not job.cancelled()]
-            for progress in waiting:
+            for progress in (*waiting, *list(self.beside)):  # a copy, for the loop adds to it meanwhile
                 progress.moved()
 
     def _begin_thread(self) -> None:
@@ -159,6 +161,11 @@ class TrackedExecutor(Executor):
         job.add_done_callback(self._jobs.discard)
         return job
 
+    def track(self, job: Future[Any]) -> None:
+        """One of the owner's, though somebody else has submitted it."""
+        self._jobs.add(job)
+        job.add_done_callback(self._jobs.discard)
+
     def after_all(self, function: Callable[[], T]) -> Future[T]:
         """Run a last job when no other runs any more; those that have not begun are not begun."""
         return self._after([job for job in list(self._jobs) if not job.cancel()], function)
@@ -166,8 +173,7 @@ class TrackedExecutor(Executor):
     def after_those_before(self, function: Callable[[], T]) -> Future[T]:
         """Run a job when none that was submitted before it runs any more; they are begun all the same."""
         after = self._after(list(self._jobs), function)
-        self._jobs.add(after)
-        after.add_done_callback(self._jobs.discard)
+        self.track(after)
         return after
 
     def _after(self, jobs: Sequence[Future[Any]], function: Callable[[], T]) -> Future[T]:

@@ -68,6 +68,11 @@ class Intake:
     def __exit__(self, *exc_info: object) -> None:
         self._timer.stop()
 
+    @property
+    def is_here(self) -> bool:
+        """Whether all of the body has been received, so that nobody waits for any of it."""
+        return self._content.is_eof()
+
     async def readany(self) -> bytes:
         """The next bytes, as they were received; b"" at the end of the body."""
         started = self._waiting_since = self._loop.time()

@@ -104,7 +104,9 @@ class UploadHandler:
             events = _metered(events, intake, charge.meter)
         await accept_body(request)
         async with AsyncExitStack() as stack:
-            outcome = record.outcome = await self._dispatcher.dispatch(upload, events, stack, record.progress)
+            outcome = record.outcome = await self._dispatcher.dispatch(
+                upload, events, stack, record.progress, is_here=intake.is_here
+            )
             close = services.gate.draining or not intake.ended
             if outcome.answer is not None:
                 limits = services.limits

@@ -95,6 +95,8 @@ class Delivery(ABC):
 
     takes_batches = False
     """Whether it has `accept_all`."""
+    holds_batch = False
+    """Whether it has `hold_batch`: what is the work of one go need not be that of two."""
     takes_wire = False
     """Whether it gets the bytes of the body, by `accept_wire`, in place of parts: as the only one of its upload."""
     hashes = False
@@ -131,6 +133,12 @@ class Delivery(ABC):
         """Many small parts that are already whole in memory, in the order of the wire, in one go.
 
         The same promise as `accept`, for each of them; an error of it is one of all the parts in it.
+        """
+        raise NotImplementedError
+
+    def hold_batch(self, parts: Sequence[tuple[Part, bytes]]) -> None:
+        """In place of `accept_all`, where these are all parts of the upload and no other sink commits before this one:
+        `commit` takes them, and may fail on them. Receipts are known at once.
         """
         raise NotImplementedError
 

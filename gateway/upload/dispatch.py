@@ -21,7 +21,10 @@ The theory, for this is Akka's `mapAsync` with the traps taken out:
    so its manifest takes who is not done for `late`, and is replaced once by what became of them. If the
    power goes in between, or replacing fails, the manifest claims too little, never too much; the answer
    is always the one that is stored.
-6. *Every way out is the same.* Whatever fails cancels the rest (TaskGroup), and leaves the deliveries'
+6. *The straight road.* A body that is whole in memory before a sink is opened, and goes through no flow, is one batch:
+   parsed, looked at and hashed where it is, given to each sink in one call, committed. The rules are the same, and so
+   is the code; what is for waiting (tasks that accept, pipes, windows, permits, turns) is left out.
+7. *Every way out is the same.* Whatever fails cancels the rest (TaskGroup), and leaves the deliveries'
    contexts without a commit, which keeps nothing. The first error is the one that is told; what goes wrong
    in leaving is only logged.
 """
@@ -33,7 +36,7 @@ from collections.abc import AsyncIterator, Mapping, Sequence
 from concurrent.futures import Executor
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
-from functools import partial
+from functools import cached_property, partial
 
 from aiohttp import ClientResponse
 
@@ -41,7 +44,7 @@ from gateway.errors import SinkTimeout
 from gateway.flows import Flow
 from gateway.manifest import ManifestText
 from gateway.model import Limits, Manifest, Part, Upload
-from gateway.multipart.codec import Event
+from gateway.multipart.codec import Event, Kind
 from gateway.sinks import Answered, Delivery, Sink, refused
 from gateway.sinks.store import manifest_keeper
 from gateway.upload.besteffort import BestEffortLane
@@ -49,7 +52,7 @@ from gateway.upload.commits import Commits, Locating
 from gateway.upload.failures import first_error, forget_frames, forget_frames_on_exit, leave_quietly, translated
 from gateway.upload.handover import Handover
 from gateway.upload.keep_each import AllOrNothing, KeepEach
-from gateway.upload.lanes import Lane, RequiredLane
+from gateway.upload.lanes import BULK_BYTES, Lane, RequiredLane
 from gateway.upload.part_digests import PartDigests
 from gateway.upload.part_limits import PartLimits
 from gateway.upload.plans import Plans, rule_for
@@ -77,7 +80,7 @@ class Outcome:
     sink_bytes: dict[str, int] = field(default_factory=dict)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Dispatcher:
     """Takes the uploads of one route to its sinks. What all of them share is here."""
 
@@ -90,7 +93,7 @@ class Dispatcher:
     """For hashing."""
     locate: Locating
 
-    @property
+    @cached_property
     def takes_wire(self) -> bool:
         """Whether a sink of the route may want the bytes as they came, so that they have to be kept."""
         return self.route.kind == "opaque" or any(self.sinks[name].takes_wire for name in self.route.sinks)
@@ -106,21 +109,30 @@ class Dispatcher:
                 self.sinks[name].admit(upload)
 
     async def dispatch(
-        self, upload: Upload, events: AsyncIterator[list[Event]], stack: AsyncExitStack, progress: UploadProgress
+        self,
+        upload: Upload,
+        events: AsyncIterator[list[Event]],
+        stack: AsyncExitStack,
+        progress: UploadProgress,
+        *,
+        is_here: bool = False,
     ) -> Outcome:
         """Take one body to its sinks and commit it. `stack` holds the deliveries: when it is left, what was not
         committed is undone, and a destination's answer can no longer be read. `progress` is told of the parts and the
-        sinks, whatever becomes of the upload. Raises the leaves of errors.
+        sinks, whatever becomes of the upload. `is_here`: no event has to be waited for. Raises the leaves of errors.
         """
         route, limits = self.route, self.limits
         stack.push(forget_frames_on_exit)
+        body = await _gathered(events) if is_here and self._may_be_straight else None
         manifest = Manifest(upload.id, [], upload.identity, upload.metadata)
         failures = KeepEach(manifest) if route.keep_each else AllOrNothing()
         required = [await self._opened(name, upload, failures, stack) for name in route.required]
         best_effort = self._best_effort()
         lanes: list[Lane] = [*required, *best_effort]
         progress.follow(manifest.entries, lanes)
-        plans = Plans(route, lanes, self.flows, next((lane for lane in required if lane.delivery.takes_wire), None))
+        straight = body is not None and _is_small(body) and all(lane.takes_batches for lane in required)
+        wired = next((lane for lane in required if lane.delivery.takes_wire), None)
+        plans = Plans(route, lanes, self.flows, wired, sinks_hash=not straight and not route.keep_each)
         digests = PartDigests(route.digests, self.executor)
         sinks = {name: self.sinks[name] for name in route.sinks}
         text = self._manifest_text(manifest)
@@ -129,13 +141,17 @@ class Dispatcher:
             async with asyncio.TaskGroup() as outer:
                 watching = [outer.create_task(lane.watch()) for lane in required if lane.delivery.is_watched]
                 lives = [outer.create_task(lane.live(sinks[lane.name], upload)) for lane in best_effort]
-                # All that waits is in here; a body that is whole in memory before a sink is opened could be one batch.
-                async with asyncio.TaskGroup() as accepting:
-                    handover = Handover(lanes, digests, limits, failures, accepting)
-                    pump = Pump(plans, digests, PartLimits(limits), handover, manifest.entries, failures)
-                    watch = StallWatch(required, handover.flowing, failures, limits.stall_seconds, outer)
-                    stack.callback(watch.stop)
-                    await pump.run(events)
+                handover = Handover(lanes, digests, limits, failures)
+                pump = Pump(plans, digests, PartLimits(limits), handover, manifest.entries, failures)
+                watch = StallWatch(required, handover.flowing, failures, limits.stall_seconds, outer)
+                stack.callback(watch.stop)
+                if straight and body is not None:
+                    await pump.take_all(body)
+                    for one in required:
+                        await one.take_only(is_alone=len(lanes) == 1 and not route.keep_each)
+                else:
+                    async with asyncio.TaskGroup() as handover.tasks:
+                        await pump.run(events if body is None else _one(body))
                 digests.settle()
                 await handover.settle()
                 for lane in best_effort:
@@ -158,6 +174,11 @@ class Dispatcher:
         name, response = answer
         read_seconds = next(lane.delivery.read_seconds for lane in required if lane.name == name)
         return Outcome(manifest, commits.told, commits.stores, response, read_seconds, sink_bytes)
+
+    @cached_property
+    def _may_be_straight(self) -> bool:
+        """Whether nothing but the size of a body is against the straight road."""
+        return not self.takes_wire and not any(rule.flows for rule in self.route.rules)
 
     def _manifest_text(self, manifest: Manifest) -> ManifestText:
         """Of any size where it may be that nobody is told."""
@@ -204,3 +225,17 @@ class Dispatcher:
             if not isinstance(delivery, Delivery):
                 raise TypeError(f"sink {name} opened {delivery!r}, which is no gateway.sinks.Delivery")
         return RequiredLane(name, sink.stage, delivery, self.limits.window_bytes, failures.batch_failed)
+
+
+async def _gathered(events: AsyncIterator[list[Event]]) -> list[Event]:
+    return [event async for batch in events for event in batch]
+
+
+async def _one(batch: list[Event]) -> AsyncIterator[list[Event]]:
+    yield batch
+
+
+def _is_small(body: Sequence[Event]) -> bool:
+    """Whether each of its parts is whole, and small."""
+    short = (Kind.WHOLE, Kind.CLOSE)
+    return all(event.kind in short and len(event.data) <= BULK_BYTES for event in body)

@@ -20,7 +20,9 @@ __all__ = ["Handover"]
 
 
 class Handover:
-    """What is handed over is accepted in `tasks`; `flowing` are the files whose flows are at work."""
+    """What is handed over is accepted in `tasks`, which are set before. `flowing` are the files whose flows are at work."""
+
+    tasks: asyncio.TaskGroup
 
     def __init__(
         self,
@@ -28,9 +30,7 @@ class Handover:
         digests: PartDigests,
         limits: Limits,
         failures: AllOrNothing,
-        tasks: asyncio.TaskGroup,
     ) -> None:
-        self.tasks = tasks
         self.flowing: set[Passage] = set()
         self._lanes = lanes
         self._digests = digests

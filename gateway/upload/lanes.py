@@ -280,6 +280,28 @@ class RequiredLane(Lane):
         self._begun += 1
         permits.give_back_after([start(tasks, self._deliver(batch, size, self._begun))])
 
+    async def take_only(self, *, is_alone: bool) -> None:
+        """What was added is all that comes: the sink takes it now or, where it `is_alone` and can, with its commit."""
+        if not self._gathered:
+            return
+        batch, size = self._take_gathered()
+        self._begun += 1
+        self.progress.give(size)
+        self.progress.take(size)
+        if is_alone and self.delivery.holds_batch:
+            self.delivery.hold_batch(batch)
+        else:
+            await self._give(batch)
+
+    async def _give(self, batch: Batch) -> None:
+        try:
+            with self.owing():
+                await self.delivery.accept_all(batch)
+        except (GatewayError, Answered) as error:
+            if self._on_batch_failed is None:
+                raise
+            self._on_batch_failed(batch, error)
+
     def _take_gathered(self) -> tuple[Batch, int]:
         batch, size = self._gathered, self._gathered_bytes
         self._gathered, self._gathered_bytes, self._gathered_names_bytes = [], 0, 0
@@ -291,12 +313,7 @@ class RequiredLane(Lane):
         while True:
             self._batches.append(batch)
             try:
-                with self.owing():
-                    await self.delivery.accept_all(batch)
-            except (GatewayError, Answered) as error:
-                if self._on_batch_failed is None:
-                    raise
-                self._on_batch_failed(batch, error)
+                await self._give(batch)
             finally:
                 self._batches = [one for one in self._batches if one is not batch]
                 window.release(size)

@@ -15,7 +15,7 @@ from gateway.upload.routes import Match, Route, Rule
 __all__ = ["Plan", "Plans"]
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Plan:
     """Where the files of a rule go, and through what."""
 
@@ -28,13 +28,23 @@ class Plan:
 
 
 class Plans:
-    """`wired` gets the bytes as they came, if there is such a sink: then parts are looked at, and go nowhere."""
+    """`wired` gets the bytes as they came, if there is such a sink: then parts are looked at, and go nowhere.
+
+    `sinks_hash`: whether a sink may hash what it writes. Not where it is wanted before, or of what a sink may fail on.
+    """
 
     def __init__(
-        self, route: Route, lanes: Sequence[Lane], flows: Mapping[str, Flow], wired: RequiredLane | None = None
+        self,
+        route: Route,
+        lanes: Sequence[Lane],
+        flows: Mapping[str, Flow],
+        wired: RequiredLane | None = None,
+        *,
+        sinks_hash: bool = True,
     ) -> None:
         self.lanes = lanes
         self.wired = wired
+        self._sinks_hash = sinks_hash
         self.relays = [lane for lane in lanes if lane.is_relay and wired is None]
         """Who gets fields, and empty file inputs."""
         self._route = route
@@ -49,9 +59,7 @@ class Plans:
         lanes = [lanes_by_name[name] for name in rule.sinks]
         if rule.flows:
             return Plan(lanes, [flows[name] for name in rule.flows])
-        hashing = next((lane.hashing for lane in lanes if lane.hashing is not None), None)
-        if self._route.keep_each:
-            hashing = None  # a sink that fails on a part does not hash all of it, and its digest is told all the same
+        hashing = next((lane.hashing for lane in lanes if lane.hashing is not None), None) if self._sinks_hash else None
         return Plan(lanes, is_short=all(lane.takes_batches for lane in lanes), hashing=hashing)
 
     def plan_for(self, part: Part) -> Plan:

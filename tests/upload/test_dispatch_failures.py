@@ -137,9 +137,9 @@ async def test_relays_commit_first_and_disks_last(start_gateway: StartGateway, m
     order: list[str] = []
     publish = Jobs.publish
 
-    def publishing(self: Jobs, manifest: bytes | None) -> None:
+    def publishing(self: Jobs, *arguments: Any) -> Any:
         order.append("disk")
-        publish(self, manifest)
+        return publish(self, *arguments)
 
     async def committing(self: MemorySink, *arguments: Any) -> list[Any]:
         order.append(self.name)
@@ -186,7 +186,7 @@ async def test_while_a_relay_has_not_answered_nothing_else_is_committed(start_ga
         assert sink_of(gateway, "memory", MemorySink).committed == 0
 
 
-def _full(self: Jobs, manifest: bytes | None) -> None:
+def _full(self: Jobs, *arguments: Any) -> None:
     raise OSError(errno.ENOSPC, "no space left")
 
 
@@ -231,7 +231,7 @@ async def test_a_stall_after_a_commit_is_told_with_what_is_kept(start_gateway: S
 async def test_what_was_only_counted_and_dropped_is_nothing_that_is_kept(
     start_gateway: StartGateway, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def full(self: Jobs, manifest: bytes | None) -> None:
+    def full(self: Jobs, *arguments: Any) -> None:
         raise OSError(errno.ENOSPC, "no space left")
 
     monkeypatch.setattr(Jobs, "publish", full)

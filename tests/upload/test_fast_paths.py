@@ -183,7 +183,7 @@ async def test_a_right_digest_is_confirmed_and_the_next_part_owes_none(gateway: 
 async def test_if_one_sink_fails_none_keeps_anything(
     gateway: RunningGateway, destination: Destination, way: Way, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def full(self: Jobs, manifest: bytes | None) -> None:
+    def full(self: Jobs, *arguments: Any) -> None:
         raise OSError(28, "no space left")
 
     monkeypatch.setattr(Jobs, "publish", full)

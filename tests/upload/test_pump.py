@@ -66,7 +66,8 @@ def pump_to(
     """(a pump to one sink, the entries that it makes)."""
     lane, entries = RequiredLane("sink", stage, delivery, 1 << 20), list[Entry]()
     digests = PartDigests(route.digests, executor)
-    handover = Handover([lane], digests, limits, AllOrNothing(), tasks)
+    handover = Handover([lane], digests, limits, AllOrNothing())
+    handover.tasks = tasks
     return Pump(Plans(route, [lane], {}), digests, PartLimits(limits), handover, entries, AllOrNothing()), entries
 
 

@@ -5,9 +5,11 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import threading
+import time
 from collections.abc import AsyncIterable, Callable, Mapping, Sequence
 from concurrent.futures import Future
 from functools import partial
+from pathlib import Path
 from typing import Any, TypeVar
 
 from aiofiles.threadpool import wrap
@@ -40,7 +42,7 @@ def memory_shares(limits: Limits, received: int) -> dict[str, int]:
 class DiskDelivery(Delivery):
     """One upload on its way to disk. Its verbs raise SinkFull and SinkUnavailable for what the system says."""
 
-    takes_batches = hashes = True
+    takes_batches = holds_batch = hashes = True
 
     def __init__(self, upload_id: str, volume: Volume, *, expected_bytes: int = 0) -> None:
         self._upload_id = upload_id
@@ -50,6 +52,7 @@ class DiskDelivery(Delivery):
         self._executor = volume.tracked()
         self._sink = volume.name
         self._receipts: dict[int, Receipt] = {}
+        self._held: Sequence[tuple[Part, bytes]] = ()
         self._manifest: bytes | None = None
         self._is_kept = False
         self._replacing = False
@@ -96,6 +99,12 @@ class DiskDelivery(Delivery):
             for part, _ in parts:
                 self._receipts[part.index] = Receipt(part.index, self._sink)
 
+    def hold_batch(self, parts: Sequence[tuple[Part, bytes]]) -> None:
+        """They are written by `commit`."""
+        self._held = parts
+        for part, _ in parts:
+            self._receipts[part.index] = Receipt(part.index, self._sink)
+
     async def drop(self, part: Part) -> None:
         """Forget one part: nothing of it is kept."""
         with translated(self._sink):
@@ -123,13 +132,22 @@ class DiskDelivery(Delivery):
         """The rename; what was acknowledged survives a power cut."""
         try:
             with translated(self._sink):
-                await self._run(self._jobs.publish, self._manifest)
+                await self._publish()
         except SinkFault:
             # Renamed, not durable, and not to be taken back: it stays, and the answer says so.
             self._is_kept = self._directory.is_published
             raise
         self._is_kept = True
         return self.receipts()
+
+    async def _publish(self) -> None:
+        """With those of other uploads that wait at the same time."""
+        began_at = time.monotonic()
+        publish = partial(self._jobs.publish, self._held, self._manifest, self._volume.sync_root, began_at)
+        job = self._volume.groups.submit(publish, weight=len(self._held) + 1, progress=self._executor.progress)
+        self._held = ()
+        self._executor.track(job)
+        await job.answered
 
     def committed(self) -> list[Receipt]:
         """What is visible, whether its commit has failed or not."""
@@ -156,7 +174,7 @@ class DiskDelivery(Delivery):
     def _finished(self, finishing: Future[OSError | None]) -> None:
         error = finishing.exception() or finishing.result()
         if isinstance(error, OSError):
-            self._volume.leave(self._directory.place, error)
+            self._volume.leave(Path(self._directory.place), error)
 
     async def _run(self, function: Callable[..., T], *args: Any) -> T:
         loop = asyncio.get_running_loop()

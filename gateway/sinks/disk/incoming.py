@@ -18,8 +18,10 @@ import errno
 import os
 import threading
 import time
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+from gateway.concurrency.groups import Call
 from gateway.sinks.disk.layout import INCOMING, lock_directory, sync_directory
 
 __all__ = ["Incoming"]
@@ -32,8 +34,9 @@ class Incoming:
     """`mode` is that of directories, less the umask. Its methods block. Those that do raise OSError."""
 
     def __init__(self, upload_id: str, *, root: Path, fsync: bool, mode: int) -> None:
-        self.path = root / f".{upload_id}{INCOMING}"
-        self.final = root / upload_id
+        # Paths as text: there are some twenty calls for each upload, and a Path costs as much as one of them.
+        self.path = f"{root}/.{upload_id}{INCOMING}"
+        self.final = f"{root}/{upload_id}"
         self.is_published = False
         self._root = root
         self._fsync = fsync
@@ -46,27 +49,29 @@ class Incoming:
         self._names: set[str] = set()
 
     @property
-    def place(self) -> Path:
+    def place(self) -> str:
         """Where it lies now."""
         return self.final if self.is_published else self.path
 
-    def make(self) -> None:
-        """Make and lock it, if that was not done. What is made and cannot be locked is removed again."""
+    def make(self, began_at: float | None = None) -> None:
+        """Make and lock it, if that was not done. What is made and cannot be locked is removed again.
+
+        `began_at`: since when it is waited for, by the monotonic clock; None: now.
+        """
         with self._changing:
             if self._lock is None:
-                self._lock = self._made()
+                self._lock = self._made((time.monotonic() if began_at is None else began_at) + _PATIENCE_SECONDS)
 
-    def _made(self) -> int:
-        deadline = time.monotonic() + _PATIENCE_SECONDS
+    def _made(self, deadline: float) -> int:
         while True:
             self._go_on()
             try:
-                self.path.mkdir(
-                    self._mode, exist_ok=True
-                )  # exists: a sweep that was faster (sink.py, 1) is not done with it
+                os.mkdir(self.path, self._mode)
+            except FileExistsError:
+                pass  # a sweep that was faster (sink.py, 1) is not done with it
             except FileNotFoundError:  # the root has vanished
                 self._root.mkdir(self._mode, parents=True, exist_ok=True)
-                self.path.mkdir(self._mode, exist_ok=True)
+                os.mkdir(self.path, self._mode)
             self._is_made = True
             try:
                 lock = lock_directory(self.path)
@@ -104,21 +109,27 @@ class Incoming:
 
     # -- the end
 
-    def settle(self) -> None:
-        """All files are in it, and durable: make the directory so."""
-        with contextlib.suppress(OSError):  # its age counts from here: a long upload's would else from its last file
+    def touch(self) -> None:
+        """All files are in it. Its age counts from here: a long upload's would else from its last file."""
+        with contextlib.suppress(OSError):
             os.utime(self.path)
+
+    def sync(self) -> None:
+        """Make the directory durable, if that is wanted."""
         sync_directory(self.path, self._fsync)
 
-    def publish(self) -> None:
-        """Rename it to its final name, durably. After an error see `is_published` (2)."""
+    def publish(self, root: Call) -> Iterator[Sequence[Call]]:
+        """Rename it to its final name; durably, when `root` was called, which is yielded. After an error see
+        `is_published` (2).
+        """
         with self._changing:
             self._go_on()
             os.rename(self.path, self.final)
             self.is_published = self._was_renamed = True
         try:
             self._go_on()
-            sync_directory(self._root, self._fsync)
+            if self._fsync:
+                yield (root,)
         except OSError:
             self.take_back()
             raise

@@ -1,7 +1,7 @@
 """What one upload does on disk: jobs, each of which runs in a thread and blocks it.
 
-The first job makes the upload's directory, whichever job that is: a small upload is two jobs, and would else be three.
-After each call that waits for the disk `moved` is called: a slow disk that works is no stall.
+The first job makes the upload's directory, whichever job that is: a small upload may be one job, the one that
+publishes. After each call that waits for the disk `moved` is called: a slow disk that works is no stall.
 """
 
 from __future__ import annotations
@@ -10,10 +10,11 @@ import contextlib
 import errno
 import io
 import os
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from pathlib import Path
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
+from functools import partial
 from typing import IO, Any, TypeVar
 
+from gateway.concurrency.groups import Call
 from gateway.digests import Hasher, digest_of
 from gateway.model import Part
 from gateway.sinks.disk.incoming import Incoming
@@ -64,20 +65,23 @@ class Jobs:
 
     def in_directory(self, function: Callable[..., T], *args: Any) -> T:
         """Run a job of ours, in the directory that the first of them makes."""
+        self._prepare()
+        return function(*args)
+
+    def _prepare(self, began_at: float | None = None) -> None:
         if self._needed_bytes:
             self._check_room(self._needed_bytes)
             self._needed_bytes = 0
-        self.directory.make()
-        return function(*args)
+        self.directory.make(began_at)
 
     def _check_room(self, needed: int) -> None:
-        there = self.directory.path.parent
+        there = os.path.dirname(self.directory.path)
         with contextlib.suppress(FileNotFoundError):  # a root that is made anew has room
             status = os.statvfs(there)
             if status.f_bavail * status.f_frsize < needed:
-                raise OSError(errno.ENOSPC, f"fewer than {needed} bytes are free", str(there))
+                raise OSError(errno.ENOSPC, f"fewer than {needed} bytes are free", there)
 
-    def _open(self, path: str | Path, flags: int) -> int:
+    def _open(self, path: str, flags: int) -> int:
         return os.open(path, flags, self._mode)
 
     # -- long files
@@ -116,49 +120,57 @@ class Jobs:
 
     def write_all(self, parts: Sequence[tuple[Part, bytes]]) -> None:
         """A file for each part, durable when this returns."""
-        # Plain descriptors: a file object costs more than writing a small file. The fsyncs come after the writes of
-        # a group: the first one's journal entry serves them all. Groups, because descriptors are few.
         written: list[int] = []
         try:
-            for part, data in parts:
-                if len(written) >= _OPEN_FILES:
-                    self._sync_all(written)
-                try:
-                    self._write(part, data, written)
-                except OSError as error:
-                    if error.errno != errno.EMFILE or not written:
-                        raise
-                    self._sync_all(written)  # they are fewer than that
-                    self._write(part, data, written)
-                if not self._fsync:
-                    os.close(written.pop())
+            self._write_each(parts, written)
             self._sync_all(written)
         finally:
             close_all(written)
 
+    def _write_each(self, parts: Iterable[tuple[Part, bytes]], written: list[int]) -> None:
+        """The same, durable when what is `written` is fsynced."""
+        # Plain descriptors: a file object costs more than writing a small file. The fsyncs come after the writes of
+        # a group: the first one's journal entry serves them all. Groups, because descriptors are few.
+        for part, data in parts:
+            if len(written) >= _OPEN_FILES:
+                self._sync_all(written)
+            self._write(str(part.index), data, written)
+            if part.index in self.algorithms:
+                self.digests[part.index] = (len(data), digest_of(data, self.algorithms[part.index]))
+
     def _sync_all(self, written: list[int]) -> None:
         for descriptor in written:
-            self._go_on()
-            os.fsync(descriptor)
+            self._sync(descriptor)
         close_all(written)
         written.clear()
+
+    def _sync(self, descriptor: int) -> None:
+        self._go_on()
+        os.fsync(descriptor)
 
     def _go_on(self) -> None:
         if self._is_ended:
             raise OSError(errno.ECANCELED, os.strerror(errno.ECANCELED))
         self.moved()
 
-    def _write(self, part: Part, data: bytes, written: list[int]) -> None:
+    def _write(self, name: str, data: bytes, written: list[int]) -> None:
         self._go_on()
-        descriptor = self._open(self.directory.file(str(part.index)), _CREATE)
+        path = self.directory.file(name)
+        try:
+            descriptor = self._open(path, _CREATE)
+        except OSError as error:
+            if error.errno != errno.EMFILE or not written:
+                raise
+            self._sync_all(written)  # they are fewer than that
+            descriptor = self._open(path, _CREATE)
         written.append(descriptor)
         write_whole(descriptor, data)
-        if part.index in self.algorithms:
-            self.digests[part.index] = (len(data), digest_of(data, self.algorithms[part.index]))
+        if not self._fsync:
+            os.close(written.pop())
 
     def remove(self, index: int) -> None:
         """Forget one part, whether its file is there, open, or was never made."""
-        path = str(self.directory.path / str(index))
+        path = f"{self.directory.path}/{index}"
         for file in list(self._open_files):  # a copy, for other threads open and close theirs meanwhile
             if str(file.name) == path:
                 with contextlib.suppress(OSError):
@@ -168,23 +180,34 @@ class Jobs:
 
     # -- the end
 
-    def publish(self, manifest: bytes | None) -> None:
-        """Write the manifest, if this sink keeps it, make all of it durable, and rename it to its final name."""
-        if manifest is not None:
-            path = self.directory.file(MANIFEST)
-            file = open(path, "xb", opener=self._open)  # noqa: SIM115 - closed by close, or by finish
-            self._open_files.add(file)
-            file.write(manifest)
-            self.close(file)
-        self.directory.settle()
+    def publish(
+        self, parts: Sequence[tuple[Part, bytes]], manifest: bytes | None, sync_root: Call, began_at: float
+    ) -> Generator[Sequence[Call], None, None]:
+        """Write the last small parts, which may be all, and the manifest, if this sink keeps it; make all of it
+        durable, and rename it to its final name. What is to be called for that is yielded: see `JobGroups`.
+
+        `sync_root` makes what is in the root durable. `began_at`: since when the job waits, by the monotonic clock.
+        """
+        self._prepare(began_at)
+        written: list[int] = []
+        try:
+            self._write_each(parts, written)
+            if manifest is not None:
+                self._write(MANIFEST, manifest, written)
+            if self._fsync:
+                yield [*(partial(self._sync, descriptor) for descriptor in written), self.directory.sync]
+        finally:
+            close_all(written)
+        if not parts:
+            self.directory.touch()
         self.moved()
-        self.directory.publish()
+        yield from self.directory.publish(sync_root)
         self.moved()
 
     def rewrite(self, manifest: bytes) -> None:
         """Another manifest for what is published: the one or the other is there, whenever the power goes."""
         final = self.directory.final
-        path = final / f"{MANIFEST}.new"
+        path = f"{final}/{MANIFEST}.new"
         try:
             descriptor = self._open(path, _CREATE)
             try:
@@ -193,7 +216,7 @@ class Jobs:
                     os.fsync(descriptor)
             finally:
                 os.close(descriptor)
-            os.rename(path, final / MANIFEST)
+            os.rename(path, f"{final}/{MANIFEST}")
         except OSError:
             with contextlib.suppress(OSError):
                 os.unlink(path)

@@ -35,7 +35,7 @@ _CANNOT_SYNC = (errno.EINVAL, errno.ENOTSUP, errno.ENOSYS, errno.EBADF)
 """What file systems say whose directories cannot be fsynced: some on a network, or of other systems."""
 
 
-def lock_directory(path: Path) -> int | None:
+def lock_directory(path: Path | str) -> int | None:
     """A descriptor that holds the directory's lock; None if it is gone.
 
     Raises BlockingIOError where somebody else's lock forbids it.
@@ -56,7 +56,7 @@ def lock_directory(path: Path) -> int | None:
     return None
 
 
-def sync_directory(path: Path, fsync: bool) -> OSError | None:
+def sync_directory(path: Path | str, fsync: bool) -> OSError | None:
     """Make the directory's entries durable, if `fsync`. Raises OSError, but returns that the file system cannot."""
     if not fsync:
         return None

@@ -15,6 +15,7 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 
+from gateway.concurrency.groups import JobGroups
 from gateway.concurrency.probe import Probe
 from gateway.concurrency.threads import CleanUps, DaemonThreads, TrackedExecutor
 from gateway.model import Part
@@ -55,6 +56,7 @@ class Volume:
         self.fsync = fsync
         self._min_free_bytes = min_free_bytes
         self.threads = DaemonThreads(threads, name=f"disk-{name}")
+        self.groups = JobGroups(self.threads, threads)
         self.cleanups = CleanUps()
         self.writable = Probe(self.probe, name=f"probe-{name}")
         self._mode = mode
@@ -76,6 +78,10 @@ class Volume:
             min_free_bytes=self._min_free_bytes,
             expected_bytes=expected_bytes,
         )
+
+    def sync_root(self) -> None:
+        """Make the names of uploads durable, if that is wanted. Blocks. Raises OSError."""
+        sync_directory(self.root, self.fsync)
 
     def remove(self, path: Path, *, durably: bool = True) -> None:
         """Remove an upload, whose exclusive lock the caller holds. It vanishes by one rename, `durably` or not. Blocks.
@@ -120,12 +126,12 @@ class Volume:
         jobs = self.jobs(f"probe-{secrets.token_hex(8)}")
         try:
             jobs.in_directory(jobs.write_all, [(Part(0, b"", None, None, is_file=True), b"probe")])
-            jobs.directory.settle()
+            jobs.directory.sync()
             return sync_directory(self.root, self.fsync)
         finally:
             left = jobs.finish(keep=False)
             if left is not None:
-                self.leave(jobs.directory.path, left)
+                self.leave(Path(jobs.directory.path), left)
 
     # -- what could not be removed
 

@@ -1,0 +1,211 @@
+"""Jobs of several owners that wait at the same time: done in one hop to a thread, told of in one wake-up of the loop.
+
+A hop costs more than a small job does: the thread wakes up, and passes the interpreter's lock to and fro. And what has
+to be made durable costs least where it is done for many at once.
+
+1. A job is a generator. What it yields are calls, of each of which it has to know that it was made before it goes on;
+   those of a whole group are made beside each other in several threads, equal ones once. A call that raises does so in
+   the jobs that wait for it.
+2. A group is what waits when a thread takes it: no job waits for one that came later. While it is at work the next one
+   gathers, for `_PATIENCE_SECONDS` at most: then another thread takes that, for the first one may hang.
+3. Each job has a future of its own, done when the job is, so that what comes after a job need not wait for its group.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import threading
+from collections import deque
+from collections.abc import Callable, Generator, Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass
+
+from gateway.concurrency.pipe import Progress
+from gateway.concurrency.threads import DaemonThreads
+
+__all__ = ["Call", "GroupedJob", "JobGroups"]
+
+_PATIENCE_SECONDS = 0.01
+"""A disk that works is done with a group by then, unless it makes things durable."""
+_WEIGHT = 64
+"""Of a group: files that are open at a time, of the 1024 descriptors that a process often has."""
+
+Call = Callable[[], object]
+Steps = Generator[Sequence[Call], None, None]
+
+
+class GroupedJob(Future[None]):
+    """One job, as whoever comes after it sees it. `answered` is for whoever waits for it in the loop."""
+
+    def __init__(self, begin: Callable[[], Steps], weight: int, progress: Progress | None) -> None:
+        super().__init__()
+        self.begin: Callable[[], Steps] | None = begin
+        self.weight = weight
+        self.progress = progress
+        self.answered: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+
+    def steps(self) -> Steps:
+        """It, begun; what it was made of is let go of."""
+        begin, self.begin = self.begin, None
+        assert begin is not None
+        yield from begin()
+
+
+@dataclass(slots=True)
+class _Group:
+    jobs: list[GroupedJob]
+    began_at: float
+
+
+class JobGroups:
+    """Groups of jobs on threads that are shared with others; at most `count` groups at a time."""
+
+    def __init__(self, threads: DaemonThreads, count: int) -> None:
+        self._threads = threads
+        self._count = count
+        self._waiting: deque[GroupedJob] = deque()
+        self._running: list[_Group] = []
+        self._timer: asyncio.Handle | None = None
+
+    def submit(self, begin: Callable[[], Steps], *, weight: int = 1, progress: Progress | None = None) -> GroupedJob:
+        """A job of the next group. `begin` is called in a thread; `progress` is told whenever any of the jobs moves.
+
+        Jobs of more than a full `weight` are groups of their own.
+        """
+        job = GroupedJob(begin, weight, progress)
+        self._waiting.append(job)
+        if progress is not None:
+            self._threads.beside.add(progress)
+        if self._timer is None:  # what else the loop has at hand may belong to the same group
+            self._look_in(0)
+        return job
+
+    def _look_in(self, seconds: float) -> None:
+        loop = asyncio.get_running_loop()
+        self._timer = loop.call_later(seconds, self._look) if seconds else loop.call_soon(self._look)
+
+    def _look(self) -> None:
+        """Begin a group, if there is something for one, and those before it are done, or take long."""
+        self._timer = None
+        now = asyncio.get_running_loop().time()
+        while self._waiting:
+            if self._running and (left := self._running[-1].began_at + _PATIENCE_SECONDS - now) > 0:
+                self._look_in(left)
+                return
+            if len(self._running) >= self._count:
+                return  # one that ends looks again
+            group = _Group(self._next_jobs(), now)
+            try:
+                self._threads.add(lambda group=group: self._work(group))  # type: ignore[misc]
+            except RuntimeError as error:
+                self._refuse(group, error)
+                return
+            self._running.append(group)
+
+    def _next_jobs(self) -> list[GroupedJob]:
+        jobs: list[GroupedJob] = []
+        weight = 0
+        while self._waiting and (not jobs or weight + self._waiting[0].weight <= _WEIGHT):
+            job = self._waiting.popleft()
+            weight += job.weight
+            jobs.append(job)
+        return jobs
+
+    def _refuse(self, group: _Group, error: RuntimeError) -> None:
+        for job in group.jobs:
+            if job.set_running_or_notify_cancel():
+                job.set_exception(error)
+        self._answer(group)
+
+    def _answer(self, group: _Group) -> None:
+        """In the loop: tell those who wait of a group that has ended."""
+        for job in group.jobs:
+            if job.progress is not None:
+                self._threads.beside.discard(job.progress)
+            if job.answered.done():
+                continue
+            if job.cancelled():
+                job.answered.cancel()
+            elif (error := job.exception()) is not None:
+                job.answered.set_exception(error)
+            else:
+                job.answered.set_result(None)
+        if group in self._running:
+            self._running.remove(group)
+        if self._timer is not None:
+            self._timer.cancel()
+        self._look()
+
+    # -- in a thread
+
+    def _work(self, group: _Group) -> None:
+        loop = group.jobs[0].answered.get_loop()
+        try:
+            self._run(group.jobs)
+        finally:
+            with contextlib.suppress(RuntimeError):  # the loop has ended
+                loop.call_soon_threadsafe(self._answer, group)
+
+    def _run(self, jobs: Sequence[GroupedJob]) -> None:
+        going = [(job, job.steps()) for job in jobs if job.set_running_or_notify_cancel()]
+        made: dict[GroupedJob, Sequence[Call]] = {}
+        failed: dict[Call, BaseException] = {}
+        while going:
+            for job, steps in going:
+                error = next((failed[call] for call in made.pop(job, ()) if call in failed), None)
+                if (calls := _step(job, steps, error)) is not None:
+                    made[job] = calls
+            going = [(job, steps) for job, steps in going if job in made]
+            failed = self._make(list(dict.fromkeys(call for calls in made.values() for call in calls)))
+
+    def _make(self, calls: Sequence[Call]) -> dict[Call, BaseException]:
+        """All calls, in this thread and in others that are free. What those raised that did raise."""
+        making = _Making(calls)
+        with contextlib.suppress(RuntimeError):  # the threads are stopped: then it is this one alone
+            for _ in range(min(len(calls), self._count) - 1):
+                self._threads.add(making.help)
+        making.help()
+        making.ended.wait()
+        return making.failed
+
+
+def _step(job: GroupedJob, steps: Steps, error: BaseException | None) -> Sequence[Call] | None:
+    """What the job waits for next; None: it has ended."""
+    try:
+        return next(steps) if error is None else steps.throw(error)
+    except StopIteration:
+        job.set_result(None)
+    except BaseException as failure:
+        job.set_exception(failure)
+        del failure
+    return None
+
+
+class _Making:
+    """Calls that several threads make: one that comes when all are begun has nothing to do, and nobody waits for it."""
+
+    def __init__(self, calls: Sequence[Call]) -> None:
+        self._calls = deque(calls)
+        self._left = len(calls)
+        self._counting = threading.Lock()
+        self.failed: dict[Call, BaseException] = {}
+        self.ended = threading.Event()
+        if not calls:
+            self.ended.set()
+
+    def help(self) -> None:
+        """Make those that nobody has begun."""
+        while True:
+            try:
+                call = self._calls.popleft()
+            except IndexError:
+                return
+            try:
+                call()
+            except BaseException as error:
+                self.failed[call] = error
+            with self._counting:
+                self._left -= 1
+                if not self._left:
+                    self.ended.set()

@@ -1,0 +1,158 @@
+"""Jobs that wait at the same time: one hop, one answer, and none waits for what it need not."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import pytest
+
+from gateway.concurrency.groups import Call, GroupedJob, JobGroups
+from gateway.concurrency.pipe import Progress
+from gateway.concurrency.threads import DaemonThreads
+
+_SECONDS = 20
+
+Steps = Callable[[], Iterator[Sequence[Call]]]
+
+
+@pytest.fixture
+def threads() -> Iterator[DaemonThreads]:
+    threads = DaemonThreads(3, name="test")
+    yield threads
+    assert threads.stop(_SECONDS)
+
+
+@pytest.fixture
+def groups(threads: DaemonThreads) -> JobGroups:
+    return JobGroups(threads, 3)
+
+
+def job(log: list[Any], name: str, *calls: Call) -> Any:
+    """A job that notes when it begins and when what it waits for was made."""
+
+    def steps() -> Iterator[Sequence[Call]]:
+        log.append(f"{name} begins")
+        yield calls
+        log.append(f"{name} goes on")
+
+    return steps
+
+
+async def answers(*jobs: GroupedJob) -> list[BaseException | None]:
+    async with asyncio.timeout(_SECONDS):
+        return await asyncio.gather(*(job.answered for job in jobs), return_exceptions=True)
+
+
+async def test_those_that_wait_at_the_same_time_go_step_by_step_in_one_thread(groups: JobGroups) -> None:
+    log: list[str] = []
+    where: list[int] = []
+    one, two = (groups.submit(job(log, name, lambda: where.append(threading.get_ident()))) for name in "ab")
+    assert await answers(one, two) == [None, None]
+    assert log == ["a begins", "b begins", "a goes on", "b goes on"]
+    assert len(where) == 2
+
+
+async def test_what_several_wait_for_is_done_once(groups: JobGroups) -> None:
+    done: list[str] = []
+
+    def sync_root() -> None:
+        done.append("root")
+
+    assert await answers(*(groups.submit(job([], name, sync_root)) for name in "abc")) == [None] * 3
+    assert done == ["root"]
+
+
+async def test_a_call_that_fails_fails_those_that_wait_for_it_and_no_others(groups: JobGroups) -> None:
+    log: list[str] = []
+
+    def fail() -> None:
+        raise OSError(5, "no")
+
+    found = await answers(groups.submit(job(log, "a", fail)), groups.submit(job(log, "b", lambda: None)))
+    assert isinstance(found[0], OSError)
+    assert found[1] is None
+    assert log[2:] == ["b goes on"]
+
+
+async def test_one_that_fails_at_once_fails_alone(groups: JobGroups) -> None:
+    def failing() -> Any:
+        raise ZeroDivisionError
+
+    found = await answers(groups.submit(failing), groups.submit(job([], "b")))
+    assert isinstance(found[0], ZeroDivisionError)
+    assert found[1] is None
+
+
+async def test_the_calls_of_a_group_are_made_beside_each_other(groups: JobGroups) -> None:
+    together = threading.Barrier(3, timeout=_SECONDS)
+    calls = [lambda: together.wait(), lambda: together.wait(), lambda: together.wait()]
+    assert await answers(groups.submit(job([], "a", *calls))) == [None]
+
+
+async def test_one_that_was_given_up_before_it_began_is_not_begun(groups: JobGroups) -> None:
+    log: list[str] = []
+    given_up, other = groups.submit(job(log, "a")), groups.submit(job(log, "b"))
+    assert given_up.cancel()
+    assert await answers(other) == [None]
+    assert log == ["b begins", "b goes on"]
+    assert given_up.answered.cancelled()
+
+
+async def test_who_waits_is_not_held_up_by_a_group_that_hangs(groups: JobGroups) -> None:
+    hangs, begun = threading.Event(), threading.Event()
+
+    def hang() -> Any:
+        begun.set()
+        hangs.wait(_SECONDS)
+        yield ()
+
+    hanging = groups.submit(hang)
+    try:
+        assert await asyncio.to_thread(begun.wait, _SECONDS)
+        assert await answers(groups.submit(job([], "b"))) == [None]
+        assert not hanging.done()
+    finally:
+        hangs.set()
+    assert await answers(hanging) == [None]
+
+
+async def test_a_job_that_is_done_is_so_for_who_comes_after_it_though_its_group_goes_on(groups: JobGroups) -> None:
+    hangs = threading.Event()
+
+    def failing() -> Any:
+        raise ZeroDivisionError
+
+    quick, slow = groups.submit(failing), groups.submit(job([], "b", lambda: hangs.wait(_SECONDS)))
+    try:
+        assert isinstance(await asyncio.to_thread(quick.exception, _SECONDS), ZeroDivisionError)
+        assert not slow.done()
+        assert await answers(groups.submit(job([], "c"), weight=1000)) == [None], "what is heavy is its own group"
+        assert not quick.answered.done(), "one wake-up is for all"
+    finally:
+        hangs.set()
+    assert (await answers(quick, slow))[1] is None
+
+
+async def test_whoever_waits_is_told_that_others_move(groups: JobGroups, threads: DaemonThreads) -> None:
+    progress, hangs = Progress(), threading.Event()
+
+    def hang() -> Any:
+        hangs.wait(_SECONDS)
+        yield ()
+
+    jobs = [groups.submit(hang), groups.submit(job([], "b"), progress=progress)]
+    before = progress.moved_at = 0.0
+    threads.moved()
+    assert progress.moved_at > before
+    hangs.set()
+    assert await answers(*jobs) == [None, None]
+    assert progress not in threads.beside
+
+
+async def test_after_the_end_of_the_threads_each_is_told(threads: DaemonThreads, groups: JobGroups) -> None:
+    threads.stop(_SECONDS)
+    (error,) = await answers(groups.submit(job([], "a")))
+    assert isinstance(error, RuntimeError)
