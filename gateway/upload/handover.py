@@ -20,7 +20,7 @@ __all__ = ["Handover"]
 
 
 class Handover:
-    """What is handed over is accepted in `tasks`, which are set before. `flowing` are the files whose flows are at work."""
+    """What is handed over is accepted in `tasks`, which are set before. `flowing` are files whose flows are at work."""
 
     tasks: asyncio.TaskGroup
 
