@@ -235,7 +235,8 @@ class RequiredLane(Lane):
             await self.delivery.drop(part)
 
     def backlog(self) -> dict[int, int]:
-        backlog = {part.index: len(data) for batch in (*self._batches, self._gathered) for part, data in batch}
+        batches = () if self.committed else (*self._batches, self._gathered)
+        backlog = {part.index: len(data) for batch in batches for part, data in batch}
         backlog |= {index: pipe.waiting_bytes for index, pipe in self._pipes.items()}
         for index, size in self.delivery.backlog().items():
             backlog[index] = backlog.get(index, 0) + size
@@ -289,11 +290,13 @@ class RequiredLane(Lane):
         self.progress.give(size)
         self.progress.take(size)
         if is_alone and self.delivery.holds_batch:
+            self._batches.append(batch)  # until it is committed
             self.delivery.hold_batch(batch)
         else:
             await self._give(batch)
 
     async def _give(self, batch: Batch) -> None:
+        self._batches.append(batch)
         try:
             with self.owing():
                 await self.delivery.accept_all(batch)
@@ -301,6 +304,8 @@ class RequiredLane(Lane):
             if self._on_batch_failed is None:
                 raise
             self._on_batch_failed(batch, error)
+        finally:
+            self._batches = [one for one in self._batches if one is not batch]
 
     def _take_gathered(self) -> tuple[Batch, int]:
         batch, size = self._gathered, self._gathered_bytes
@@ -311,11 +316,9 @@ class RequiredLane(Lane):
         """A batch, and what gathers meanwhile."""
         window = self._batch_window
         while True:
-            self._batches.append(batch)
             try:
                 await self._give(batch)
             finally:
-                self._batches = [one for one in self._batches if one is not batch]
                 window.release(size)
             while self._begun != begun:
                 # Something else was handed over since, and its task may not have begun: what gathered came after it.
