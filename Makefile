@@ -21,7 +21,7 @@ serve: .venv/.serving
 test check: export PYTHONDONTWRITEBYTECODE =
 
 # All tests, several at a time since most of them wait: make test ARGS='-x -k relay'
-test: .venv/.testing
+test: .venv/.testing .venv/.swift
 	$(BIN)/pytest $(BESIDE) $(ARGS)
 
 # aiohttp's own tests for multipart on our classes: its source distribution, which has them, is fetched once, to AIOHTTP.
@@ -96,6 +96,7 @@ lock: .venv/.serving
 	cd config && ../$(BIN)/uv $(COMPILE)
 	cd tests && ../$(BIN)/uv $(COMPILE)
 	cd docs && ../$(BIN)/uv $(COMPILE)
+	cd tests/swift && ../../$(BIN)/uv $(COMPILE)
 	cd tests/bench && ../../$(BIN)/uv $(COMPILE)
 	cd tests/fuzz && ../../$(BIN)/uv $(COMPILE)
 	cd tests/audit && ../../$(BIN)/uv $(COMPILE)
@@ -131,6 +132,12 @@ $(BIN)/python:
 
 .venv/.testing: tests/requirements.txt .venv/.serving
 	$(PIP) install --require-hashes -r tests/requirements.txt
+	@touch $@
+
+# A real S3 server, which some tests run and skip where it is absent; it shares no package with the gateway.
+.venv/.swift: tests/swift/requirements.txt | $(BIN)/python
+	"$(BIN)/python" -m venv .venv/swift
+	.venv/swift/bin/python -m pip --disable-pip-version-check --quiet install --require-hashes -r tests/swift/requirements.txt
 	@touch $@
 
 .venv/.benching: tests/bench/requirements.txt .venv/.testing

@@ -1,12 +1,14 @@
-"""Tasks of groups that may be failing while one is started, and tasks of callbacks, which can wait for nobody."""
+"""Tasks of groups that may be failing while one is started, and tasks that are in none."""
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import Coroutine
-from typing import Any
+from typing import Any, TypeVar
 
 __all__ = ["OwnTasks", "start"]
+
+T = TypeVar("T")
 
 
 def start(group: asyncio.TaskGroup, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
@@ -23,14 +25,37 @@ def start(group: asyncio.TaskGroup, work: Coroutine[Any, Any, None]) -> asyncio.
 
 
 class OwnTasks:
-    """Tasks that callbacks of the loop begin: held until they end, which is soon."""
+    """Tasks that are no one else's: those that callbacks of the loop begin, or that go on though nobody waits any more.
+
+    They are held until they end, which is soon.
+    """
 
     def __init__(self) -> None:
         self._loop = asyncio.get_running_loop()
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._tasks: set[asyncio.Task[Any]] = set()
 
-    def start(self, work: Coroutine[Any, Any, None]) -> None:
+    def start(self, work: Coroutine[Any, Any, T]) -> asyncio.Task[T]:
         """What it raises is logged as a mistake in code."""
         task = self._loop.create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
+        return task
+
+    async def finish(self, work: Coroutine[Any, Any, T]) -> T:
+        """What it returns, or raises. Who is cancelled while he waits for it leaves it to go on."""
+        return await asyncio.shield(self.start(work))
+
+    @property
+    def are_any(self) -> bool:
+        """Whether one of them runs."""
+        return bool(self._tasks)
+
+    async def ended(self) -> None:
+        """Wait until none of them runs; to be cancelled cancels none of them."""
+        while self._tasks:
+            await asyncio.wait(self._tasks)
+
+    def cancel(self) -> None:
+        """End them all."""
+        for task in self._tasks:
+            task.cancel()

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from gateway.config.messages import did_you_mean
 from gateway.config.settings import BUILT_IN_FLOWS, OWN_PATHS, FlowSettings, RouteSettings, Settings
-from gateway.config.sinks import DOTTED_PATH, DiskSettings, RelaySettings, SinkSettings
+from gateway.config.sinks import DOTTED_PATH, DiskSettings, ObjectsSettings, RelaySettings, SinkSettings
 from gateway.upload.routes import BestEffort
 
 __all__ = ["contradictions", "server_contradictions"]
@@ -56,6 +56,10 @@ def server_contradictions(settings: Settings) -> Iterator[str]:
         for path in (*OWN_PATHS, *(route.path for route in settings.routes)):
             if _is_below(path, server.base_path):
                 yield f"server.base_path: {path} is below it, and would be taken for what is behind it"
+    if server.workers > 1:
+        for name, sink in settings.sinks.items():
+            if isinstance(sink, ObjectsSettings) and sink.url.startswith("memory:"):
+                yield f"sinks.{name}.url: each of the {server.workers} workers would have a memory of its own"
     if management.port and (management.host, management.port) == (server.host, server.port):
         yield f"management.port: {management.port} is server.port, too; leave it out to have one listener"
 
@@ -141,8 +145,8 @@ class _Routed:
         return {name: sink for name, sink in self.sinks.items() if isinstance(sink, RelaySettings)}
 
     @property
-    def disks(self) -> dict[str, DiskSettings]:
-        return {name: sink for name, sink in self.sinks.items() if isinstance(sink, DiskSettings)}
+    def stores(self) -> dict[str, DiskSettings | ObjectsSettings]:
+        return {name: sink for name, sink in self.sinks.items() if isinstance(sink, DiskSettings | ObjectsSettings)}
 
 
 def _of_route_and_sinks(routed: _Routed) -> Iterator[str]:
@@ -154,17 +158,20 @@ def _of_route_and_sinks(routed: _Routed) -> Iterator[str]:
 
 
 def _stores(routed: _Routed) -> Iterator[str]:
-    where, disks = routed.where, routed.disks
-    if len({disk.keep_seconds for disk in disks.values()}) > 1:
-        yield f"{where}: its disk sinks have different keep_seconds, so that an upload would expire in part"
-    roots: dict[Path, str] = {}
-    for name, disk in disks.items():
-        other = roots.setdefault(Path(disk.root).resolve(), name)
+    where, stores = routed.where, routed.stores
+    if len({store.keep_seconds for store in stores.values()}) > 1:
+        yield f"{where}: its stores have different keep_seconds, so that an upload would expire in part"
+    places: dict[object, str] = {}
+    for name, store in stores.items():
+        place, key = (
+            (Path(store.root).resolve(), "root") if isinstance(store, DiskSettings) else (store.place, "prefix")
+        )
+        other = places.setdefault(place, name)
         if other != name:
-            yield f"{where}: {other} and {name} have one root, where an upload can lie only once (sinks.{name}.root)"
-    for keeper in list(disks)[:1]:
+            yield f"{where}: {other} and {name} have one {key}, where an upload can lie only once (sinks.{name}.{key})"
+    for keeper in list(stores)[:1]:
         if keeper in routed.route.best_effort:
-            yield f"{where}: {keeper} keeps the manifest, being its first disk sink, so it has to be required"
+            yield f"{where}: {keeper} keeps the manifest, being its first store, so it has to be required"
 
 
 def _answers(routed: _Routed) -> Iterator[str]:

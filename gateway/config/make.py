@@ -11,7 +11,14 @@ from typing import Any
 
 from gateway.config.messages import ConfigError, did_you_mean
 from gateway.config.settings import BUILT_IN_FLOWS, FlowSettings, Settings
-from gateway.config.sinks import DiscardSettings, DiskSettings, OwnSinkSettings, RelaySettings, SinkSettings
+from gateway.config.sinks import (
+    DiscardSettings,
+    DiskSettings,
+    ObjectsSettings,
+    OwnSinkSettings,
+    RelaySettings,
+    SinkSettings,
+)
 from gateway.flows import Flow
 from gateway.http.forwarding import HeaderRules
 from gateway.http.tls import ServerTls, TlsFileError
@@ -91,6 +98,10 @@ def _sink(name: str, settings: SinkSettings, limits: Limits) -> Sink:
             if why := unusable(Path(settings.root)):
                 raise ConfigError([f"sinks.{name}.root: {why}"])
             return DiskSink(name=name, **settings.model_dump(exclude={"type"}))
+        case ObjectsSettings():
+            from gateway.sinks.objects.sink import ObjectSink  # only where there is one: its client is large
+
+            return ObjectSink(name=name, stall_seconds=limits.stall_seconds, **settings.model_dump(exclude={"type"}))
         case RelaySettings():
             return _relay(name, settings, limits)
         case DiscardSettings():

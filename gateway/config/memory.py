@@ -7,13 +7,14 @@ from collections.abc import Mapping
 
 from gateway import flows, manifest
 from gateway.config.settings import Settings
-from gateway.config.sinks import DiskSettings, OwnSinkSettings, RelaySettings, SinkSettings
+from gateway.config.sinks import DiskSettings, ObjectsSettings, OwnSinkSettings, RelaySettings, SinkSettings
 from gateway.digests import hashing_bytes
 from gateway.http import request_heads
 from gateway.intake.body import received_bytes
 from gateway.model import Limits
 from gateway.multipart import reader
 from gateway.sinks.disk import delivery
+from gateway.sinks.objects import layout as objects
 from gateway.sinks.relay import sink as relay
 from gateway.upload import lanes
 from gateway.upload.routes import Route
@@ -52,7 +53,9 @@ def connection_bound_bytes(settings: Settings) -> int:
 def _of_route(route: Route, settings: Settings) -> Counter[str]:
     limits = settings.limits
     received = received_bytes(settings.server.read_buffer_bytes)
-    stored = any(isinstance(settings.sinks[name], DiskSettings | OwnSinkSettings) for name in route.sinks)
+    stored = any(
+        isinstance(settings.sinks[name], DiskSettings | ObjectsSettings | OwnSinkSettings) for name in route.sinks
+    )
     lags = [terms.lag_bytes for terms in route.best_effort.values()]
     required = len(route.sinks) - len(lags)
     bounds = Counter({"received, not yet parsed": received, "batches being hashed": hashing_bytes(received)})
@@ -74,6 +77,10 @@ def _of_sink(sink: SinkSettings, limits: Limits, received: int) -> Mapping[str, 
     match sink:
         case DiskSettings():
             return delivery.memory_shares(limits, received)
+        case ObjectsSettings():
+            return objects.memory_shares(
+                limits, received, part_bytes=sink.part_bytes, max_part_bytes=sink.max_part_bytes
+            )
         case RelaySettings():
             return relay.memory_shares(
                 limits,

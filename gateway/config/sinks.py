@@ -31,6 +31,7 @@ __all__ = [
     "DiscardSettings",
     "DiskSettings",
     "DottedPath",
+    "ObjectsSettings",
     "OwnSinkSettings",
     "RelaySettings",
     "SinkSettings",
@@ -40,7 +41,7 @@ __all__ = [
     "sink_tag",
 ]
 
-BUILT_IN_SINKS = ("disk", "relay", "discard")
+BUILT_IN_SINKS = ("disk", "objects", "relay", "discard")
 DOTTED_PATH = r"^[A-Za-z_][\w.]*:[A-Za-z_]\w*$"
 
 
@@ -106,6 +107,55 @@ class DiskSettings(Table):
     mode: Annotated[str, _mode("0640")] = "0640"
     directory_mode: Annotated[str, _mode("0750")] = "0750"
     """Those of its group may read, for backups and the like, and nobody else: uploads are not the world's."""
+
+
+_BUCKET = re.compile(
+    r"(?:(?:s3a?|gs|gcs)://[^/?#]+|(?:az|azure|adl|abfss?)://[^/?#]+(?:/[^/?#]+)?)(?:/[^?#]*)?|memory:///?|file:///[^?#]+"
+)
+_PREFIX = re.compile(r"(?!.*(?:^|/)\.{1,2}(?:/|$))[A-Za-z0-9!_.*'()=-]+(?:/[A-Za-z0-9!_.*'()=-]+)*|")
+
+
+def _bucket(url: str) -> str:
+    if not _BUCKET.fullmatch(url):
+        raise ValueError("not one of s3://bucket, gs://bucket, az://account/container, file:///directory, memory://")
+    return url
+
+
+class ObjectsSettings(Table):
+    """A bucket of S3, or what speaks like it, of GCS or Azure, or what does as if it were one."""
+
+    type: Literal["objects"]
+    url: Annotated[str, AfterValidator(_bucket)]
+    prefix: Annotated[
+        str, matching(_PREFIX.pattern, "not segments of letters, digits and !_.*'()=- between slashes")
+    ] = ""
+    part_bytes: Annotated[Count, Field(ge=5 << 20, le=5 << 30)] = 16 << 20
+    """S3 takes no less than 5 MiB; a file of 160 GB has parts enough."""
+    max_part_bytes: Annotated[Count, Field(ge=5 << 20, le=5 << 30)] = 64 << 20
+    """Memory, four times for each open file: only for bodies that are declared to be so large."""
+    redirect: bool = False
+    """Whoever reads has to reach the store then."""
+    redirect_seconds: Annotated[Seconds, Field(ge=1, le=604_800)] = 300
+    """Longer than it takes to follow a redirect, and not much longer: a url goes from hand to hand."""
+    keep_seconds: Seconds = 0
+
+    @model_validator(mode="after")
+    def _consistent(self) -> ObjectsSettings:
+        if self.max_part_bytes < self.part_bytes:
+            raise ValueError(f"max_part_bytes is {self.max_part_bytes}, less than part_bytes")
+        if self.redirect and not self.has_server:
+            raise ValueError("redirect: nobody can be sent to a directory, or to this memory")
+        return self
+
+    @property
+    def has_server(self) -> bool:
+        """Whether it is somewhere else, and others may reach it."""
+        return not self.url.startswith(("file:", "memory:"))
+
+    @property
+    def place(self) -> tuple[str, str]:
+        """Two sinks with the same one are in each other's way."""
+        return self.url.rstrip("/"), self.prefix
 
 
 def _ways(length: Any) -> str | tuple[str, ...]:
@@ -307,6 +357,7 @@ def sink_tag(value: Any) -> str:
 
 SinkSettings = Annotated[
     Annotated[DiskSettings, Tag("disk")]
+    | Annotated[ObjectsSettings, Tag("objects")]
     | Annotated[RelaySettings, Tag("relay")]
     | Annotated[DiscardSettings, Tag("discard")]
     | Annotated[OwnSinkSettings, Tag("own")],

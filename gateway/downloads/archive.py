@@ -17,6 +17,7 @@ from pathlib import Path
 from zipstream import ZipStream  # type: ignore[import-untyped]
 
 from gateway.multipart.filenames import MAX_NAME_BYTES, cut_name, safe_name, split_extension
+from gateway.sinks.store import StoredPieces
 
 __all__ = ["Archive", "archive_names"]
 
@@ -35,12 +36,15 @@ class Archive:
     Its length is known before it is made: `left` bytes are still to be read.
     """
 
-    def __init__(self, files: Iterable[tuple[Path, str | None]]) -> None:
-        """`files`: where each is, and its name as the manifest has it. Raises OSError."""
-        paths, filenames = zip(*files, strict=True) if (files := list(files)) else ((), ())
+    def __init__(self, files: Iterable[tuple[Path | StoredPieces, str | None]]) -> None:
+        """`files`: where each is, or what gives it, and its name as the manifest has it. Raises OSError."""
+        sources, filenames = zip(*files, strict=True) if (files := list(files)) else ((), ())
         stream = ZipStream(sized=True)
-        for path, name in zip(paths, archive_names(filenames), strict=True):
-            stream.add_path(path, name)
+        for source, name in zip(sources, archive_names(filenames), strict=True):
+            if isinstance(source, Path):
+                stream.add_path(source, name)
+            else:
+                stream.add(source.pieces, name, size=source.size)  # dated now: zipstream-ng knows dates of paths only
         self.left = len(stream)
         self._pieces: Iterator[bytes] = stream.finalize()
 

@@ -3,7 +3,8 @@
 1. A file's bytes never change, so its validators are strong: the entity tag is the digest of the stored
    bytes where the manifest has one, and the date is good for If-Range, too.
 2. Conditions are judged in the order of RFC 9110 13.2.2. HEAD is answered as GET is, ranges included.
-3. One range is served. Several, or one of invalid syntax, are answered with the whole (14.2 allows both).
+3. One range is served. Several, or one of invalid syntax, are answered with the whole (14.2 allows both). Where the
+   store itself gives files away, whoever may have one is sent there, and asks it for the range.
 4. Whatever was stored is a download, never a page of ours, nor a piece of another site's: attachment, nosniff, sandbox,
    same-origin. No cache between gives it to others, or without asking whether it is still there.
 5. Who reads keeps nobody from removing the upload: a file that was opened is read to its end, an archive breaks off.
@@ -20,7 +21,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequenc
 from contextlib import AsyncExitStack, asynccontextmanager
 from email.utils import formatdate
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 from urllib.parse import quote
 
 from aiohttp import hdrs, web
@@ -34,7 +35,7 @@ from gateway.http.conditions import chosen
 from gateway.http.prefix import PREFIX, prefixed
 from gateway.http.problems import problem
 from gateway.multipart.filenames import safe_name
-from gateway.sinks.store import UPLOAD_ID, Store, StoredFile, StoredUpload
+from gateway.sinks.store import PIECE_BYTES, UPLOAD_ID, Store, StoredFile, StoredPieces, StoredUpload
 
 __all__ = [
     "OUTCOME",
@@ -56,8 +57,6 @@ OUTCOME = web.ResponseKey("outcome", str)
 
 _SLICE_BYTES = 1 << 20
 """Sent in one go. It bounds how long a disk that is not cached holds up the event loop."""
-_CHUNK_BYTES = 256 << 10
-"""Read in one job where sendfile cannot be had."""
 
 _OCTETS = "application/octet-stream"
 _CACHING: dict[str, str] = {hdrs.CACHE_CONTROL: "private, no-cache"}
@@ -146,6 +145,9 @@ async def _answer_file(
     codings = [coding.strip() for coding in part.get("content_encoding", "").split(",") if coding.strip()]
     if codings and all(map(_TOKEN.fullmatch, codings)):  # its bytes are as they came, or no flow was let to them
         headers[hdrs.CONTENT_ENCODING] = ", ".join(codings)
+    elif (url := await stored.elsewhere("HEAD" if request.method == hdrs.METH_HEAD else "GET")) is not None:
+        # Not for long, nor for anybody else (rule 4); ranges are asked for there, and it does not know of encodings.
+        return web.Response(status=307, headers={hdrs.LOCATION: url, hdrs.CACHE_CONTROL: "private, no-store"})
     if status == 206:
         headers[hdrs.CONTENT_RANGE] = f"bytes {start}-{stop - 1}/{stored.size}"
     response = web.StreamResponse(status=status, headers=headers)
@@ -160,13 +162,13 @@ async def get_archive(request: web.Request) -> web.StreamResponse:
         for share in reversed(shares):  # of two that have a file the first one gives it, as in get_file
             for index in await share.indexes():
                 places[index] = share
-        named: list[tuple[Path, str]] = []
+        named: list[tuple[Path | StoredPieces, str]] = []
         async for part in parts_of(manifest):
             if (place := places.get(part["index"])) is not None:
-                path = place.path(part["index"])
-                if path is None:
+                pieces = await place.pieces(part["index"])
+                if pieces is None:
                     raise NotFound(f"upload {upload_id} lies elsewhere, and has no archive")
-                named.append((path, safe_name(_as_stored(part, place.sink)["filename"])))
+                named.append((pieces, safe_name(_as_stored(part, place.sink)["filename"])))
         reader = next((share for share in shares if share in places.values()), None)
         run = asyncio.to_thread if reader is None else reader.run
         archive = await run(_archive, named)
@@ -184,7 +186,7 @@ async def get_archive(request: web.Request) -> web.StreamResponse:
         return await _sent(request, response, lambda: _send_archive(response, archive, run))
 
 
-def _archive(named: Sequence[tuple[Path, str]]) -> Archive:
+def _archive(named: Sequence[tuple[Path | StoredPieces, str]]) -> Archive:
     try:
         return Archive(named)
     except FileNotFoundError:
@@ -267,35 +269,35 @@ async def _sent(
 async def _send_file(
     request: web.Request, response: web.StreamResponse, stored: StoredFile, start: int, stop: int
 ) -> None:
+    if stored.file is not None:
+        start += await _send_by_system(request, stored.file, start, stop)
+    async for piece in stored.pieces(start, stop):
+        await response.write(piece)
+
+
+async def _send_by_system(request: web.Request, file: BinaryIO, start: int, stop: int) -> int:
+    """How many bytes of the file it took: all, or none where there is no such way. Raises EOFError."""
     position = start
     while position < stop:
-        sent = await _send_slice(request, response, stored, position, min(stop - position, _SLICE_BYTES))
+        transport = request.transport
+        if transport is None or transport.is_closing():
+            raise ConnectionResetError("the connection is lost")
+        count = min(stop - position, _SLICE_BYTES)
+        try:
+            sent = await asyncio.get_running_loop().sendfile(transport, file, position, count, fallback=False)
+        except (NotImplementedError, RuntimeError):  # uvloop; TLS, or a file system without it
+            break
         if not sent:
             raise EOFError("a stored file is shorter than it was")
         position += sent
-
-
-async def _send_slice(
-    request: web.Request, response: web.StreamResponse, stored: StoredFile, offset: int, count: int
-) -> int:
-    transport = request.transport
-    if transport is None or transport.is_closing():
-        raise ConnectionResetError("the connection is lost")
-    try:
-        if stored.file is not None:
-            return await asyncio.get_running_loop().sendfile(transport, stored.file, offset, count, fallback=False)
-    except (NotImplementedError, RuntimeError):  # uvloop; TLS, or a file system without it
-        pass
-    data = await stored.read(min(count, _CHUNK_BYTES), offset)
-    await response.write(data)
-    return len(data)
+    return position - start
 
 
 async def _prefixed(manifest: StoredFile, prefix: str) -> AsyncIterator[bytes]:
     """Piece by piece, each read in a thread. Raises EOFError for one that is cut off."""
     position, rest = 0, b""
     while position < manifest.size:
-        data = await manifest.read(min(_CHUNK_BYTES, manifest.size - position), position)
+        data = await manifest.read(min(PIECE_BYTES, manifest.size - position), position)
         if not data:
             raise EOFError("a stored manifest is shorter than it was")
         position += len(data)

@@ -8,17 +8,30 @@ from __future__ import annotations
 
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import AsyncIterator, Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import AbstractAsyncContextManager
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO, Protocol, TypeVar
+from typing import Any, BinaryIO, Literal, Protocol, TypeVar
 
 from gateway.sinks import Sink, Stage
 
-__all__ = ["UPLOAD_ID", "Removal", "Store", "StoredFile", "StoredUpload", "manifest_keeper"]
+__all__ = [
+    "PIECE_BYTES",
+    "UPLOAD_ID",
+    "Closable",
+    "Removal",
+    "Store",
+    "StoredFile",
+    "StoredPieces",
+    "StoredUpload",
+    "manifest_keeper",
+]
 
 UPLOAD_ID = re.compile("[0-7][0123456789ABCDEFGHJKMNPQRSTVWXYZ]{25}")
 """A ULID; what matches can be no path but its own."""
+PIECE_BYTES = 256 << 10
+"""Of a stored file, read in one go."""
 
 T = TypeVar("T")
 
@@ -39,6 +52,8 @@ class Store(Sink):
     stage = Stage.STORE
     keep_seconds: float = 0
     """After so many seconds an upload expires, and is gone; 0: never. The store itself sees to that."""
+    remark: str = ""
+    """What its operator has to see to elsewhere; told by `gateway check --probe`."""
 
     @abstractmethod
     def opened(self, upload_id: str) -> AbstractAsyncContextManager[StoredUpload | None, bool | None]:
@@ -89,10 +104,10 @@ class StoredUpload(ABC):
     async def open(self, index: int) -> StoredFile | None:
         """A part's file; None if this store does not have it."""
 
-    # -- files that lie on this machine
+    # -- for an archive, which is made in a thread
 
-    def path(self, index: int) -> Path | None:
-        """Where a file lies; None: not on this machine, and then there is no archive of the upload."""
+    async def pieces(self, index: int) -> Path | StoredPieces | None:
+        """One of those files, to be read in a thread; None: it cannot be, and there is no archive of the upload."""
         return None
 
     async def run(self, function: Callable[..., T], *args: Any) -> T:
@@ -102,6 +117,16 @@ class StoredUpload(ABC):
     def close_later(self, thing: Closable) -> None:
         """Close what reads such files when the upload is left."""
         raise NotImplementedError
+
+
+@dataclass(slots=True)
+class StoredPieces:
+    """A file that does not lie on this machine, to be read once, by whoever may block."""
+
+    size: int
+    """In bytes."""
+    pieces: Iterator[bytes]
+    """Raises EOFError for a file that is gone, and the errors of a sink."""
 
 
 class StoredFile(ABC):
@@ -117,6 +142,19 @@ class StoredFile(ABC):
     @abstractmethod
     async def read(self, size: int, offset: int) -> bytes:
         """So many bytes from there; fewer only at the end of the file."""
+
+    async def pieces(self, start: int, stop: int) -> AsyncIterator[bytes]:
+        """The bytes from `start` up to `stop`, as they come. Raises EOFError where there are fewer."""
+        while start < stop:
+            piece = await self.read(min(stop - start, PIECE_BYTES), start)
+            if not piece:
+                raise EOFError("a stored file is shorter than it was")
+            yield piece
+            start += len(piece)
+
+    async def elsewhere(self, method: Literal["GET", "HEAD"]) -> str | None:
+        """A URL at which the client may read it by itself for a while; None: it is read here."""
+        return None
 
 
 def manifest_keeper(names: Iterable[str], sinks: Mapping[str, Sink]) -> str | None:

@@ -75,7 +75,7 @@ class OpenedDirectory(StoredUpload):
     async def open(self, index: int) -> StoredFile | None:
         return await self.run(self._open, str(index))
 
-    def path(self, index: int) -> Path:
+    async def pieces(self, index: int) -> Path:
         return self._path / str(index)
 
     def close_later(self, thing: Closable) -> None:

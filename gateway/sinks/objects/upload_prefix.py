@@ -1,0 +1,150 @@
+"""What an object sink has published: found, read, removed. One prefix per upload.
+
+1. An upload is there while its manifest is: it is asked for each time, so that what one replica writes or removes is so
+   for all of them at once. Where the store keeps its promise (S3, GCS, Azure: strongly consistent), so do we.
+2. Removed is first the manifest, by which the upload is gone, then the rest; what that leaves, a sweep removes.
+3. Nothing is locked. Two that remove one upload at once both succeed. Who reads a file has asked for it with one
+   request, which the store answers to its end or breaks off; it never ends early and looks whole.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator, Callable, Iterable
+from contextlib import suppress
+from typing import Any, Literal, TypeVar
+
+from gateway.errors import Conflict, SinkFault
+from gateway.sinks.objects.bucket import Bucket, Stored
+from gateway.sinks.objects.layout import MANIFEST
+from gateway.sinks.store import PIECE_BYTES, Closable, Removal, StoredFile, StoredPieces, StoredUpload
+
+__all__ = ["OpenedPrefix", "PrefixRemoval", "remove_prefix"]
+
+log = logging.getLogger("gateway.objects")
+
+_WHOLE_BYTES = 1 << 20
+"""A manifest that is no longer is read at once."""
+
+T = TypeVar("T")
+
+
+class OpenedPrefix(StoredUpload):
+    """One bucket's share of an upload. None where there is none.
+
+    `redirect_seconds`: for how long a file may be read at the store itself; 0: here only.
+    """
+
+    def __init__(self, upload_id: str, bucket: Bucket, *, redirect_seconds: float) -> None:
+        self.sink = bucket.name
+        self._upload_id = upload_id
+        self._bucket = bucket
+        self._redirect_seconds = redirect_seconds
+        self._manifest: StoredObject | None = None
+        self._listed: dict[int, Stored] | None = None
+        self._opened: list[Closable] = []
+
+    async def __aenter__(self) -> OpenedPrefix | None:
+        found = await self._bucket.fetch(f"{self._upload_id}/{MANIFEST}", at_most=_WHOLE_BYTES)
+        if found is None:
+            return None
+        if found[0].size:
+            self._manifest = StoredObject(self._bucket, *found)
+        return self
+
+    async def __aexit__(self, *exc_info: object) -> None:
+        for one in self._opened:
+            with suppress(ValueError):  # a thread reads it yet, and is the last to hold it
+                one.close()
+
+    async def manifest(self) -> StoredObject | None:
+        return self._manifest
+
+    async def indexes(self) -> set[int]:
+        return set(await self._files())
+
+    async def open(self, index: int) -> StoredObject | None:
+        found = await self._bucket.head(f"{self._upload_id}/{index}")
+        return None if found is None else StoredObject(self._bucket, found, seconds=self._redirect_seconds)
+
+    async def _files(self) -> dict[int, Stored]:
+        if self._listed is None:
+            names = {one.key.rpartition("/")[2]: one async for one in self._bucket.listed(f"{self._upload_id}/")}
+            self._listed = {int(name): one for name, one in names.items() if name.isdecimal()}
+        return self._listed
+
+    async def pieces(self, index: int) -> StoredPieces:
+        found = (await self._files())[index]
+        return StoredPieces(found.size, self._bucket.blocking(found.key, piece_bytes=PIECE_BYTES))
+
+    async def run(self, function: Callable[..., T], *args: Any) -> T:
+        return await asyncio.to_thread(function, *args)
+
+    def close_later(self, thing: Closable) -> None:
+        self._opened.append(thing)
+
+
+class StoredObject(StoredFile):
+    """`data`: its bytes, where they are known."""
+
+    def __init__(self, bucket: Bucket, found: Stored, data: bytes | None = None, *, seconds: float = 0) -> None:
+        self.size, self.modified = found.size, found.modified
+        self._bucket = bucket
+        self._key = found.key
+        self._data = data
+        self._seconds = seconds
+
+    async def read(self, size: int, offset: int) -> bytes:
+        if self._data is not None:
+            return self._data[offset : offset + size]
+        return b"".join([piece async for piece in self.pieces(offset, min(self.size, offset + size))])
+
+    async def pieces(self, start: int, stop: int) -> AsyncIterator[bytes]:
+        if self._data is not None:
+            yield self._data[start:stop]
+        elif start < stop:
+            async for piece in self._bucket.stream(self._key, start, stop, piece_bytes=PIECE_BYTES):
+                yield piece
+
+    async def elsewhere(self, method: Literal["GET", "HEAD"]) -> str | None:
+        return await self._bucket.sign(method, self._key, self._seconds) if self._seconds else None
+
+
+class PrefixRemoval(Removal):
+    """One bucket's share of an upload that is about to be removed. None where there is none.
+
+    `is_open`: whether the upload runs, in this process. Others know nothing of an upload that nobody was told of.
+    """
+
+    def __init__(self, upload_id: str, bucket: Bucket, *, is_open: bool) -> None:
+        self._upload_id = upload_id
+        self._bucket = bucket
+        self._is_open = is_open
+
+    async def __aenter__(self) -> PrefixRemoval | None:
+        if self._is_open:
+            raise Conflict(f"upload {self._upload_id} has not ended")
+        return None if await self._bucket.head(f"{self._upload_id}/{MANIFEST}") is None else self
+
+    async def __aexit__(self, *exc_info: object) -> None:
+        """There is no lock."""
+
+    async def remove(self) -> None:
+        await self._bucket.delete([f"{self._upload_id}/{MANIFEST}"])
+        try:
+            await remove_prefix(self._bucket, self._upload_id)
+        except SinkFault as error:
+            log.warning("upload %s is removed, its objects are left to a sweep: %s", self._upload_id, error)
+
+
+async def remove_prefix(bucket: Bucket, upload_id: str, given: Iterable[str] = ()) -> None:
+    """Remove all that lies there, the manifest first. `given`: what may be there though no listing has it yet.
+
+    Raises the errors of a sink.
+    """
+    manifest = f"{upload_id}/{MANIFEST}"
+    keys = {*given, *[one.key async for one in bucket.listed(f"{upload_id}/")]}
+    if manifest in keys:
+        await bucket.delete([manifest])
+    await bucket.delete(sorted(keys - {manifest}))
