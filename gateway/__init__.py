@@ -10,7 +10,7 @@ The wings, in the order in which bytes meet them; each says in its own first lin
     multipart/      bytes <-> parts, usable alone
     intake/         may it come in, decided on headers alone; its bytes, counted and timed
     flows/          what happens to a file between client and sinks
-    sinks/          places that parts go to: the contract; discard; disk/; relay/
+    sinks/          places that parts go to: the contract; discard; disk/; objects/; relay/
     upload/         the life of one upload: parts -> flows -> sinks, concurrently, all or nothing
     downloads/      what is given back: stored files, archives; allow-listed remote URLs
     config/         what can be configured, and how it is read

@@ -18,7 +18,7 @@ from pydantic import BaseModel
 from gateway.config.access import CorsSettings, HookSettings, JwtSettings, KeysSettings, QuotasSettings, SignedSettings
 from gateway.config.load import load
 from gateway.config.settings import MatchSettings, PartsSettings, RouteSettings, ServerSettings
-from gateway.config.sinks import DiscardSettings, DiskSettings, RelaySettings, TlsSettings
+from gateway.config.sinks import DiscardSettings, DiskSettings, ObjectsSettings, RelaySettings, TlsSettings
 from gateway.errors import LEAVES
 from gateway.model import Limits
 
@@ -104,6 +104,10 @@ TESTED_ELSEWHERE = {
     "sinks.disk.volume": ("sinks.disk.test_failing_disk", "what is left, and swept"),
     "sinks.disk.jobs": ("sinks.disk.test_sink", "what is on disk, and when it is durable"),
     "sinks.disk.upload_directory": ("downloads.test_stored_expiry", "locks, sweeps and removals"),
+    "sinks.objects.bucket": ("sinks.objects.test_faults", "what the store says, and does not say"),
+    "sinks.objects.delivery": ("sinks.objects.test_sink", "one upload is what it is opened for"),
+    "sinks.objects.upload_prefix": ("sinks.objects.test_stored", "what is given back, and removed"),
+    "sinks.objects.writer": ("sinks.objects.test_faults", "objects that do not come to their end"),
     "sinks.relay.per_upload": ("sinks.relay.test_sink", "the one request of an upload is what a relay is, by default"),
     "sinks.relay.sending.request": (
         "sinks.relay.sending.test_exchange",
@@ -386,6 +390,7 @@ TABLES: dict[str, type[BaseModel] | type[Limits]] = {
     "server": ServerSettings,
     "limits": Limits,
     "disk": DiskSettings,
+    "objects": ObjectsSettings,
     "relay": RelaySettings,
     "tls": TlsSettings,
     "discard": DiscardSettings,

@@ -133,11 +133,11 @@ IN_A_FILE = [
     ),
     (
         '[sinks.new]\nroot = "var"',
-        "sinks.new.type: needed: disk, relay, discard, or of the form package.module:Class (my.toml)",
+        "sinks.new.type: needed: disk, objects, relay, discard, or of the form package.module:Class (my.toml)",
     ),
     (
         '[sinks.new]\ntype = "dsik"',
-        "sinks.new.type: should be disk, relay, discard, or of the form package.module:Class (my.toml)",
+        "sinks.new.type: should be disk, objects, relay, discard, or of the form package.module:Class (my.toml)",
     ),
     ('[sinks.disk]\nrooot = "var"', "sinks.disk.rooot: there is no such key; did you mean root? (my.toml)"),
     ('[sinks.disk]\nroot = ""', "sinks.disk.root: should not be empty (my.toml)"),
@@ -390,7 +390,7 @@ IN_A_VARIABLE = [
     (
         "GATEWAY_SINKS__OTHER__URL",
         "http://a/",
-        "sinks.other.type: needed: disk, relay, discard, or of the form package.module:Class (GATEWAY_SINKS__OTHER__URL)",
+        "sinks.other.type: needed: disk, objects, relay, discard, or of the form package.module:Class (GATEWAY_SINKS__OTHER__URL)",
     ),
     (
         "GATEWAY_LIMITS__MAX_UPLOADS",
@@ -538,7 +538,7 @@ sinks.api.expect_continue: should be true, false or "reused" (my.toml)
 sinks.api.per: should be 'upload' or 'part' (my.toml)
 sinks.api.headers: one of the names is no header name (my.toml)
 sinks.text: should be a table (my.toml)
-sinks.new.type: should be disk, relay, discard, or of the form package.module:Class (my.toml)
+sinks.new.type: should be disk, objects, relay, discard, or of the form package.module:Class (my.toml)
 download.allow: ftp://a/ does not begin with http:// or https:// (my.toml)
 download.max_redirects: should be less than or equal to 5 (my.toml)
 routes.0.path: needed (my.toml)

@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import subprocess
-import sys
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-import boto3
-from botocore.config import Config
+import boto3  # type: ignore[import-untyped]
+from botocore.config import Config  # type: ignore[import-untyped]
 from moto.server import ThreadedMotoServer
 
 from gateway.sinks.objects.sink import ObjectSink
@@ -109,7 +108,7 @@ def swift_place(directory: Path) -> Iterator[Place]:
     python = SWIFT / "bin" / "python"
     if not python.exists():
         absent("Swift is not installed: make .venv/.swift")
-    command = [python, _ROOT / "swift" / "serve.py", directory, str(free_port())]
+    command = [str(python), str(_ROOT / "swift" / "serve.py"), str(directory), str(free_port())]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as server:
         assert server.stdout is not None
         endpoint = server.stdout.readline().decode().strip()

@@ -3,8 +3,8 @@
     python tests/swift/serve.py DIRECTORY [PORT]
 
 It runs on the interpreter of an environment that has what requirements.txt beside it says (`make .venv/.swift` makes
-one), and imports nothing of ours. It prints the endpoint when it answers, and ends with its standard input, or a SIGTERM.
-Key `test:tester`, secret `testing`, region us-east-1, path style. Four processes of some 57 MB; two seconds.
+one), and imports nothing of ours. It prints the endpoint when it answers, and ends with its standard input, or by a
+SIGTERM. Key `test:tester`, secret `testing`, region us-east-1, path style. Four processes of some 57 MB; two seconds.
 """
 
 from __future__ import annotations

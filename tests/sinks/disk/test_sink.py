@@ -29,6 +29,7 @@ from gateway.sinks import Delivery
 from gateway.sinks.disk.delivery import DiskDelivery
 from gateway.sinks.disk.jobs import Jobs
 from gateway.sinks.disk.sink import DiskSink
+from gateway.sinks.store import Store
 from tests.conftest import StartGateway
 from tests.contract import (
     SinkContract,
@@ -42,6 +43,7 @@ from tests.contract import (
     source,
     upload,
 )
+from tests.store_contract import StoreContract, StoreSubject
 from tests.support.stores import kept_manifest, remove_kept
 
 _LARGE = bytes(range(256)) * 12_001
@@ -77,6 +79,18 @@ class TestContract(SinkContract):
 
             yield Subject(sink, visible, digests)
             assert [name for name in entries(sink) if name.startswith(".")] == []
+
+
+@pytest.mark.sockets
+class TestStoreContract(StoreContract):
+    @pytest.fixture
+    def subject(self, tmp_path: Path) -> StoreSubject:
+        root = tmp_path / "kept"
+
+        async def left(_: Store) -> list[str]:
+            return sorted(str(path.relative_to(root)) for path in root.rglob("*"))
+
+        return StoreSubject({"type": "disk", "root": str(root), "fsync": False}, left)
 
 
 async def committed(

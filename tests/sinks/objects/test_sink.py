@@ -9,10 +9,9 @@ import pytest
 from gateway.model import Upload
 from gateway.sinks import Delivery
 from gateway.sinks.objects.sink import ObjectSink
-from tests.contract import SinkContract, Subject, delivering, file, sha256, source, upload
+from tests.contract import SinkContract, Subject, sha256
 from tests.sinks.objects.conftest import EVERYWHERE
 from tests.support.buckets import Place
-from tests.support.stores import kept_manifest, remove_kept
 
 pytestmark = pytest.mark.sockets
 
@@ -24,9 +23,7 @@ async def names(sink: ObjectSink) -> list[str]:
 
 class TestContract(SinkContract):
     @pytest.fixture(params=EVERYWHERE)
-    async def subject(
-        self, request: pytest.FixtureRequest, place_of: Callable[[str], Place]
-    ) -> AsyncIterator[Subject]:
+    async def subject(self, request: pytest.FixtureRequest, place_of: Callable[[str], Place]) -> AsyncIterator[Subject]:
         place = place_of(request.param)
         async with place.sink(part_bytes=5 << 20) as sink:
 

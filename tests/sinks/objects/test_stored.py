@@ -1,0 +1,61 @@
+"""What is in object storage, given back and removed: the contract of stores, on each of them; and redirects."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from urllib.parse import urlsplit
+
+import pytest
+from aiohttp import ClientSession
+
+from gateway.sinks.objects.sink import ObjectSink
+from gateway.sinks.store import Store
+from tests.conftest import StartGateway
+from tests.contract import answer_of, form
+from tests.sinks.objects.conftest import EVERYWHERE, OVER_SOCKETS
+from tests.store_contract import StoreContract, StoreSubject
+from tests.support.buckets import Place
+
+pytestmark = pytest.mark.sockets
+
+
+class TestContract(StoreContract):
+    @pytest.fixture(params=EVERYWHERE)
+    def subject(self, request: pytest.FixtureRequest, place_of: Callable[[str], Place]) -> StoreSubject:
+        place = place_of(request.param)
+
+        async def left(store: Store) -> list[str]:
+            """What somebody else sees, where there is somebody else."""
+            assert isinstance(store, ObjectSink)
+            own = [one.key async for one in store._bucket.listed()]
+            names = own if place.endpoint is None else place.left()
+            return [name for name in names if not name.startswith(".sweeps/")]
+
+        return StoreSubject({**place.settings, "part_bytes": 5 << 20}, left)
+
+
+@pytest.mark.parametrize("kind", OVER_SOCKETS)
+async def test_whoever_reads_a_file_is_sent_to_the_store_for_a_while(
+    kind: str, place_of: Callable[[str], Place], start_gateway: StartGateway
+) -> None:
+    settings = {**place_of(kind).settings, "redirect": True, "redirect_seconds": 60}
+    gateway = await start_gateway(sinks={"kept": settings}, routes=[{"path": "/in", "parts": [{"sinks": ["kept"]}]}])
+    async with ClientSession() as session:
+        _, manifest = await answer_of(
+            session, f"{gateway.url}/in", form((b"file", "ä %22b%22.txt".encode(), b"0123456789"))
+        )
+        place = gateway.url + manifest["parts"][0]["receipts"][0]["location"]
+        async with session.get(place, allow_redirects=False) as answer:
+            assert answer.status == 307
+            assert answer.headers["Cache-Control"] == "private, no-store"
+            assert "X-Amz-Expires=60" in urlsplit(answer.headers["Location"]).query
+        async with session.get(place) as answer:
+            assert (answer.status, await answer.read()) == (200, b"0123456789")
+            assert answer.headers["Content-Type"] == "application/octet-stream"
+            assert answer.headers["Content-Disposition"].endswith("filename*=UTF-8''%C3%A4%20%22b%22.txt")
+        async with session.get(place, headers={"Range": "bytes=2-4"}) as answer:
+            assert (answer.status, await answer.read()) == (206, b"234")
+        async with session.head(place, allow_redirects=True) as answer:
+            assert (answer.status, answer.headers["Content-Length"]) == (200, "10")
+        async with session.get(place, headers={"If-None-Match": f'"{manifest["parts"][0]["sha256"]}"'}) as answer:
+            assert answer.status == 304
