@@ -43,7 +43,9 @@ class OwnTasks:
 
     async def finish(self, work: Coroutine[Any, Any, T]) -> T:
         """What it returns, or raises. Who is cancelled while he waits for it leaves it to go on."""
-        return await asyncio.shield(self.start(work))
+        task = self.start(work)
+        task.add_done_callback(_look_at)
+        return await asyncio.shield(task)
 
     @property
     def are_any(self) -> bool:
@@ -59,3 +61,9 @@ class OwnTasks:
         """End them all."""
         for task in self._tasks:
             task.cancel()
+
+
+def _look_at(task: asyncio.Task[Any]) -> None:
+    """Whoever would have been told its error may be gone, and that is no mistake."""
+    if not task.cancelled():
+        task.exception()

@@ -17,10 +17,15 @@ TOGETHER: dict[str, str] = {
     "tests/test_matrix.py": r"\[(?:nginx-)?[a-z]+",
 }
 """File -> what in a test's name those have in common that belong together; "" is all of the file."""
+FOLDERS = ("tests/sinks/objects/",)
+"""Of which all tests are one group: they share a server of four processes."""
 
 
 def together(nodeid: str) -> str:
     """What a test is scheduled with: its group, or itself alone."""
+    for folder in FOLDERS:
+        if nodeid.startswith(folder):
+            return folder
     file, _, test = nodeid.partition("::")
     if file in TOGETHER and (match := re.search(TOGETHER[file], test)):
         return f"{file} {match[0]}"

@@ -32,7 +32,7 @@ from obstore.store import ObjectStore, from_url
 from gateway.errors import SinkFault, SinkFull, SinkRefused, SinkTimeout, SinkUnavailable
 from gateway.sinks.objects.layout import PARTS_IN_FLIGHT
 
-__all__ = ["Bucket", "Stored", "fault"]
+__all__ = ["Bucket", "Stored"]
 
 log = logging.getLogger("gateway.objects")
 
@@ -44,6 +44,7 @@ _BATCH = 1000
 _STATUS = re.compile(r"status(?: code)?:? (\d{3})")
 _CODE = re.compile(r"<Code>(\w{1,64})</Code>")
 _LATE = re.compile(r"timed ?out", re.IGNORECASE)
+_TOOK = re.compile(r" in ([\d.]+)s\b")
 _FULL = re.compile(r"no space left|quota", re.IGNORECASE)
 
 T = TypeVar("T")
@@ -73,15 +74,9 @@ class Bucket:
         self._seconds = stall_seconds
         clock = timedelta(seconds=stall_seconds) if stall_seconds else _FOR_EVER
         self._writing = _store(url, clock, timeout=clock)
-        # whoever reads may be slow, for as long as he likes
-        self._reading = (
-            self._writing if self._is_own(url) else _store(url, clock, timeout=_FOR_EVER, read_timeout=clock)
-        )
-
-    @staticmethod
-    def _is_own(url: str) -> bool:
-        """Without a server: a second client would be another store, or the same directory."""
-        return url.startswith(("file:", "memory:"))
+        self._reading = self._writing
+        if not url.startswith(("file:", "memory:")):  # whoever reads may be slow, for as long as he likes
+            self._reading = _store(url, clock, timeout=_FOR_EVER, read_timeout=clock)
 
     # -- writing
 
@@ -102,7 +97,7 @@ class Bucket:
                 raise
             return True  # a store that cannot tell
         except (BaseError, OSError) as error:
-            raise fault(self.name, error) from error
+            raise self.fault(error) from error
         return True
 
     def writer(self, key: str, attributes: Mapping[str, str], *, part_bytes: int) -> Any:
@@ -173,7 +168,7 @@ class Bucket:
         except FileNotFoundError as error:
             raise EOFError("a stored object is gone") from error
         except (BaseError, OSError) as error:
-            raise fault(self.name, error) from error
+            raise self.fault(error) from error
 
     async def listed(self, prefix: str = "") -> AsyncIterator[Stored]:
         """All objects whose key has that many segments in front, in the order of their keys.
@@ -214,11 +209,31 @@ class Bucket:
         except TimeoutError as error:
             raise self.late() from error
         except (BaseError, OSError) as error:
-            raise fault(self.name, error) from error
+            raise self.fault(error) from error
+
+    # -- errors
 
     def late(self) -> SinkTimeout:
         """The error of a store that does not answer."""
-        return _late(self.name)
+        return SinkTimeout(f"sink {self.name} did not answer in time", sink=self.name)
+
+    def fault(self, error: Exception) -> SinkFault:
+        """What the client raised, as ours. In words it says no more than a status and S3's code: the rest is long, has
+        addresses in it, and goes to the log.
+        """
+        name, text = self.name, str(error)
+        log.warning("sink %s: %s", name, text.partition("\n")[0])
+        status = next((int(found) for found in _STATUS.findall(text)), None)
+        code = next(iter(_CODE.findall(text)), None)
+        said = f" with {status}{f' {code}' if code else ''}" if status else ""
+        if isinstance(error, PermissionDeniedError | UnauthenticatedError) or status in (401, 403):
+            return SinkRefused(f"sink {name} may not do that: the store refused{said}", sink=name, sink_status=status)
+        if status == 507 or _FULL.search(text):
+            return SinkFull(f"the store of sink {name} is full", sink=name)
+        took = next((float(found) for found in _TOOK.findall(text)), 0)
+        if status is None and (_LATE.search(text) or 0 < self._seconds <= took):  # a writer's error says no more
+            return self.late()
+        return SinkUnavailable(f"sink {name} failed{': the store answered' if said else ''}{said}", sink=name)
 
 
 def _store(url: str, clock: timedelta, *, timeout: timedelta, read_timeout: timedelta | None = None) -> ObjectStore:
@@ -237,27 +252,3 @@ def _store(url: str, clock: timedelta, *, timeout: timedelta, read_timeout: time
         return from_url(url, client_options=client, retry_config=retry)  # type: ignore[call-overload, no-any-return]
     except (BaseError, OSError) as error:
         raise ValueError(str(error).partition("\n")[0]) from error
-
-
-def fault(name: str, error: Exception) -> SinkFault:
-    """What the client raised, as ours. It says no more than that in words, but for a status and S3's code: the rest is
-    long, has addresses in it, and goes to the log.
-    """
-    text = str(error)
-    log.warning("sink %s: %s", name, text.partition("\n")[0])
-    status = next((int(found) for found in _STATUS.findall(text)), None)
-    code = next(iter(_CODE.findall(text)), None)
-    said = f" with {status}{f' {code}' if code else ''}" if status else ""
-    if isinstance(error, PermissionDeniedError | UnauthenticatedError) or status in (401, 403):
-        return SinkRefused(f"sink {name} may not do that: the store refused it{said}", sink=name, sink_status=status)
-    if status == 507 or _FULL.search(text):
-        return SinkFull(f"the store of sink {name} is full", sink=name)
-    if status is None and _LATE.search(text):
-        return _late(name)
-    return SinkUnavailable(
-        f"sink {name} failed: the store answered{said}" if said else f"sink {name} failed", sink=name
-    )
-
-
-def _late(name: str) -> SinkTimeout:
-    return SinkTimeout(f"sink {name} did not answer in time", sink=name)

@@ -18,7 +18,7 @@ from typing import Any
 from obstore.exceptions import BaseError
 
 from gateway.concurrency.tasks import OwnTasks
-from gateway.sinks.objects.bucket import Bucket, fault
+from gateway.sinks.objects.bucket import Bucket
 
 __all__ = ["ObjectWriter"]
 
@@ -68,10 +68,10 @@ class ObjectWriter:
                 await self._file.__aexit__(type(error), error, None)
             except (BaseError, OSError) as failure:
                 with contextlib.suppress(Exception):
-                    log.warning("an object is not aborted: %s", fault(self._bucket.name, failure))
+                    log.warning("an object is not aborted: %s", self._bucket.fault(failure))
 
     async def _call(self, call: Coroutine[Any, Any, None]) -> None:
         try:
             await self._calls.finish(call)
         except (BaseError, OSError) as error:
-            raise fault(self._bucket.name, error) from error
+            raise self._bucket.fault(error) from error
