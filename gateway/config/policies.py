@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from types import TracebackType
 from typing import Self
 
-from gateway.access import ANY, Browsers, Counts, Hook, Kind, Policy, is_loopback
+from gateway.access import ANY, Browsers, Counts, Hook, Kind, Policy, SignedUrls, is_loopback, read_secrets
 from gateway.config.messages import ConfigError
 from gateway.config.settings import Settings
 
@@ -35,6 +35,8 @@ class Policies:
     """What was stored is for whoever may use any of the routes, as far as it is theirs."""
     downloading: Policy
     hook: Hook | None
+    signing: Sequence[str]
+    """With what links to what is stored are signed; nothing, where anybody may read, or nobody signs."""
     _stack: AsyncExitStack
 
     async def __aenter__(self) -> Self:
@@ -105,8 +107,10 @@ def make_management_browsers(settings: Settings) -> Browsers:
     return Browsers(hosts=frozenset(settings.server.hosts or (ANY,)))
 
 
-def make_policies(settings: Settings, counts: Counts | None = None) -> Policies:
-    """Those of all routes. Raises ConfigError for keys and secrets that cannot be read, all at once."""
+def make_policies(settings: Settings, counts: Counts | None = None, secret: str = "") -> Policies:
+    """Those of all routes; the page signs its links with `secret`, unless there are others to sign with.
+
+    Raises ConfigError for keys and secrets that cannot be read, all at once."""
     by_path = {route.path: route.access or ("none",) for route in settings.routes}
     downloading = settings.download.access or ("none",)
     union = tuple(dict.fromkeys(kind for kinds in by_path.values() for kind in kinds))
@@ -116,14 +120,21 @@ def make_policies(settings: Settings, counts: Counts | None = None) -> Policies:
         raise ConfigError(problems)
     hook = settings.access.made_hook() if "hook" in {*union, *downloading} else None
 
+    signing: Sequence[str] = ()
+    if settings.has_page and union != ("none",):
+        signed = settings.access.signed if "signed" in union else None
+        signing = [secret] if signed is None else read_secrets(signed.secrets_file)
+        made.setdefault("signed", SignedUrls(signing))
+
     def policy(names: Sequence[str]) -> Policy:
         kinds: list[Kind] = [made[name] for name in names if name in made]
         return Policy(kinds, hook=hook if "hook" in names else None, for_anybody="none" in names)
 
     return Policies(
         {path: policy(names) for path, names in by_path.items()},
-        policy(union or ("none",)),
+        policy((*union, "signed") if signing and "signed" not in union else union or ("none",)),
         policy(downloading),
         hook,
+        signing,
         AsyncExitStack(),
     )

@@ -41,6 +41,7 @@ __all__ = [
     "FlowSettings",
     "ManagementSettings",
     "MatchSettings",
+    "PageSettings",
     "PartsSettings",
     "RouteSettings",
     "ServerSettings",
@@ -164,6 +165,13 @@ class ListeningTlsSettings(Table):
     """Left out: in the file of the certificate."""
     ca: FileName | None = None
     """No client is asked for one."""
+
+
+class PageSettings(Table):
+    """`[page]`: what people are shown."""
+
+    enabled: bool | None = None
+    """There is one where no routes are configured: whoever configures some decides what is for people."""
 
 
 class FlowSettings(BaseModel):
@@ -305,7 +313,7 @@ DEFAULT_ROUTES: tuple[dict[str, Any], ...] = (
 )
 HEALTH_PATHS = ("/healthz", "/readyz")
 """Answered where anything else is refused."""
-OWN_PATHS = ("/uploads", "/files", "/download", "/selftest", "/healthz", "/readyz", "/metrics")
+OWN_PATHS = ("/uploads", "/files", "/download", "/selftest", "/page", "/healthz", "/readyz", "/metrics")
 """What may be served beside the routes, with all below."""
 _MANAGEMENT_PATHS = ("/selftest", "/healthz", "/readyz", "/metrics")
 
@@ -365,6 +373,7 @@ class Settings(Table):
     download: DownloadSettings = DownloadSettings()
     access: AccessSettings = AccessSettings()
     quotas: QuotasSettings = QuotasSettings()
+    page: PageSettings = PageSettings()
     cors: CorsSettings = CorsSettings()
     routes: tuple[RouteSettings, ...] = ()
 
@@ -391,7 +400,14 @@ class Settings(Table):
         """What is served at the management listener, if there is one."""
         return [path for path in _MANAGEMENT_PATHS if self.management.port is not None and self._is_on(path)]
 
+    @property
+    def has_page(self) -> bool:
+        """Whether people are shown a page: unless it is said, where no routes are configured."""
+        return self.routes == Settings().routes if self.page.enabled is None else self.page.enabled
+
     def _is_on(self, path: str) -> bool:
+        if path == "/page":
+            return self.has_page
         return bool(getattr(self.management, path[1:], True))
 
     def as_routes(self) -> list[Route]:

@@ -5,7 +5,16 @@ from __future__ import annotations
 from gateway.downloads.guard import AddressGuard, UrlRules
 from gateway.downloads.locations import ARCHIVE_PATH, FILE_PATHS, UPLOAD_PATH, file_location, upload_location
 from gateway.downloads.remote import Downloader
-from gateway.downloads.stored import OUTCOME, READER, STORES, delete_upload, get_archive, get_file, get_upload
+from gateway.downloads.stored import (
+    OUTCOME,
+    READER,
+    STORES,
+    check_stored,
+    delete_upload,
+    get_archive,
+    get_file,
+    get_upload,
+)
 
 __all__ = [
     "ARCHIVE_PATH",
@@ -17,6 +26,7 @@ __all__ = [
     "AddressGuard",
     "Downloader",
     "UrlRules",
+    "check_stored",
     "delete_upload",
     "file_location",
     "get_archive",

@@ -41,6 +41,7 @@ __all__ = [
     "OUTCOME",
     "READER",
     "STORES",
+    "check_stored",
     "delete_upload",
     "get_archive",
     "get_file",
@@ -83,6 +84,12 @@ async def get_upload(request: web.Request) -> web.StreamResponse:
             return await _sent(request, response, lambda: _send_file(request, response, manifest, 0, manifest.size))
         response.content_length = sum([len(piece) async for piece in _prefixed(manifest, prefix)])
         return await _sent(request, response, lambda: _send_pieces(response, _prefixed(manifest, prefix)))
+
+
+async def check_stored(request: web.Request) -> None:
+    """Raises NotFound for an upload that is not stored, or not there for who asks."""
+    async with _opened(request, _upload_id(request)):
+        pass
 
 
 async def delete_upload(request: web.Request) -> web.Response:

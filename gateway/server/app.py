@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import secrets
 from collections.abc import AsyncIterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AsyncExitStack
@@ -25,6 +26,7 @@ from gateway.server.browsers import tell_browsers
 from gateway.server.handlers import add_request_id, add_routes, problems
 from gateway.server.metrics import Metrics
 from gateway.server.neighbours import Neighbours
+from gateway.server.page import Page
 from gateway.server.services import SERVICES, Services
 from gateway.server.slots import SharedCounts
 from gateway.sinks import Sink
@@ -48,7 +50,7 @@ def build_app(
     """
     sinks, flows = make_sinks_and_flows(settings)
     counts = _counts(settings, shared)
-    policies = make_policies(settings, counts)
+    policies = make_policies(settings, counts, secrets.token_hex() if shared is None else shared.secret)
     browsers = make_browsers(settings)
     app = _application(settings, browsers)
     settings = settings.named()
@@ -74,6 +76,8 @@ def build_app(
         metrics=metrics,
         quotas=_quotas(settings, counts, shared, sinks),
         board=board,
+        signing=policies.signing,
+        page=_page(settings),
         access=policies.routes,
         reading=policies.reading,
         downloading=policies.downloading,
@@ -120,6 +124,13 @@ def _application(settings: Settings, browsers: Browsers) -> web.Application:
     app.on_response_prepare.append(add_request_id)
     app.on_response_prepare.append(tell_browsers)
     return app
+
+
+def _page(settings: Settings) -> Page | None:
+    if not settings.has_page:
+        return None
+    access = {route.path: route.access or ("none",) for route in settings.routes}
+    return Page(settings.as_routes(), settings.limits, access)
 
 
 def _counts(settings: Settings, shared: SharedCounts | None) -> Counts:

@@ -37,6 +37,7 @@ from gateway.intake.admission import check_headers
 from gateway.server.access import for_downloaders, for_readers
 from gateway.server.browsers import answer_preflight, check_host
 from gateway.server.logs import about
+from gateway.server.page_handlers import LINK_PATH, get_asset, get_link, get_page, get_root
 from gateway.server.record import log_refused, log_told, log_untaken, new_ulid, told
 from gateway.server.selftest import answer_buffering
 from gateway.server.services import BODY_READ, CLIENT, HOST, OWN_ID, SENT_REQUEST_ID, SERVICES, UPLOAD_ID, Services
@@ -163,6 +164,12 @@ _OWN: dict[str, list[tuple[str, dict[str, Handler]]]] = {
     "/selftest": [
         ("/selftest/buffering", dict.fromkeys(("POST", "PUT"), _told(_reading(selftest_buffering), "selftest")))
     ],
+    "/page": [
+        ("/", {"GET": get_root}),
+        ("/page/{asset:page.js|page.css}", {"GET": get_asset}),
+        ("/page/{route:.+}", {"GET": get_page}),
+        (LINK_PATH, {"GET": _told(for_readers(get_link), "read", "link")}),
+    ],
     "/healthz": [("/healthz", {"GET": healthz})],
     "/readyz": [("/readyz", {"GET": readyz})],
     "/metrics": [("/metrics", {"GET": metrics})],
@@ -288,16 +295,19 @@ def _problem(request: web.Request, error: GatewayError) -> web.Response:
     close = request.can_read_body and not request.get(BODY_READ, False)
     if isinstance(error, RefusedByHook):
         return _of_hook(error, close=close)
-    upload_id = request.get(UPLOAD_ID)
+    upload_id, page = request.get(UPLOAD_ID), request.app[SERVICES].page
     sink = request.app[SERVICES].sinks.get(str(error.members.get("sink")))
     is_of_relay = isinstance(error, SinkFault) and sink is not None and sink.stage is Stage.RELAY
-    return problem(
+    response = problem(
         error,
         instance=upload_location(upload_id) if upload_id else None,
         prefix=request.get(PREFIX, ""),
         close=close,
         proxy_status=proxy_status(error) if is_of_relay or isinstance(error, LoopDetected) else None,
     )
+    if page is not None and upload_id is not None and request.method == "POST":
+        response = page.in_place_of(request, response)
+    return response
 
 
 def _of_hook(error: RefusedByHook, *, close: bool) -> web.Response:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass, field
 
@@ -19,6 +19,7 @@ from gateway.intake.admission import Gate
 from gateway.model import Limits
 from gateway.server.board import Board
 from gateway.server.metrics import Metrics
+from gateway.server.page import Page
 from gateway.sinks import Sink
 from gateway.sinks.store import Store
 from gateway.upload.routes import Route
@@ -52,6 +53,10 @@ class Services:
     """Who may read, and remove, what was stored."""
     downloading: Policy
     """Who may download from elsewhere."""
+    signing: Sequence[str] = ()
+    """With what links of the page are signed; nothing, where anybody may read."""
+    page: Page | None = None
+    """None where there is none."""
     browsers: Browsers = field(default_factory=Browsers)
     """What other people's pages may have them do."""
     trusted: TrustedNetworks = field(default_factory=TrustedNetworks)

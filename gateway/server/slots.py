@@ -11,6 +11,7 @@ import fcntl
 import math
 import mmap
 import os
+import secrets
 import struct
 import time
 from hashlib import blake2b
@@ -24,6 +25,7 @@ _UPLOADS, _READS, _CONNECTIONS = range(3)
 _LEFT_SECONDS = 0.01
 """As long as it may take until an idle process runs; one that hangs costs others so much for each connection."""
 _HOLDERS = "holders"
+_SECRET = "secret"
 _HELD = 1024
 """Uploads of one process whose clients have a limit of their own: more are refused."""
 _NOBODY = struct.pack("III", 0, 0, _MANY)
@@ -55,6 +57,11 @@ class SharedCounts:
     def counts_file(self) -> Path:
         """Where quotas are counted."""
         return self.directory / "counts"
+
+    @property
+    def secret(self) -> str:
+        """Which all of them have, and nobody else."""
+        return (self.directory / _SECRET).read_text()
 
     def holders(self) -> _CountedHolders:
         """Who has uploads in progress, in all processes."""
@@ -175,6 +182,7 @@ def make_slots(path: Path, *, processes: int) -> None:
     """The file, with a place for each process."""
     path.write_bytes(processes * _NOBODY)
     path.with_name(_HOLDERS).write_bytes(bytes(8 * _HELD * processes))
+    path.with_name(_SECRET).write_text(secrets.token_hex())
 
 
 def clear_slots(path: Path, number: int) -> None:
