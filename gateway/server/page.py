@@ -82,7 +82,7 @@ class Page:
             "lang": lang,
             "prefix": escape(prefix),
             "path": escape(path),
-            "page": escape(json.dumps(told, ensure_ascii=False)),
+            "page": escape(json.dumps(told, ensure_ascii=False), quote=False).replace("'", "&#39;"),
             "nav": self._nav(prefix, path, strings),
             "terms": escape(strings[which].format(path=path, size=_size(most, lang))),
             "no_script": f'<p class="no-js">{words["no_script"]}</p>' if needs_key else "",

@@ -1,7 +1,7 @@
 """The page, its files, what machines are told at `/`, and links to what is stored that a browser can follow.
 
-Where a key is needed, files are had by links that are signed when they are clicked, for `_LINK_SECONDS`: a browser sends
-no key when it follows one.
+Where a key is needed, files are had by links that are signed when they are clicked, for `_LINK_SECONDS`: a browser
+sends no key when it follows one.
 """
 
 from __future__ import annotations

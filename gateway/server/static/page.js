@@ -93,7 +93,7 @@ class Upload {
   }
 
   wait() {
-    Object.assign(this, { id: null, sent: 0, told: null, isCancelled: false });
+    Object.assign(this, { id: null, sent: 0, told: null, watching: null, isCancelled: false });
     for (const file of this.files) {
       file.part('problem').hidden = true;
       file.part('verified').textContent = file.part('sinks').textContent = '';
@@ -126,18 +126,14 @@ class Upload {
     request.open('POST', page.prefix + page.path);
     const sent = headers({ Accept: 'application/json', 'X-Upload-ID': this.id });
     for (const name in sent) request.setRequestHeader(name, sent[name]);
-    request.upload.onprogress = (event) => {
+    request.upload.onprogress = request.upload.onload = (event) => {
+      if (!this.watching) this.watch(this.id); // not before it is known there
       this.sent = event.total ? event.loaded / event.total : 0;
-      this.draw();
-    };
-    request.upload.onload = () => {
-      this.sent = 1;
       this.draw();
     };
     request.onload = () => this.answered(request);
     request.onerror = request.onabort = () => this.settle();
     request.send(body);
-    this.watch(this.id);
   }
 
   cancel() {
