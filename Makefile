@@ -103,10 +103,15 @@ lock: .venv/.serving
 COMPILE := pip compile --quiet --upgrade --universal --python-version 3.11 --generate-hashes --no-header \
 	--output-file requirements.txt requirements.in
 
+# The pictures of the page that the docs show: of each state, light and dark, on a desktop and on a phone.
+screenshots: $(TESTING)
+	mkdir -p docs/pictures
+	GATEWAY_SCREENSHOTS=$(CURDIR)/docs/pictures $(BIN)/pytest -q tests/server/test_page_in_browser.py
+
 # Other people's clients and servers, which some tests run and skip where they are absent (Debian, as root).
 system-packages:
 	@missing=; \
-	for pair in curl:curl node:nodejs npm:npm go:golang-go nginx:nginx-light haproxy:haproxy caddy:caddy unzip:unzip 7z:p7zip-full openssl:openssl pg_ctlcluster:postgresql; do \
+	for pair in curl:curl node:nodejs npm:npm go:golang-go nginx:nginx-light haproxy:haproxy caddy:caddy unzip:unzip 7z:p7zip-full openssl:openssl pg_ctlcluster:postgresql chromium:chromium; do \
 		command -v "$${pair%%:*}" >/dev/null || missing="$$missing $${pair##*:}"; \
 	done; \
 	[ -z "$$missing" ] || { apt-get update -q && apt-get install -qy --no-install-recommends $$missing; }

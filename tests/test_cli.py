@@ -124,7 +124,7 @@ def test_the_complete_configuration_file_has_every_key() -> None:
     defaults = load().model_dump()
     # who may is written as comments: a table that is there is one more that has to be right
     assert {*document, "access", "tls"} == defaults.keys() == Settings.model_fields.keys()
-    for table in ("server", "management", "limits", "download", "quotas"):
+    for table in ("server", "management", "page", "limits", "download", "quotas"):
         assert document[table].keys() == {key for key, value in defaults[table].items() if value is not None}
     for name, sink in defaults["sinks"].items():
         given = {key for key, value in sink.items() if value not in (None, ())}  # others stand there as comments

@@ -134,7 +134,7 @@ def _ours() -> list[str]:
 
 def _paths(document: Mapping[str, Any]) -> Iterator[tuple[str, ...]]:
     """All keys that a single variable can set, of the tables that there are."""
-    for table in ("server", "management", "limits", "download", "quotas"):
+    for table in ("server", "management", "page", "limits", "download", "quotas"):
         for key in keys_at((table,)):
             yield table, key
     for kind in keys_at(("access",)):

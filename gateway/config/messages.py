@@ -19,6 +19,7 @@ from gateway.config.access import (
 from gateway.config.settings import (
     DownloadSettings,
     ManagementSettings,
+    PageSettings,
     MatchSettings,
     PartsSettings,
     RouteSettings,
@@ -108,6 +109,7 @@ _OF_ACCESS: dict[str, type[BaseModel]] = {
 _HOMES: dict[str, tuple[str | int, ...]] = {
     "[server]": ("server",),
     "[management]": ("management",),
+    "[page]": ("page",),
     "[limits]": ("limits",),
     "[download]": ("download",),
     "sinks of type disk": ("sinks", "", "disk"),
@@ -144,6 +146,8 @@ def keys_at(location: Sequence[str | int]) -> list[str]:
             kind = ServerSettings
         case ("management",):
             kind = ManagementSettings
+        case ("page",):
+            kind = PageSettings
         case ("limits",):
             return [one.name for one in fields(Limits)]
         case ("download",):

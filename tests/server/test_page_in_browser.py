@@ -64,10 +64,13 @@ class Destination:
     async def _take(self, request: web.Request) -> web.Response:
         loop = asyncio.get_running_loop()
         began, read = loop.time(), 0
-        async for chunk in request.content.iter_any():
-            read += len(chunk)
-            self.read_bytes += len(chunk)
-            await asyncio.sleep(began + read / self.rate - loop.time())
+        try:
+            async for chunk in request.content.iter_any():
+                read += len(chunk)
+                self.read_bytes += len(chunk)
+                await asyncio.sleep(began + read / self.rate - loop.time())
+        except ConnectionError:
+            return web.Response(status=400)  # it was broken off
         self.completed += 1
         await self.answers.wait()
         return web.Response(status=self.status)
@@ -145,6 +148,14 @@ class Shown:
         await self.page.wait_for_function(script, arg=",".join(states), timeout=20_000, polling=50)
         return await self.uploads()
 
+    async def verified(self, count: int = 1) -> None:
+        """So many files were compared with what is kept."""
+        script = (
+            "(count) => [...document.querySelectorAll('.verified')].filter((one) => one.innerText).length === count"
+        )
+        await self.page.wait_for_function(script, arg=count, timeout=10_000)
+        assert await self.page.evaluate("document.querySelectorAll('.verified.wrong').length") == 0
+
     async def check(self, name: str) -> None:
         """Nothing that axe complains about, be it light or dark; and a picture, where somebody wants them."""
         await self.page.evaluate(Path(axe.__file__).with_name("axe.min.js").read_text("utf-8"))
@@ -160,7 +171,7 @@ class Shown:
 async def browser(**options: Any) -> AsyncIterator[Any]:
     """A context of a browser of its own."""
     async with playwright.async_playwright() as running:
-        chromium = await running.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        chromium = await running.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox", "--disable-gpu"])
         yield await chromium.new_context(viewport={"width": 760, "height": 560}, **options)
         await chromium.close()
 
@@ -201,8 +212,8 @@ async def test_the_second_bar_is_what_the_destination_has_and_is_full_when_it_is
     async with shown(f"{gateway.url}/page/upload") as page:
         await page.check("empty")
         await page.choose(*files[:2])
-        first = await page.until("kept", "kept")
-        assert [upload["files"][0]["verified"] for upload in first] == ["✓ verified"] * 2
+        await page.until("kept", "kept")
+        await page.verified(2)
         before = destination.read_bytes
         destination.answers.clear()
         await page.choose(files[2])
@@ -236,8 +247,8 @@ async def test_what_is_cancelled_leaves_nothing_and_is_tried_again(
     gateway: RunningGateway, destination: Destination, tmp_path: Path
 ) -> None:
     async with shown(gateway.url) as page:
-        await page.choose(made(tmp_path, "a.bin", 40 * MIB))
-        await eventually(lambda: destination.read_bytes > 5 * MIB)
+        await page.choose(made(tmp_path, "a.bin", 24 * MIB))
+        await eventually(lambda: destination.read_bytes > 2 * MIB)
         await page.page.click(".cancel")
         (upload,) = await page.until("cancelled")
         assert upload["said"] == "Cancelled. Nothing was kept."
@@ -246,8 +257,8 @@ async def test_what_is_cancelled_leaves_nothing_and_is_tried_again(
         assert destination.completed == 0
         destination.rate = 200_000_000
         await page.page.click(".retry")
-        (upload,) = await page.until("kept")
-        assert upload["files"][0]["verified"] == "✓ verified"
+        await page.until("kept")
+        await page.verified()
 
 
 async def test_a_destination_that_fails_is_told_on_the_file_and_a_retry_works(
@@ -271,8 +282,8 @@ async def test_when_the_network_is_cut_the_page_asks_what_became_of_it(
     gateway: RunningGateway, destination: Destination, tmp_path: Path
 ) -> None:
     async with CutConnection(gateway.port).served() as between, shown(f"http://127.0.0.1:{between.port}/") as page:
-        await page.choose(made(tmp_path, "a.bin", 40 * MIB))
-        await eventually(lambda: destination.read_bytes > 5 * MIB)
+        await page.choose(made(tmp_path, "a.bin", 24 * MIB))
+        await eventually(lambda: destination.read_bytes > 2 * MIB)
         between.cut()
         await page.until("asking")
         await page.check("asking")
@@ -290,8 +301,8 @@ async def test_when_the_network_is_cut_the_page_asks_what_became_of_it(
         destination.answers.set()
         await eventually(lambda: gateway.services.gate.in_flight == 0)
         between.mend()
-        (upload,) = await page.until("kept")
-        assert upload["files"][0]["verified"] == "✓ verified"
+        await page.until("kept")
+        await page.verified()
 
 
 async def test_below_a_path_of_its_own_and_with_a_key_files_are_had_by_signed_links(
@@ -341,9 +352,8 @@ async def test_files_are_chosen_by_keyboard_dropped_and_pasted(gateway: RunningG
     give = """(kind) => {
         const data = new DataTransfer();
         data.items.add(new File([kind], `${kind}.txt`));
-        const more = kind === 'paste' ? { clipboardData: data } : { dataTransfer: data };
-        const event = kind === 'paste' ? new ClipboardEvent(kind, more) : new DragEvent(kind, { ...more, bubbles: true });
-        document.body.dispatchEvent(event) && dispatchEvent(event);
+        const more = { bubbles: true, clipboardData: data, dataTransfer: data };
+        document.body.dispatchEvent(kind === 'paste' ? new ClipboardEvent(kind, more) : new DragEvent(kind, more));
     }"""
     async with shown(gateway.url) as page:
         while await page.page.evaluate("document.activeElement.id") != "files":
