@@ -11,7 +11,7 @@ WORKERS ?= 4
 BESIDE = --numprocesses $(WORKERS)
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 
-.PHONY: serve test aiohttp-tests check lint format docs bench bench-smoke fuzz soak audit sbom attack bound lock system-packages clean
+.PHONY: serve test aiohttp-tests check lint format docs bench bench-smoke fuzz soak audit sbom attack bound screenshots lock system-packages clean
 
 # The gateway with its demo destination. Ctrl-C, or SIGTERM, drains it.
 serve: .venv/.serving
@@ -104,7 +104,7 @@ COMPILE := pip compile --quiet --upgrade --universal --python-version 3.11 --gen
 	--output-file requirements.txt requirements.in
 
 # The pictures of the page that the docs show: of each state, light and dark, on a desktop and on a phone.
-screenshots: $(TESTING)
+screenshots: .venv/.testing
 	mkdir -p docs/pictures
 	GATEWAY_SCREENSHOTS=$(CURDIR)/docs/pictures $(BIN)/pytest -q tests/server/test_page_in_browser.py
 

@@ -444,6 +444,9 @@ def test_a_page_says_first_whom_it_is_for(path: Path) -> None:
 def test_every_link_leads_to_a_page_and_to_a_heading_of_it(path: Path) -> None:
     for target in links(TEXTS[path]):
         name, _, anchor = target.partition("#")
+        if name.startswith("pictures/"):
+            assert (path.parent / name).is_file(), f"{target}: no picture (make screenshots)"
+            continue
         to = (path.parent / name).resolve() if name else path
         assert to in TEXTS or (path not in PAGES and to.is_file()), f"{target}: no page"
         assert path not in PAGES or to.parent == path.parent, f"{target}: the site has pages of docs/ only"

@@ -55,25 +55,25 @@ def test_check_prints_each_route_with_its_rules_and_what_is_served_beside_them(
     assert lines.index("at http://127.0.0.1:8080:") < lines.index("/nothing (upload): no file")
     below = _checked(tmp_path, '[server]\nhost = "::1"\nbase_path = "/gw"\n', capsys)
     assert "at http://[::1]:8080, and below /gw:" in below
-    assert "also served: /uploads, /files, /download, /selftest, /healthz, /readyz, /metrics" in lines
+    assert "also served: /uploads, /files, /download, /selftest, /page, /healthz, /readyz, /metrics" in lines
     assert not any(line.startswith(("/upload ", "/proxy ", "/convert ")) for line in lines)
 
 
 @pytest.mark.parametrize(
     ("management", "printed"),
     [
-        ("metrics = false", ["also served: /uploads, /files, /download, /selftest, /healthz, /readyz"]),
+        ("metrics = false", ["also served: /uploads, /files, /download, /selftest, /page, /healthz, /readyz"]),
         (
             "port = 9090\nselftest = false",
             [
-                "also served: /uploads, /files, /download, /healthz, /readyz",
+                "also served: /uploads, /files, /download, /page, /healthz, /readyz",
                 "for management at http://127.0.0.1:9090: /healthz, /readyz, /metrics",
             ],
         ),
         (
             'host = "::1"',
             [
-                "also served: /uploads, /files, /download, /selftest, /healthz, /readyz, /metrics",
+                "also served: /uploads, /files, /download, /selftest, /page, /healthz, /readyz, /metrics",
                 "warning: management.host: nothing listens there, for there is no management.port",
             ],
         ),

@@ -104,9 +104,9 @@ async def test_below_a_prefix_all_its_addresses_are(start_gateway: StartGateway)
 
 
 async def test_machines_are_told_the_routes_and_no_version_and_no_secret(start_gateway: StartGateway) -> None:
-    gateway = await start_gateway(
-        routes=ONLY, page={"enabled": True}, limits={"max_file_bytes": 1000}, sinks={"api": {"url": "http://h/x", "headers": {"Authorization": "u:p"}}}
-    )
+    sinks = {"api": {"url": "http://h/x", "headers": {"Authorization": "u:p"}}}
+    limits = {"max_file_bytes": 1000}
+    gateway = await start_gateway(routes=ONLY, page={"enabled": True}, limits=limits, sinks=sinks)
     answer = await ask(gateway.port, "/", accept="application/json")
     document = answer.json()
     upload = document["routes"][0]

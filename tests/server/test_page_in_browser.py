@@ -164,6 +164,9 @@ class Shown:
             assert await self.page.evaluate(AXE) == [], scheme
             for width, device in ((760, "desktop"), (360, "phone")) if SHOTS is not None else ():
                 await self.page.set_viewport_size({"width": width, "height": 560})
+                await self.page.evaluate(
+                    "document.querySelector('#queue').lastElementChild?.scrollIntoView({block: 'end'})"
+                )
                 await self.page.screenshot(path=f"{SHOTS}/page-{name}-{device}-{scheme}.png")
 
 

@@ -190,7 +190,7 @@ class Upload {
       sent -= of;
       show(file.part('sent'), of ? part / of : this.sent);
       const sinks = (this.told?.parts[number]?.sinks || []).filter((sink) => sink.state !== 'dropped');
-      const isKept = this.state === 'kept' || (sinks.length > 0 && sinks.every((sink) => sink.state === 'kept'));
+      const isOver = ['kept', 'partial'].includes(this.state), isKept = isOver || (sinks.length > 0 && sinks.every((sink) => sink.state === 'kept'));
       const least = Math.min(...sinks.map((sink) => (of ? sink.delivered / of : 0)));
       show(file.part('safe'), isKept && !file.failed ? 1 : sinks.length ? Math.min(0.99, least) : 0);
       const all = this.told?.parts[number]?.sinks || [];
@@ -259,6 +259,7 @@ class Upload {
   keep(document, status) {
     const results = Array.isArray(document) ? document : document?.parts || [];
     this.sent = 1;
+    this.told = null;
     this.files.forEach((file, number) => {
       const part = results[number] || {}, problem = part.problem;
       file.failed = Boolean(problem);
@@ -269,11 +270,12 @@ class Upload {
       if (place && this.files.length > 1) lead(this.part('archive'), this.id, `${page.prefix}/uploads/${this.id}/archive.zip`, 'archive.zip');
       this.verify(file, (part.input || part).sha256);
     });
-    const receipts = results.flatMap((part) => part.receipts || []).filter((one) => !one.dropped);
-    const sinks = [...new Set(receipts.map((one) => one.sink))].join(', ');
-    const isPassedOn = page.kind === 'relay' || page.kind === 'opaque';
+    const receipts = results.flatMap((part) => part.receipts || []);
+    const named = (isDropped) => [...new Set(receipts.filter((one) => !one.dropped !== isDropped).map((one) => one.sink))].join(', ');
+    const isPassedOn = page.kind === 'relay' || page.kind === 'opaque', sinks = named(false), dropped = named(true);
     const text = isPassedOn ? say('answered', { status }) : sinks ? say('kept_in', { sinks }) : say('kept');
-    this.turn(status === 207 ? 'partial' : 'kept', status === 207 ? '' : text);
+    const more = dropped && ` · ${dropped}: ${say('dropped')}`;
+    this.turn(status === 207 ? 'partial' : 'kept', status === 207 ? '' : text + more);
   }
 
   async verify(file, digest) {
