@@ -19,8 +19,8 @@ from gateway.config.access import (
 from gateway.config.settings import (
     DownloadSettings,
     ManagementSettings,
-    PageSettings,
     MatchSettings,
+    PageSettings,
     PartsSettings,
     RouteSettings,
     ServerSettings,
