@@ -55,7 +55,7 @@ def test_check_prints_each_route_with_its_rules_and_what_is_served_beside_them(
     assert lines.index("at http://127.0.0.1:8080:") < lines.index("/nothing (upload): no file")
     below = _checked(tmp_path, '[server]\nhost = "::1"\nbase_path = "/gw"\n', capsys)
     assert "at http://[::1]:8080, and below /gw:" in below
-    assert "also served: /uploads, /files, /download, /selftest, /page, /healthz, /readyz, /metrics" in lines
+    assert "also served: /uploads, /files, /download, /selftest, /healthz, /readyz, /metrics" in lines
     assert not any(line.startswith(("/upload ", "/proxy ", "/convert ")) for line in lines)
 
 
