@@ -7,7 +7,7 @@ from gateway.config.make import make_sinks_and_flows, make_tls
 from gateway.config.memory import connection_bound_bytes, memory_bound_bytes, read_bound_bytes, unlimited_keys
 from gateway.config.messages import ConfigError
 from gateway.config.policies import make_browsers, make_management_browsers, make_policies, open_to_others
-from gateway.config.settings import HEALTH_PATHS, OWN_PATHS, ServerSettings, Settings
+from gateway.config.settings import HEALTH_PATHS, OWN_PATHS, RouteSettings, ServerSettings, Settings
 from gateway.config.sinks import RelaySettings
 
 __all__ = [
@@ -15,6 +15,7 @@ __all__ = [
     "OWN_PATHS",
     "ConfigError",
     "RelaySettings",
+    "RouteSettings",
     "ServerSettings",
     "Settings",
     "connection_bound_bytes",

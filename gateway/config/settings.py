@@ -313,8 +313,9 @@ DEFAULT_ROUTES: tuple[dict[str, Any], ...] = (
 )
 HEALTH_PATHS = ("/healthz", "/readyz")
 """Answered where anything else is refused."""
-OWN_PATHS = ("/uploads", "/files", "/download", "/selftest", "/page", "/healthz", "/readyz", "/metrics")
+OWN_PATHS = ("/uploads", "/files", "/download", "/selftest", "/page", "/openapi.json", "/healthz", "/readyz", "/metrics")
 """What may be served beside the routes, with all below."""
+_OF_PAGE = ("/page", "/openapi.json")
 _MANAGEMENT_PATHS = ("/selftest", "/healthz", "/readyz", "/metrics")
 
 
@@ -406,7 +407,7 @@ class Settings(Table):
         return self.routes == Settings().routes if self.page.enabled is None else self.page.enabled
 
     def _is_on(self, path: str) -> bool:
-        if path == "/page":
+        if path in _OF_PAGE:
             return self.has_page
         return bool(getattr(self.management, path[1:], True))
 

@@ -26,6 +26,7 @@ from gateway.server.browsers import tell_browsers
 from gateway.server.handlers import add_request_id, add_routes, problems
 from gateway.server.metrics import Metrics
 from gateway.server.neighbours import Neighbours
+from gateway.server.openapi import api_description
 from gateway.server.page import Page
 from gateway.server.services import SERVICES, Services
 from gateway.server.slots import SharedCounts
@@ -81,6 +82,7 @@ def build_app(
         access=policies.routes,
         reading=policies.reading,
         downloading=policies.downloading,
+        description=api_description(settings) if settings.has_page else {},
         browsers=browsers,
         trusted=TrustedNetworks(settings.server.trusted_networks),
         trusted_header=settings.server.trusted_header,

@@ -132,6 +132,12 @@ async def metrics(request: web.Request) -> web.Response:
     )
 
 
+async def get_openapi(request: web.Request) -> web.Response:
+    """What can be asked here, for programs."""
+    document = {**request.app[SERVICES].description, "servers": [{"url": request[PREFIX] or "/"}]}
+    return web.json_response(document)
+
+
 async def get_problem(request: web.Request) -> web.Response:
     """What a problem's type says: where it leads (RFC 9457 3.1.1 would have it be found)."""
     slug = request.match_info["slug"]
@@ -173,6 +179,7 @@ _OWN: dict[str, list[tuple[str, dict[str, Handler]]]] = {
     "/healthz": [("/healthz", {"GET": healthz})],
     "/readyz": [("/readyz", {"GET": readyz})],
     "/metrics": [("/metrics", {"GET": metrics})],
+    "/openapi.json": [("/openapi.json", {"GET": get_openapi})],
 }
 """What is below each of the gateway's own paths."""
 

@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import Collection, Mapping, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass, field
+from typing import Any
 
 from aiohttp import web
 
@@ -57,6 +58,8 @@ class Services:
     """With what links of the page are signed; nothing, where anybody may read."""
     page: Page | None = None
     """None where there is none."""
+    description: Mapping[str, Any] = field(default_factory=dict)
+    """Of the API, for programs."""
     browsers: Browsers = field(default_factory=Browsers)
     """What other people's pages may have them do."""
     trusted: TrustedNetworks = field(default_factory=TrustedNetworks)

@@ -62,18 +62,18 @@ def test_check_prints_each_route_with_its_rules_and_what_is_served_beside_them(
 @pytest.mark.parametrize(
     ("management", "printed"),
     [
-        ("metrics = false", ["also served: /uploads, /files, /download, /selftest, /page, /healthz, /readyz"]),
+        ("metrics = false", ["also served: /uploads, /files, /download, /selftest, /page, /openapi.json, /healthz, /readyz"]),
         (
             "port = 9090\nselftest = false",
             [
-                "also served: /uploads, /files, /download, /page, /healthz, /readyz",
+                "also served: /uploads, /files, /download, /page, /openapi.json, /healthz, /readyz",
                 "for management at http://127.0.0.1:9090: /healthz, /readyz, /metrics",
             ],
         ),
         (
             'host = "::1"',
             [
-                "also served: /uploads, /files, /download, /selftest, /page, /healthz, /readyz, /metrics",
+                "also served: /uploads, /files, /download, /selftest, /page, /openapi.json, /healthz, /readyz, /metrics",
                 "warning: management.host: nothing listens there, for there is no management.port",
             ],
         ),
