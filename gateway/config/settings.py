@@ -313,7 +313,17 @@ DEFAULT_ROUTES: tuple[dict[str, Any], ...] = (
 )
 HEALTH_PATHS = ("/healthz", "/readyz")
 """Answered where anything else is refused."""
-OWN_PATHS = ("/uploads", "/files", "/download", "/selftest", "/page", "/openapi.json", "/healthz", "/readyz", "/metrics")
+OWN_PATHS = (
+    "/uploads",
+    "/files",
+    "/download",
+    "/selftest",
+    "/page",
+    "/openapi.json",
+    "/healthz",
+    "/readyz",
+    "/metrics",
+)
 """What may be served beside the routes, with all below."""
 _OF_PAGE = ("/page", "/openapi.json")
 _MANAGEMENT_PATHS = ("/selftest", "/healthz", "/readyz", "/metrics")

@@ -21,7 +21,7 @@ Operation = dict[str, Any]
 
 _PROBLEM = {"$ref": "#/components/responses/Problem"}
 _REQUEST_ID = {"$ref": "#/components/parameters/X-Request-ID"}
-_OPEN = ("/healthz", "/readyz", "/metrics", "/problems", "/openapi.json", "/selftest")
+_OPEN = ("/healthz", "/readyz", "/metrics", "/problems", "/openapi.json", "/selftest", "/page")
 """Below these nobody is asked who he is."""
 
 
@@ -54,6 +54,8 @@ def api_description(settings: Settings) -> dict[str, Any]:
 
 
 def _is_served(path: str, settings: Settings) -> bool:
+    if path == "/" or "/links/" in path:
+        return settings.has_page
     return path.startswith("/problems") or any(path == own or path.startswith(own + "/") for own in settings.own_paths)
 
 
@@ -96,7 +98,7 @@ def _problems() -> dict[str, Any]:
 
 def _security(path: str, settings: Settings) -> list[dict[str, list[str]]]:
     """Any one of these; an empty one is nobody's."""
-    if path.startswith(_OPEN):
+    if path == "/" or path.startswith(_OPEN):
         return []
     if path.startswith("/download/"):
         kinds = settings.download.access or ("none",)

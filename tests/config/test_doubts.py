@@ -62,7 +62,10 @@ def test_check_prints_each_route_with_its_rules_and_what_is_served_beside_them(
 @pytest.mark.parametrize(
     ("management", "printed"),
     [
-        ("metrics = false", ["also served: /uploads, /files, /download, /selftest, /page, /openapi.json, /healthz, /readyz"]),
+        (
+            "metrics = false",
+            ["also served: /uploads, /files, /download, /selftest, /page, /openapi.json, /healthz, /readyz"],
+        ),
         (
             "port = 9090\nselftest = false",
             [
@@ -73,7 +76,8 @@ def test_check_prints_each_route_with_its_rules_and_what_is_served_beside_them(
         (
             'host = "::1"',
             [
-                "also served: /uploads, /files, /download, /selftest, /page, /openapi.json, /healthz, /readyz, /metrics",
+                "also served: "
+                "/uploads, /files, /download, /selftest, /page, /openapi.json, /healthz, /readyz, /metrics",
                 "warning: management.host: nothing listens there, for there is no management.port",
             ],
         ),
