@@ -230,7 +230,8 @@ def _print_examples(settings: Settings, host: str, port: int) -> None:
         f"  curl -F file=@README.md '{gateway}/proxy?status=503'\n"
         f"  curl -F file=@README.md {gateway}/both\n"
         f"  curl -F file=@README.md -F file=@LICENSE {gateway}/convert\n"
-        + (f"  curl {gateway}/metrics\n" if "/metrics" in settings.own_paths else ""),
+        + (f"  curl {gateway}/metrics\n" if "/metrics" in settings.own_paths else "")
+        + (f"or in a browser: {gateway}/\n" if settings.has_page else ""),
         flush=True,
     )
 

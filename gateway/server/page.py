@@ -72,6 +72,8 @@ class Page:
             "key": needs_key,
             "lang": lang,
             "max_parts": limits.max_parts,
+            "max_file_bytes": limits.max_file_bytes,
+            "max_body_bytes": limits.max_body_bytes,
             "strings": strings,
         }
         words = {name: escape(word) for name, word in strings.items() if isinstance(word, str)}

@@ -20,6 +20,7 @@ from typing import Any
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
+from gateway.access import new_key
 from gateway.config.load import load
 from gateway.config.messages import ConfigError
 from gateway.server.record import new_ulid
@@ -200,6 +201,27 @@ class TestProgress:
             read = [line["worker"] for line in _lines(process) if line["logger"] == "gateway.read"]
         assert set(read) == {0, 1}
         assert _loud(process) == []
+
+    async def test_a_link_that_one_of_them_has_signed_is_good_at_the_other(self, tmp_path: Path) -> None:
+        secret, line = new_key("ci", ("upload", "read"))
+        (tmp_path / "keys.toml").write_text(line)
+        config = (
+            f'{TWO}page.enabled = true\naccess.keys.file = "{tmp_path}/keys.toml"\n'
+            '[[routes]]\npath = "/upload"\naccess = ["keys"]\n[[routes.parts]]\nsinks = ["disk"]\n'
+        )
+        with gateway_process(tmp_path, config) as process:
+            kept = await ask(process.port, "/upload", "POST", BODY, x_api_key=secret)
+            links = f"{kept.headers['location']}/links"
+            async with contextlib.AsyncExitStack() as stack:
+                clients = [await stack.enter_async_context(Client(process.port)) for _ in range(6)]
+                await clients[0].send(head(f"{links}/0", "GET", x_api_key=secret))
+                url = (await clients[0].answer()).json()["url"]
+                for client in clients:
+                    await client.send(head(url, "GET"))
+                    assert (await client.answer()).body == b"abc" * 1000
+            assert (await ask(process.port, f"{links}/0")).status == 401
+            read = [line["worker"] for line in _lines(process) if line["logger"] == "gateway.read"]
+        assert set(read) == {0, 1}
 
 
 class TestStart:

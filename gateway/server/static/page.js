@@ -12,6 +12,7 @@ const FINAL = ['kept', 'failed'];
 const form = find('form'), keyForm = find('key-form');
 let key = ''; // in memory only
 const queue = [];
+let verifying = Promise.resolve(); // one after the other: each is whole in memory
 
 const headers = (more) => (key ? { ...more, Authorization: `Bearer ${key}` } : more);
 const ask = (path, accept, more) => fetch(page.prefix + path, { ...more, headers: headers({ Accept: accept }) });
@@ -119,6 +120,11 @@ class Upload {
   }
 
   send() {
+    const most = page.max_file_bytes, number = this.files.findIndex((file) => most && file.blob.size > most);
+    if (number >= 0 || (page.max_body_bytes && this.bytes > page.max_body_bytes)) {
+      this.fail({ type: 'too-large', part: number });
+      return;
+    }
     this.id = ulid();
     this.turn('sending', say('receiving'));
     const body = new FormData(), request = (this.request = new XMLHttpRequest());
@@ -225,6 +231,11 @@ class Upload {
     for (let attempt = 0; attempt < 60; attempt++) {
       try {
         const answer = await ask(`/uploads/${this.id}/progress`, 'application/json');
+        if (answer.status === 401) {
+          askForKey(words.key_wrong);
+          this.fail(await answer.json());
+          return;
+        }
         const told = answer.ok ? await answer.json() : null;
         if (told) this.hear(this.id, told);
         if (!told || FINAL.includes(told.state)) {
@@ -268,7 +279,8 @@ class Upload {
       const place = part.output?.location || part.receipts?.find((one) => one.location)?.location;
       if (place?.startsWith('/')) lead(file.part('name').firstElementChild, this.id, place, part.index);
       if (place && this.files.length > 1) lead(this.part('archive'), this.id, `${page.prefix}/uploads/${this.id}/archive.zip`, 'archive.zip');
-      this.verify(file, (part.input || part).sha256);
+      const digest = (part.input || part).sha256;
+      verifying = verifying.then(() => this.verify(file, digest)).catch(() => {}); // a file may be gone by now
     });
     const receipts = results.flatMap((part) => part.receipts || []);
     const named = (isDropped) => [...new Set(receipts.filter((one) => !one.dropped !== isDropped).map((one) => one.sink))].join(', ');
