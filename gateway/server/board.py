@@ -3,8 +3,8 @@ watch it, made anew as often as it may be.
 
 1. A text is made when somebody asks, and at most every 100 ms; less often the longer it takes to make, and the more
    there are who are sent it, so that watching costs some percent of a processor at most.
-2. What has ended is remembered within bounds: for `REMEMBERED_SECONDS`, so many uploads, and so many parts of them all.
-   The oldest ones are forgotten first.
+2. What has ended is remembered within bounds: for `REMEMBERED_SECONDS`, so many uploads, and so many parts of them all;
+   fewer of those that nobody was known to want when they ended. The oldest ones are forgotten first.
 3. Of several processes one has the upload: who is asked and does not know it asks the others (neighbours.py).
 """
 
@@ -13,7 +13,7 @@ from __future__ import annotations
 import asyncio
 import json
 import time
-from collections import OrderedDict
+from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -25,7 +25,7 @@ from gateway.upload.progress import UploadProgress
 __all__ = ["REMEMBERED_SECONDS", "Board", "Others", "Told", "Watch"]
 
 REMEMBERED_SECONDS = 60.0
-_MOST_ENDED, _MOST_PARTS = 4096, 16384
+_MOST_ENDED, _MOST_UNASKED, _MOST_PARTS = 4096, 256, 16384
 _INTERVAL_SECONDS = 0.1
 _SHARE = 20
 """Of a processor, to make texts: one in so many seconds of a second."""
@@ -57,6 +57,41 @@ class Others:
         return False
 
 
+class _Ended:
+    """Uploads that have ended: the last ones, up to so many."""
+
+    def __init__(self, most: int) -> None:
+        self._most = most
+        self._in_order: deque[UploadProgress] = deque()
+        self._by_id: dict[str, UploadProgress] = {}
+        self._parts = 0
+
+    def __len__(self) -> int:
+        return len(self._in_order)
+
+    def add(self, progress: UploadProgress) -> None:
+        """One that has ended just now."""
+        self._in_order.append(progress)
+        self._by_id[progress.id] = progress
+        self._parts += progress.part_count
+        self._forget(progress.ended_at)
+
+    def get(self, upload_id: str) -> UploadProgress | None:
+        """The last of that id."""
+        self._forget(time.monotonic())
+        return self._by_id.get(upload_id)
+
+    def _forget(self, now: float) -> None:
+        ended = self._in_order
+        while ended and (
+            len(ended) > self._most or self._parts > _MOST_PARTS or now - ended[0].ended_at > REMEMBERED_SECONDS
+        ):
+            oldest = ended.popleft()
+            self._parts -= oldest.part_count
+            if self._by_id.get(oldest.id) is oldest:
+                del self._by_id[oldest.id]
+
+
 class Board:
     """Of this process."""
 
@@ -65,8 +100,8 @@ class Board:
         self._claimed: set[str] = set()
         """Ids that clients have chosen, of uploads that begin or go on."""
         self._running: dict[str, UploadProgress] = {}
-        self._ended: OrderedDict[str, UploadProgress] = OrderedDict()
-        self._ended_parts = 0
+        self._asked = _Ended(_MOST_ENDED)
+        self._unasked = _Ended(_MOST_UNASKED)
         self._watches: dict[str, Watch] = {}
 
     def begin(self, progress: UploadProgress) -> None:
@@ -77,21 +112,16 @@ class Board:
         """It has ended, well or with that problem."""
         progress.end(problem)
         self._running.pop(progress.id, None)
-        if (before := self._ended.pop(progress.id, None)) is not None:
-            self._ended_parts -= before.part_count
-        self._ended[progress.id] = progress
-        self._ended_parts += progress.part_count
-        self._forget(progress.ended_at or 0.0)
+        (self._asked if progress.is_asked else self._unasked).add(progress)
 
     def known(self, upload_id: str) -> Told | None:
         """What is known here of an upload, now. Whoever asks is going to ask again."""
-        self._forget(time.monotonic())
-        progress = self._running.get(upload_id) or self._ended.get(upload_id)
+        progress = self._running.get(upload_id) or self._ended(upload_id)
         if progress is None:
             return None
         progress.is_asked = True
         text = json.dumps(progress.snapshot(), ensure_ascii=False)
-        return Told(progress.identity, progress.ended_at is not None, text)
+        return Told(progress.identity, progress.ended_at > 0, text)
 
     async def find(self, upload_id: str) -> Told | None:
         """The same, of any of the processes."""
@@ -99,7 +129,7 @@ class Board:
 
     def has_taken(self, upload_id: str) -> bool:
         """Whether an upload here has that id: in progress, or kept a moment ago. One that failed gives it back."""
-        ended = self._ended.get(upload_id)
+        ended = self._ended(upload_id)
         return upload_id in self._claimed or upload_id in self._running or (ended is not None and ended.is_taken)
 
     @asynccontextmanager
@@ -131,14 +161,8 @@ class Board:
         watch.watchers += 1
         return watch
 
-    def _forget(self, now: float) -> None:
-        while self._ended:
-            oldest = next(iter(self._ended.values()))
-            is_old = now - (oldest.ended_at or 0.0) > REMEMBERED_SECONDS
-            if not is_old and len(self._ended) <= _MOST_ENDED and self._ended_parts <= _MOST_PARTS:
-                return
-            self._ended.popitem(last=False)
-            self._ended_parts -= oldest.part_count
+    def _ended(self, upload_id: str) -> UploadProgress | None:
+        return self._asked.get(upload_id) or self._unasked.get(upload_id)
 
 
 class Watch:

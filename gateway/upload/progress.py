@@ -26,6 +26,8 @@ __all__ = ["FEW_PARTS", "UploadProgress"]
 
 FEW_PARTS = 8
 """Remembered of an upload that nobody has asked for."""
+_LIGHT_BYTES = 16 << 10
+"""Of so few parts that came in so few bytes the entries themselves are: to describe them costs more than they weigh."""
 _MOST_PARTS = 1000
 """Told of one upload; the others are only counted."""
 _MOST_NAME_BYTES = 400
@@ -90,21 +92,29 @@ class _Rate:
 class UploadProgress:
     """Of one upload, from its begin on. `is_asked`: whether somebody is known to want it."""
 
+    __slots__ = (
+        *("_began", "_entries", "_expected", "_intake", "_lanes", "_problem", "_rates", "_received", "_route"),
+        *("_standing", "ended_at", "id", "identity", "is_asked", "part_count"),
+    )
+
     def __init__(self, upload: Upload, intake: Intake, *, is_asked: bool = False) -> None:
         self.id = upload.id
         self.identity = upload.identity
         self.is_asked = is_asked
-        self.ended_at: float | None = None
-        """By the clock `time.monotonic`."""
+        self.ended_at = 0.0
+        """By the clock `time.monotonic`; 0 while it goes on."""
+        self.part_count = 0
+        """How many parts are remembered, when it has ended."""
         self._route = upload.route
         self._expected = upload.content_length
         self._began = time.monotonic()
         self._intake: Intake | None = intake
+        self._received = 0
         self._entries: Sequence[Entry] = ()
         self._lanes: Sequence[Lane] = ()
         self._standing: Standing | None = None
         self._problem: Mapping[str, object] | None = None
-        self._rates: dict[str, _Rate] = {}
+        self._rates: dict[str, _Rate] | None = None
 
     def follow(self, entries: Sequence[Entry], lanes: Sequence[Lane]) -> None:
         """What grows while the upload goes on."""
@@ -120,23 +130,26 @@ class UploadProgress:
         """Whether its id is: it goes on, or something of it is kept."""
         return self._standing is None or any(sink.committed or sink.alone for sink in self._standing.sinks)
 
-    @property
-    def part_count(self) -> int:
-        """How many parts are remembered."""
-        return 0 if self._standing is None else len(self._standing.parts)
-
     def end(self, problem: Mapping[str, object] | None) -> None:
         """It has ended, well or with this problem. Let go of all but what is told from now on."""
         self.ended_at = time.monotonic()
         self._problem = problem
+        intake, entries = self._intake, self._entries
+        self._received = 0 if intake is None else intake.received_bytes
+        is_light = len(entries) <= FEW_PARTS and self._received <= _LIGHT_BYTES
         state = "kept" if problem is None else "failed"
-        self._standing = self._stand(state, _MOST_PARTS if self.is_asked else FEW_PARTS)
-        self._intake, self._entries, self._lanes, self._rates = None, (), (), {}
+        parts, more = ([], 0) if is_light else self._parts(_MOST_PARTS if self.is_asked else FEW_PARTS)
+        sinks = [_sink_standing(lane, ended=True, keep_files=not more) for lane in self._lanes]
+        self._standing = Standing(state, self._received, parts, more, sinks)
+        self.part_count = len(entries) if is_light else len(parts)
+        self._intake, self._lanes, self._rates = None, (), None
+        if not is_light:
+            self._entries = ()
 
     def snapshot(self) -> dict[str, Any]:
         """As it is told."""
-        standing = self._standing or self._stand(self._state(), _MOST_PARTS)
-        now = time.monotonic() if self.ended_at is None else self.ended_at
+        standing = self._stand()
+        now = self.ended_at or time.monotonic()
         delivered = {sink.name: _delivered(sink, standing) for sink in standing.sinks}
         return {
             "upload": self.id,
@@ -152,27 +165,34 @@ class UploadProgress:
             "problem": self._problem,
         }
 
-    def _state(self) -> str:
+    def _stand(self) -> Standing:
+        standing, intake = self._standing, self._intake
+        if standing is not None:
+            if self._entries:
+                standing.parts, self._entries = self._parts(FEW_PARTS)[0], ()
+            return standing
+        state = "delivering" if intake is not None and intake.ended else "receiving"
         if any(lane.committing for lane in self._lanes):
-            return "committing"
-        return "delivering" if self._intake is not None and self._intake.ended else "receiving"
+            state = "committing"
+        parts, more = self._parts(_MOST_PARTS)
+        sinks = [_sink_standing(lane, ended=False, keep_files=True) for lane in self._lanes]
+        return Standing(state, 0 if intake is None else intake.received_bytes, parts, more, sinks)
 
-    def _stand(self, state: str, most: int) -> Standing:
-        ended, intake = state in ("kept", "failed"), self._intake
-        body_ended = intake is not None and intake.ended
-        last = None if body_ended or not self._entries else self._entries[-1]
+    def _parts(self, most: int) -> tuple[list[PartStanding], int]:
+        """(so many, how many more there are)."""
+        is_coming = not self.ended_at and self._intake is not None and not self._intake.ended
+        last = self._entries[-1] if is_coming and self._entries else None
         parts: list[PartStanding] = []
         more = 0
         for entry in _files(self._entries):
             if len(parts) < most:
                 parts.append(_part_standing(entry, is_whole=entry is not last))
-            elif ended and not self.is_asked:
+            elif self.ended_at and not self.is_asked:
                 more = len(self._entries) - most  # about: who counts them all holds up the upload
                 break
             else:
                 more += 1
-        sinks = [_sink_standing(lane, ended=ended, keep_files=not more) for lane in self._lanes]
-        return Standing(state, 0 if intake is None else intake.received_bytes, parts, more, sinks)
+        return parts, more
 
     def _told_sink(
         self, sink: SinkStanding, delivered: Mapping[int, int], standing: Standing, now: float
@@ -188,8 +208,10 @@ class UploadProgress:
         return told if sink.excluded is None else {**told, "reason": sink.excluded}
 
     def _rate(self, what: str, count: int, now: float) -> int:
-        if self.ended_at is not None:
+        if self.ended_at:
             return 0
+        if self._rates is None:
+            self._rates = {}
         return self._rates.setdefault(what, _Rate(self._began)).of(count, now)
 
 

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from aiohttp import web
 
-from gateway.server.board import Board
+from gateway.server.board import Board, _Ended
 from gateway.server.record import new_ulid
 from tests.conftest import RunningGateway, StartDestination, StartGateway
 from tests.support.clients import Answer, Client, ask, eventually, file, form, head
@@ -225,7 +225,7 @@ class TestIds:
             await client.send(BODY[1000:])
             assert (await client.answer()).status == 201
         assert (await claim()).status == 409
-        gateway.services.board._ended.clear()  # as after a minute
+        gateway.services.board._asked = _Ended(1)  # as after a minute
         assert (await claim()).status == 409
         assert (await ask(gateway.port, f"/uploads/{upload_id}")).json()["parts"][0]["size"] == MIB
 
@@ -265,7 +265,7 @@ class TestWhoWatches:
         assert (await progress(gateway, upload_id))["parts"][0]["sinks"][0]["committed"] == 3
         monkeypatch.setattr("gateway.server.board.REMEMBERED_SECONDS", 0.0)
         assert await progress(gateway, upload_id) == 404
-        assert gateway.services.board._ended_parts == 0
+        assert (len(gateway.services.board._unasked), gateway.services.board._unasked._parts) == (0, 0)
 
     async def test_a_thousand_of_them_cost_one_text_at_a_time(self, start_gateway: StartGateway) -> None:
         soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
@@ -312,14 +312,20 @@ class TestWhoWatches:
     async def test_ended_uploads_are_remembered_within_bounds(
         self, start_gateway: StartGateway, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr("gateway.server.board._MOST_ENDED", 3)
-        monkeypatch.setattr("gateway.server.board._MOST_PARTS", 20)
+        monkeypatch.setattr("gateway.server.board._MOST_UNASKED", 3)
+        monkeypatch.setattr("gateway.server.board._MOST_PARTS", 25)
         gateway = await start_gateway()
+        board = gateway.services.board
         for _ in range(5):
             await ask(gateway.port, "/upload", "POST", form(file(b"abc"), file(b"def")))
-        assert len(gateway.services.board._ended) == 3
-        await ask(gateway.port, "/upload", "POST", form(*[file(b"a")] * 20), x_upload_id=(upload_id := new_ulid()))
-        assert list(gateway.services.board._ended) == [upload_id]
+        assert (len(board._unasked), board._unasked._parts) == (3, 6)
+        twenty = form(*[file(b"a")] * 20)
+        ids = [new_ulid() for _ in range(2)]
+        for upload_id in ids:
+            await ask(gateway.port, "/upload", "POST", twenty, x_upload_id=upload_id)
+        assert (len(board._asked), board._asked._parts) == (1, 20)
+        assert await progress(gateway, ids[0]) == 404
+        assert len((await progress(gateway, ids[1]))["parts"]) == 20
         answer = await ask(gateway.port, "/upload", "POST", form(*[file(b"a")] * 20))  # nobody has asked for this one
         told = await progress(gateway, answer.headers["location"].rpartition("/")[2])
         assert (len(told["parts"]), told["more_parts"]) == (8, 12)
