@@ -136,7 +136,7 @@ class TestUploads:
             _is_problem(answer, 405, "method-not-allowed")
             assert answer.headers["allow"] == allow
 
-    @pytest.mark.parametrize("target", ["/", "/nothing", "/upload/a/b", "/files", "/UPLOAD", "//upload"])
+    @pytest.mark.parametrize("target", ["/page/nothing", "/nothing", "/upload/a/b", "/files", "/UPLOAD", "//upload"])
     async def test_any_other_path_is_not_found(self, gateway: RunningGateway, target: str) -> None:
         _is_problem(await ask(gateway.port, target), 404, "not-found")
 
@@ -339,7 +339,7 @@ async def test_a_path_with_a_slash_too_much_is_told_what_was_meant(
     assert f"but at {meant}, without" in answer.json()["detail"]
 
 
-@pytest.mark.parametrize("path", ["/", "//", "/nothing/", "/uploadx/", "/proxy/x", "/proxyx//"])
+@pytest.mark.parametrize("path", ["//", "/pages", "/nothing/", "/uploadx/", "/proxy/x", "/proxyx//"])
 async def test_any_other_path_is_told_nothing(gateway: RunningGateway, path: str) -> None:
     assert (await ask(gateway.port, path)).json()["detail"] == "there is nothing at this path"
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import shutil
+import socket
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -26,7 +27,7 @@ pytestmark = [
 ]
 
 MIB = 1 << 20
-SOCKETS_BYTES = 8 * MIB
+SOCKETS_BYTES, RECEIVED_BYTES = 8 * MIB, 2 * MIB
 ROUTES = [{"path": "/upload", "parts": [{"sinks": ["disk", "api"]}]}]
 PAGE = {"enabled": True}
 SHOTS = Path(os.environ["GATEWAY_SCREENSHOTS"]) if "GATEWAY_SCREENSHOTS" in os.environ else None
@@ -62,6 +63,10 @@ class Destination:
         self.app.router.add_post("/upload", self._take)
 
     async def _take(self, request: web.Request) -> web.Response:
+        assert request.transport is not None
+        # by itself the system would let it grow to as much as it is configured to
+        held = request.transport.get_extra_info("socket")
+        held.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, RECEIVED_BYTES)
         loop = asyncio.get_running_loop()
         began, read = loop.time(), 0
         try:

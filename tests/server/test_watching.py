@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import resource
+import socket
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 from typing import Any
@@ -21,6 +22,8 @@ from tests.support.doubles import RefusingUpstream, closed_port
 MIB = 1 << 20
 SOCKETS_BYTES = 8 * MIB
 """What the sockets between us and a destination hold at most."""
+RECEIVED_BYTES = 2 * MIB
+"""Of these, the destination's: by itself the system would let it grow to as much as it is configured to."""
 
 
 class SlowReader:
@@ -34,6 +37,9 @@ class SlowReader:
         self.app.router.add_post("/upload", self._take)
 
     async def _take(self, request: web.Request) -> web.Response:
+        assert request.transport is not None
+        held = request.transport.get_extra_info("socket")
+        held.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, RECEIVED_BYTES)
         async for chunk in request.content.iter_any():
             self.read_bytes += len(chunk)
             await asyncio.sleep(len(chunk) / self.rate)
