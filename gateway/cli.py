@@ -28,10 +28,12 @@ from gateway.config.messages import ConfigError
 from gateway.config.policies import make_policies, open_to_others
 from gateway.config.settings import Settings
 from gateway.config.sinks import RelaySettings
+from gateway.errors import GatewayError
 from gateway.http.urls import authority
 from gateway.model import Part
 from gateway.server.demo_destination import receiver_app
 from gateway.server.logs import LOG_FORMATS, LogFormat, configure_logging
+from gateway.server.probing import probe
 from gateway.server.serve import run, serve
 from gateway.server.signals import until_signalled
 from gateway.server.workers import WorkersFailed, supervise
@@ -60,7 +62,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 serving = _serve(settings, log_format=log_format, receiver_port=options.with_receiver)
                 run(serving, event_loop=event_loop)
             case "check":
-                _check(load(options.config))
+                settings = load(options.config)
+                _check(settings)
+                return asyncio.run(_probe(settings)) if options.probe else 0
             case "explain":
                 return _explain(load(options.config), options)
             case "key":
@@ -118,6 +122,9 @@ def _parser() -> argparse.ArgumentParser:
     )
     check = commands.add_parser(
         "check", help="is the configuration valid, and what does it mean? memory, routes, warnings"
+    )
+    check.add_argument(
+        "--probe", action="store_true", help="open each sink, too; write, read and remove something in each store"
     )
     explain = commands.add_parser("explain", help="say which rule takes a file")
     explain.add_argument("--path", default="/upload", help="the route's path (default: %(default)s)")
@@ -273,6 +280,19 @@ def _check(settings: Settings) -> None:
         print(f"warning: {doubt}")
     for variable in unknown_variables(settings.model_dump()):
         print(f"warning: {variable} is no variable of the gateway's")
+
+
+async def _probe(settings: Settings) -> int:
+    """A line for each sink; 1 where one cannot be used."""
+    sinks, _ = make_sinks_and_flows(settings)
+    status = 0
+    for name, sink in sinks.items():
+        try:
+            print(f"probe of {name}: {await probe(sink)}")
+        except (GatewayError, OSError) as error:
+            print(f"probe of {name}: failed: {error}")
+            status = 1
+    return status
 
 
 def _print_bound(settings: Settings) -> None:
