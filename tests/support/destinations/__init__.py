@@ -96,8 +96,8 @@ def _receiver(directory: Path) -> Iterator[str]:
 
 
 @contextmanager
-def nginx_before(url: str, directory: Path, *, buffering: str) -> Iterator[str]:
-    """An nginx that passes requests on to a URL, with `proxy_request_buffering` "on" or "off"."""
+def nginx_before(url: str, directory: Path, *, buffering: str, others: Sequence[str] = ()) -> Iterator[str]:
+    """An nginx that passes requests on to a URL, or to others in turn, with `proxy_request_buffering` "on" or "off"."""
     # Debian keeps it where only root looks
     command = shutil.which("nginx", path=os.environ.get("PATH", "") + ":/usr/sbin:/usr/local/sbin")
     if command is None:
@@ -105,10 +105,12 @@ def nginx_before(url: str, directory: Path, *, buffering: str) -> Iterator[str]:
     (directory / "tmp").mkdir()
     port = free_port()
     temporary = " ".join(f"{kind}_temp_path tmp;" for kind in ("client_body", "proxy", "fastcgi", "uwsgi", "scgi"))
+    servers = " ".join(f"server {one.partition('://')[2]} max_fails=0;" for one in (url, *others))
+    upstream, target = (f"upstream gateways {{ {servers} }}", "http://gateways") if others else ("", url)
     (directory / "nginx.conf").write_text(
         f"{'user root;' if os.geteuid() == 0 else ''} daemon off; worker_processes 1; pid nginx.pid;\n"
         f"error_log stderr; events {{}} http {{ {temporary} access_log off; client_max_body_size 0;\n"
-        f"server {{ listen 127.0.0.1:{port}; location / {{ proxy_pass {url};\n"
+        f"{upstream} server {{ listen 127.0.0.1:{port}; location / {{ proxy_pass {target};\n"
         f"proxy_http_version 1.1; proxy_request_buffering {buffering}; }} }} }}\n"
     )
     arguments = ["-p", f"{directory}/", "-c", "nginx.conf", "-e", "stderr"]
