@@ -75,9 +75,11 @@ class Gate:
         """Uploads in progress."""
         return self.uploads.in_flight
 
-    def slot(self) -> AbstractContextManager[None]:
-        """For an upload. Raises Busy, Draining."""
-        if self.draining:
+    def slot(self, *, begins_late: bool = False) -> AbstractContextManager[None]:
+        """For an upload, of a client that had connected before the gateway drained if it `begins_late`. Raises Busy,
+        Draining.
+        """
+        if self.draining and not begins_late:
             raise Draining
         return self.uploads.slot()
 

@@ -76,6 +76,7 @@ class Connection(RequestHandler):
         "_received",
         "_refused",
         "_refused_from",
+        "may_begin",
     )
 
     def __init__(
@@ -111,6 +112,7 @@ class Connection(RequestHandler):
         """Whether as many as are served were there before this one."""
         self._is_over = is_over
         """Whether there are more than that now."""
+        self.may_begin = False
         self._received = bytearray()
         """From the beginning of a request on that is not begun."""
         self._looked_at = 0
@@ -142,6 +144,16 @@ class Connection(RequestHandler):
         self._stop_head_clock()
         if self._refused is not None:
             self._refused.feed_eof()
+
+    @property
+    def has_had_none(self) -> bool:
+        """Whether no request has come yet, and one still may."""
+        return not self._request_count and not self._has_ended
+
+    @property
+    def begins_late(self) -> bool:
+        """Whether its request now is the first one, and was let begin although the gateway drains."""
+        return self.may_begin and self._request_count == 1
 
     def data_received(self, data: bytes) -> None:
         """What came, by segments. b"" is aiohttp's own, when whoever reads a body has taken some of it."""

@@ -95,6 +95,16 @@ class Server(web.Server):
         self._listeners.append(listener)
         return listener
 
+    def let_begin(self) -> None:
+        """The first request of each connection that has had none may begin from now on, although nothing else may."""
+        for connection in self._accepted:
+            connection.may_begin = connection.has_had_none
+
+    @property
+    def awaits_beginnings(self) -> bool:
+        """Whether some of them have not come."""
+        return any(connection.may_begin and connection.has_had_none for connection in self._accepted)
+
     def connection_lost(self, handler: Any, exc: BaseException | None = None) -> None:
         """As aiohttp's."""
         super().connection_lost(handler, exc)
@@ -186,9 +196,11 @@ class Listener:
         self._loop.add_reader(bound, self._accept)
 
     def close(self) -> None:
-        """Accept no more; what waits with the system is refused by it, unless other processes listen there, too."""
+        """Accept what waits with the system, which would reset it, and no more."""
         if self._socket.fileno() < 0:
             return
+        if self._retry is None:
+            self._accept()
         self._loop.remove_reader(self._socket)
         self._socket.close()
         if self._retry is not None:

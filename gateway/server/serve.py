@@ -53,6 +53,9 @@ _ABORT_SECONDS = 5
 """For what was broken off to be removed from its sinks."""
 _REMOVAL_SECONDS = 0.5
 """For what a disk that hangs has not removed by then."""
+_FIRST_REQUEST_SECONDS = 0.5
+"""For those who have connected before the end began to say what they want."""
+_LOOKS = 25
 _CLEANUP_SECONDS = 2
 """For connections that are idle, or whose upload was cancelled just now."""
 _MANAGEMENT_CONNECTIONS = 16
@@ -148,10 +151,22 @@ class DrainingRunner(ListeningRunner):
             if self.management is not None:
                 await self.management.cleanup()
 
+    async def _first_requests(self) -> None:
+        """Of connections that were let in before: who could connect was not refused, and does not try again."""
+        assert isinstance(self.server, Server)
+        self.server.let_begin()
+        for _ in range(_LOOKS):
+            if not self.server.awaits_beginnings:
+                break
+            await asyncio.sleep(_FIRST_REQUEST_SECONDS / _LOOKS)
+        await asyncio.sleep(0.01)  # for the last one to get as far as its handler
+
     async def _drain(self) -> None:
         services, ending = self.app[SERVICES], self._ending
         services.gate.draining = True
         self.accept_no_more()
+        if not ending.hurried:
+            await self._first_requests()
         if services.requests and not ending.hurried:
             log.info(
                 "draining: %d requests in progress; another SIGTERM or SIGINT breaks them off", len(services.requests)

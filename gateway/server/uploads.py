@@ -20,6 +20,7 @@ from gateway.model import Part, Upload
 from gateway.multipart.codec import Event
 from gateway.multipart.reader import StreamingMultipartReader, raw_body_events, raw_part
 from gateway.server.access import Charge, admitted
+from gateway.server.connection import Connection
 from gateway.server.logs import tell_also
 from gateway.server.record import UploadRecord, log_upload
 from gateway.server.results import converted, created
@@ -68,7 +69,8 @@ class UploadHandler:
                 upload = self._described(request, services, who, multipart=multipart)
                 await charge.begin(upload.content_length)
                 held.enter_context(services.quotas.share(who, request[CLIENT]))
-                held.enter_context(services.gate.slot())
+                begins_late = isinstance(request.protocol, Connection) and request.protocol.begins_late
+                held.enter_context(services.gate.slot(begins_late=begins_late))
             except GatewayError as error:
                 services.metrics.upload_refused(route=route.path, outcome=error.slug())
                 log_upload(upload_id, request[SENT_REQUEST_ID], route.path, error.slug(), error=error)

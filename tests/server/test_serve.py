@@ -156,6 +156,19 @@ class TestG6CleanDrain:
             assert await _exit_code(process) == 0
 
     @pytest.mark.sockets
+    async def test_who_has_connected_before_may_begin_his_first_request(self, tmp_path: Path) -> None:
+        """He was not refused, so that no proxy would send it elsewhere."""
+        with gateway_process(tmp_path) as process:
+            async with Client(process.port) as client:
+                process.terminate()
+                await self._refused(process.port)
+                await client.send(head(content_length=len(BODY)) + BODY)
+                answer = await client.answer()
+                assert (answer.status, answer.headers["connection"]) == (201, "close")
+            assert await _exit_code(process) == 0
+        assert _stored(tmp_path / "uploads") == [answer.json()["upload"]]
+
+    @pytest.mark.sockets
     async def test_an_upload_that_outlives_the_drain_is_broken_off_and_leaves_nothing(self, tmp_path: Path) -> None:
         with gateway_process(tmp_path, "server.drain_seconds = 1") as process:
             async with _half_sent(process, tmp_path / "uploads") as client:

@@ -15,7 +15,6 @@ import socket
 import subprocess
 import sys
 import time
-import urllib.request
 from pathlib import Path
 
 _COMMON = """[DEFAULT]
@@ -92,7 +91,7 @@ def main(directory: Path, port: int) -> None:
     servers = [_start(directory, kind, number) for kind, number in {**ports, "proxy": port}.items()]
     signal.signal(signal.SIGTERM, lambda *_: sys.exit())
     try:
-        _wait_for(f"http://127.0.0.1:{port}/healthcheck", servers)
+        _wait_for([*ports.values(), port], servers)
         print(f"http://127.0.0.1:{port}", flush=True)
         sys.stdin.read()
     finally:
@@ -132,13 +131,14 @@ def _free_port() -> int:
         return int(one.getsockname()[1])
 
 
-def _wait_for(url: str, servers: list[subprocess.Popen[bytes]]) -> None:
+def _wait_for(ports: list[int], servers: list[subprocess.Popen[bytes]]) -> None:
     deadline = time.monotonic() + _SECONDS
     while True:
         if any(server.poll() is not None for server in servers) or time.monotonic() > deadline:
             sys.exit("Swift does not start; its log is in its directory")
         try:
-            urllib.request.urlopen(url, timeout=1).close()
+            for port in ports:
+                socket.create_connection(("127.0.0.1", port), 5).close()
         except OSError:
             time.sleep(0.05)
         else:
