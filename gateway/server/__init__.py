@@ -3,8 +3,18 @@
 from __future__ import annotations
 
 from gateway.server.logs import LOG_FORMATS, LogFormat, configure_logging
+from gateway.server.probing import probe
 from gateway.server.serve import run
 from gateway.server.signals import until_signalled
 from gateway.server.workers import WorkersFailed, supervise
 
-__all__ = ["LOG_FORMATS", "LogFormat", "WorkersFailed", "configure_logging", "run", "supervise", "until_signalled"]
+__all__ = [
+    "LOG_FORMATS",
+    "LogFormat",
+    "WorkersFailed",
+    "configure_logging",
+    "probe",
+    "run",
+    "supervise",
+    "until_signalled",
+]
