@@ -11,7 +11,7 @@ WORKERS ?= 4
 BESIDE = --numprocesses $(WORKERS)
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 
-.PHONY: serve test aiohttp-tests check lint format docs bench bench-smoke fuzz soak audit sbom attack bound screenshots lock system-packages clean
+.PHONY: serve test aiohttp-tests check lint format docs bench bench-smoke fuzz objects soak audit sbom attack bound screenshots lock system-packages clean
 
 # The gateway with its demo destination. Ctrl-C, or SIGTERM, drains it.
 serve: .venv/.serving
@@ -73,6 +73,10 @@ bound: .venv/.testing
 # is among the tests. make fuzz ARGS='--runs 1000000 codec'
 fuzz: .venv/.fuzzing
 	$(BIN)/python -m tests.fuzz $(ARGS)
+
+# Object storage beside what its client alone does, and the memory of 3 GiB of unknown length; minutes, on a real server.
+objects: .venv/.testing .venv/.swift
+	$(BIN)/python -m tests.bench.objects $(ARGS)
 
 # All kinds of clients at once, two minutes long: make soak ARGS='--minutes 60 --workers 2'
 soak: .venv/.testing

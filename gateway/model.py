@@ -233,6 +233,8 @@ class Upload:
     """What the application's hook wants to stand in the manifest."""
     fields: Sequence[tuple[str, str]] = ()
     """Name and value of what it wants relays to send along."""
+    id_chosen: bool = False
+    """Whether the client has chosen `id`, so that another one may come with the same elsewhere."""
     parts_alone: bool = False
     """Whether a sink may complete a part before the upload is whole: each is kept for itself (`keep = "each"`)."""
 

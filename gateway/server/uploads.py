@@ -149,6 +149,7 @@ class UploadHandler:
             identity=who.name,
             metadata=who.metadata,
             fields=who.fields,
+            id_chosen=CHOSEN_ID in request.headers,
             parts_alone=self._route.keep_each,
         )
 

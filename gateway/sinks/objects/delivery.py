@@ -14,6 +14,7 @@ from typing import Protocol
 
 from gateway.concurrency.pipe import Progress, batches
 from gateway.concurrency.tasks import OwnTasks
+from gateway.errors import Conflict
 from gateway.model import Part, Receipt, Upload
 from gateway.sinks import Delivery
 from gateway.sinks.objects import layout
@@ -68,6 +69,14 @@ class ObjectDelivery(Delivery):
     def keep_time(self, progress: Progress) -> None:
         """Each small file that is taken is a move, too."""
         self._progress = progress
+
+    async def claim(self) -> None:
+        """Of all who come with this id, at whichever replica, have it to itself until the end. Raises Conflict."""
+        is_ours = await self._puts.finish(self._bucket.put(f"{self.key}{RUNNING}", b"", create=True))
+        if is_ours:
+            self._given.add(f"{self.key}{RUNNING}")
+        if not is_ours or await self._bucket.head(f"{self.key}{MANIFEST}") is not None:
+            raise Conflict(f"the upload id {self.upload_id} is taken")
 
     # -- parts
 
@@ -176,5 +185,7 @@ class ObjectDelivery(Delivery):
                 await self._bucket.delete([f"{self.key}{RUNNING}"])
             return
         await asyncio.gather(*[writer.abort() for writer in self._writers.values()])
-        if self._given:
+        if self._given == {f"{self.key}{RUNNING}"}:
+            await self._bucket.delete(self._given)  # what else is there is not ours
+        elif self._given:
             await remove_prefix(self._bucket, self.upload_id, self._given)

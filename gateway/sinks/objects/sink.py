@@ -111,6 +111,8 @@ class ObjectSink(Store):
         delivery = ObjectDelivery(upload, self._bucket, self)
         self._open.add(delivery)
         try:
+            if upload.id_chosen:
+                await delivery.claim()
             yield delivery
         finally:
             ending = self._endings.start(self._end(delivery))
