@@ -139,6 +139,26 @@ IN_A_FILE = [
         '[sinks.new]\ntype = "dsik"',
         "sinks.new.type: should be disk, objects, relay, discard, or of the form package.module:Class (my.toml)",
     ),
+    (
+        '[sinks.b]\ntype = "objects"\nurl = "http://host/bucket"',
+        "sinks.b.url: not one of s3://bucket, gs://bucket, az://account/container, file:///directory, memory:// (my.toml)",
+    ),
+    (
+        '[sinks.b]\ntype = "objects"\nurl = "s3://bucket"\nprefix = "/up"',
+        "sinks.b.prefix: not segments of letters, digits and !_.*'()=- between slashes (my.toml)",
+    ),
+    (
+        '[sinks.b]\ntype = "objects"\nurl = "s3://bucket"\npart_bytes = 1048576',
+        "sinks.b.part_bytes: should be greater than or equal to 5242880 (my.toml)",
+    ),
+    (
+        '[sinks.b]\ntype = "objects"\nurl = "s3://bucket"\nmax_part_bytes = 8388608',
+        "sinks.b: max_part_bytes is 8388608, less than part_bytes (my.toml)",
+    ),
+    (
+        '[sinks.b]\ntype = "objects"\nurl = "memory://"\nredirect = true',
+        "sinks.b: redirect: nobody can be sent to a directory, or to this memory (my.toml)",
+    ),
     ('[sinks.disk]\nrooot = "var"', "sinks.disk.rooot: there is no such key; did you mean root? (my.toml)"),
     ('[sinks.disk]\nroot = ""', "sinks.disk.root: should not be empty (my.toml)"),
     ('[sinks.disk]\nfsync = "maybe"', "sinks.disk.fsync: should be true or false (my.toml)"),
@@ -306,6 +326,20 @@ IN_A_FILE = [
     (
         '[sinks.b]\ntype = "disk"\n[[routes]]\npath = "/x"\nparts = [{sinks = ["disk", "b"]}]',
         "routes.0: disk and b have one root, where an upload can lie only once (sinks.b.root)",
+    ),
+    (
+        '[sinks.a]\ntype = "objects"\nurl = "s3://bucket"\n[sinks.b]\ntype = "objects"\nurl = "s3://bucket/"\n'
+        '[[routes]]\npath = "/x"\nparts = [{sinks = ["a", "b"]}]',
+        "routes.0: a and b have one prefix, where an upload can lie only once (sinks.b.prefix)",
+    ),
+    (
+        '[sinks.a]\ntype = "objects"\nurl = "s3://bucket"\nkeep_seconds = 5\n'
+        '[[routes]]\npath = "/x"\nparts = [{sinks = ["disk", "a"]}]',
+        "routes.0: its stores have different keep_seconds, so that an upload would expire in part",
+    ),
+    (
+        '[server]\nworkers = 2\n[sinks.a]\ntype = "objects"\nurl = "memory://"',
+        "sinks.a.url: each of the 2 workers would have a memory of its own",
     ),
     ('[[routes]]\npath = "/x"\nparts = [{sinks = "disk"}]', "routes.0.parts.0.sinks: should be a list (my.toml)"),
     ('[[routes]]\npath = "/x"\nparts = [{sinks = []}]', "routes.0.parts.0.sinks: should not be empty (my.toml)"),
