@@ -9,6 +9,7 @@ class TestDisk(StoreContract):
 from __future__ import annotations
 
 import asyncio
+import gzip
 import io
 import json
 import zipfile
@@ -46,7 +47,7 @@ class StoreContract:
 
     async def _started(self, subject: StoreSubject, start_gateway: StartGateway, **more: Any) -> RunningGateway:
         settings = {**subject.settings, **more.pop("settings", {})}
-        rule = {"sinks": [*more.pop("beside", []), "kept"]}
+        rule = {"flows": more.pop("flows", []), "sinks": [*more.pop("beside", []), "kept"]}
         routes = [{"path": "/in", "parts": [rule], **more.pop("route", {})}]
         return await start_gateway(sinks={"kept": settings, **more.pop("sinks", {})}, routes=routes, **more)
 
@@ -190,7 +191,22 @@ class StoreContract:
                 assert answer.status == 204
         assert await self._left(subject, gateway) == []
 
-    async def test_it_may_stand_beside_a_disk_a_relay_and_a_flow(
+    async def test_what_flows_make_of_a_file_is_given_back(
+        self, subject: StoreSubject, start_gateway: StartGateway
+    ) -> None:
+        gateway = await self._started(subject, start_gateway, flows=["gzip"])
+        async with ClientSession(gateway.url, auto_decompress=False) as session:
+            async with session.post("/in", data=form((b"file", b"a.txt", _LARGE)), headers=FORM) as answer:
+                assert answer.status == 201
+                (part,) = (await answer.json())["parts"]
+            (receipt,) = part["receipts"]
+            assert (part["sha256"], receipt["filename"]) == (sha256(_LARGE), "a.txt.gz")
+            async with session.get(receipt["location"]) as answer:
+                made = await answer.read()
+                assert (gzip.decompress(made), sha256(made)) == (_LARGE, receipt["sha256"])
+                assert answer.headers["Content-Disposition"].endswith("a.txt.gz")
+
+    async def test_it_may_stand_beside_a_disk_and_a_relay(
         self, subject: StoreSubject, start_gateway: StartGateway, start_destination: Any
     ) -> None:
         destination = await start_destination()

@@ -111,6 +111,31 @@ async def test_a_store_that_fails_is_an_error_of_its_own_and_keeps_nothing(name:
             assert answer.status == 404
 
 
+@pytest.mark.parametrize("is_well", [True, False])
+async def test_as_best_effort_a_bucket_fails_no_upload_and_what_it_missed_is_not_there(
+    is_well: bool, setting: Setting
+) -> None:
+    best_effort = {"sink": "bucket", "mode": "best_effort", "lag_bytes": 20 << 20, "lag_seconds": 10 if is_well else 1}
+    gateway = await setting.start(
+        sinks={"bucket": {**setting.place.settings, "part_bytes": 5 << 20}},
+        routes=[{"path": "/in", "parts": [{"sinks": ["disk", best_effort]}]}],
+        limits={"stall_seconds": _STALL_SECONDS},
+    )
+    if not is_well:
+        setting.store.fails = always("part", "hang")
+    async with ClientSession(gateway.url) as session, asyncio.timeout(_SECONDS):
+        status, manifest = await answer_of(session, "/in", form((b"file", b"a.bin", _LARGE)))
+        assert status == 201
+        kept, missed = manifest["parts"][0]["receipts"]
+        assert ("dropped" in kept, "dropped" in missed) == (False, not is_well)
+        setting.store.fails = lambda call: None
+        if is_well:
+            assert sorted(name.partition("/")[2] for name in setting.left()) == ["0", "manifest.json"]
+            async with session.delete(f"/uploads/{manifest['upload']}") as answer:
+                assert answer.status == 204
+        await setting.nothing_left()
+
+
 async def test_a_store_that_asks_to_slow_down_is_asked_again(setting: Setting) -> None:
     gateway = await setting.gateway()
     setting.store.fails = lambda call: 503 if call.kind in ("part", "puts") and call.number < 2 else None

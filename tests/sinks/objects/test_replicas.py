@@ -165,6 +165,21 @@ async def _after_a_day(place: Place) -> None:
         client.abort_multipart_upload(Bucket=name, Key=one["Key"], UploadId=one["UploadId"])
 
 
+async def test_each_worker_has_a_client_of_its_own(place: Place, tmp_path: Path) -> None:
+    """One that was made before the fork would hang in its children."""
+    config = (
+        f'[sinks.bucket]\ntype = "objects"\nurl = "{place.url}"\nprefix = "{place.prefix}"\n'
+        '[[routes]]\npath = "/upload"\nparts = [{ sinks = ["bucket"] }]\n[server]\nworkers = 2\n'
+    )
+    with gateway_process(tmp_path, config, **place.environment) as process:
+        async with ClientSession(process.url, connector=TCPConnector(force_close=True)) as session:
+            for _ in range(6):
+                status, manifest = await answer_of(session, "/upload", form((b"file", b"a", b"x")))
+                assert status == 201
+                async with session.get(f"/files/{manifest['upload']}/0") as answer:
+                    assert await answer.read() == b"x"
+
+
 async def test_replicas_are_replaced_one_by_one_under_load_and_no_upload_fails_or_is_there_twice(
     place: Place, tmp_path: Path
 ) -> None:
