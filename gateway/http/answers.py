@@ -95,9 +95,9 @@ async def delivered(request: web.Request, response: web.Response, *, prefix: str
     return stream
 
 
-async def strip_aiohttp_headers(request: web.Request, response: web.StreamResponse) -> None:
-    """A signal handler: aiohttp adds headers of its own to a destination's answer, take them out again; in an answer of
-    ours it says its version, and Python's.
+def strip_aiohttp_headers(response: web.StreamResponse) -> None:
+    """Of an answer about to be sent: aiohttp adds headers of its own to a destination's answer, take them out again; in
+    an answer of ours it says its version, and Python's.
     """
     if PASSED_THROUGH not in response:
         response.headers[hdrs.SERVER] = SERVER_NAME

@@ -107,12 +107,17 @@ def end_to_end(headers: Iterable[tuple[str, str]]) -> list[tuple[str, str]]:
     What a proxy says of its client is not among them, whatever Connection says: it is there to be passed on, and its
     client may have written Connection.
     """
-    headers = list(headers)
+    return [(name, value) for _, name, value in _lowered(headers)]
+
+
+def _lowered(headers: Iterable[tuple[str, str]]) -> list[tuple[str, str, str]]:
+    """The same, each behind its name in lower case."""
+    lowered = [(name.lower(), name, value) for name, value in headers]
     named = {
-        token.strip().lower() for name, value in headers if name.lower() == "connection" for token in value.split(",")
+        token.strip().lower() for lower, _, value in lowered if lower == "connection" for token in value.split(",")
     }
-    drop = _HOP_BY_HOP | {name for name in named if not names_origin(name)}
-    return [(name, value) for name, value in headers if name.lower() not in drop]
+    drop = _HOP_BY_HOP | {name for name in named if not names_origin(name)} if named else _HOP_BY_HOP
+    return [header for header in lowered if header[0] not in drop]
 
 
 def believed(
@@ -122,14 +127,13 @@ def believed(
 
     Of what they say about where the request comes from, what a trusted proxy of that family writes; else nothing.
     """
-    kept = []
-    for name, value in end_to_end(headers):
-        lower = name.lower()
-        if lower == "proxy" or not _CGI_SAFE.fullmatch(lower):
-            continue
-        if not names_origin(lower) or (trusted and is_believed(lower, family)):
-            kept.append((name, value))
-    return kept
+    return [
+        (name, value)
+        for lower, name, value in _lowered(headers)
+        if lower != "proxy"
+        and _CGI_SAFE.fullmatch(lower)
+        and (not names_origin(lower) or (trusted and is_believed(lower, family)))
+    ]
 
 
 def cgi_name(name: str) -> str:
@@ -137,9 +141,8 @@ def cgi_name(name: str) -> str:
     return re.sub(r"[^A-Z0-9]", "_", name.upper())
 
 
-def request_id(headers: Iterable[tuple[str, str]], made: str) -> str:
+def request_id(values: Sequence[str], made: str) -> str:
     """The client's X-Request-ID if there is one that is 1 to 128 visible ASCII characters, else `made`."""
-    values = [value for name, value in headers if name.lower() == "x-request-id"]
     return values[0] if len(values) == 1 and _REQUEST_ID.fullmatch(values[0]) else made
 
 

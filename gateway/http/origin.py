@@ -12,7 +12,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
+from functools import lru_cache
 from ipaddress import IPv6Address, ip_address, ip_network
 from typing import Literal
 
@@ -38,6 +39,8 @@ _TCHARS = r"[!#$%&'*+\-.^_`|~0-9A-Za-z]+"
 TOKEN = re.compile(_TCHARS)
 _PAIR = re.compile(rf'({_TCHARS})=("(?:[\t\x20\x21\x23-\x5b\x5d-\x7e]|\\[\t\x20-\x7e])*"|{_TCHARS})')
 _BETWEEN_PAIRS = re.compile(r"[ \t]*(?:(;)|,)[ \t]*")
+_REMEMBERED = 1024
+"""Addresses: whoever connects is asked about some times per request."""
 _WITH_PORT = re.compile(r"\[?([0-9A-Fa-f.:]+?)\]?:([0-9]{1,5})")
 _VISIBLE = re.compile(r"[\x21-\x7e]+")
 
@@ -75,10 +78,12 @@ class TrustedNetworks:
                 self._networks.append(ip_network(text))
             except ValueError as error:
                 raise ValueError(f"{text} is not a range of addresses such as 10.1.0.0/16: {error}") from error
+        self._found = lru_cache(maxsize=_REMEMBERED)(self._look_up)
 
     def __contains__(self, peer: str) -> bool:
-        if not self._networks:
-            return False
+        return self._found(peer)
+
+    def _look_up(self, peer: str) -> bool:
         try:
             address = ip_address(peer)
         except ValueError:
@@ -88,7 +93,7 @@ class TrustedNetworks:
         return any(address in network for network in self._networks)
 
 
-def client_address(headers: Sequence[tuple[str, str]], peer: str, *, trusted: TrustedNetworks, family: Family) -> str:
+def client_address(headers: Iterable[tuple[str, str]], peer: str, *, trusted: TrustedNetworks, family: Family) -> str:
     """Where a request comes from: who is trusted tells for whom it speaks, and so on, as far as that are addresses.
 
     Of a peer that is not trusted nothing is looked at: it is the client.

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
-from typing import Protocol
+from typing import NamedTuple, Protocol
 from urllib.parse import unquote_to_bytes
 
 from aiohttp import HttpVersion11, hdrs, web
@@ -15,7 +15,7 @@ from gateway.model import Limits
 from gateway.multipart.content_type import MIXED_TYPES, boundary_of, other_parameters
 from gateway.multipart.headers import checked_name, filename_of, media_type
 
-__all__ = ["Gate", "SharedSlots", "Slots", "accept_body", "check_headers", "raw_filename"]
+__all__ = ["Form", "Gate", "SharedSlots", "Slots", "accept_body", "check_headers", "raw_filename"]
 
 _MEDIA_TYPE = re.compile(rb'[ \t]*[^\s;,"/]+/[^\s;,"/]+[ \t]*(?:;|\Z)')
 _FORM, _WEB_FORM = b"multipart/form-data", b"application/x-www-form-urlencoded"
@@ -84,25 +84,33 @@ class Gate:
         return self.uploads.slot()
 
 
-def check_headers(request: web.Request, limits: Limits, *, kind: str) -> bool:
-    """Whether the body is to be read as multipart, on a route of that kind. Raises what it is refused with.
+class Form(NamedTuple):
+    """A body that is read as multipart."""
+
+    boundary: bytes
+    is_form_data: bool
+    """Whether it is what browsers send, so that each part has a name."""
+
+
+def check_headers(request: web.Request, limits: Limits, *, kind: str) -> Form | None:
+    """How the body is to be read, on a route of that kind; None: as one file. Raises what it is refused with.
 
     `opaque` takes any body, and looks into none. The others take forms, and files as they are, whole: a body that is
     not what its bytes look like would be kept, or passed on, without what said so. By PUT it is a file, but on `relay`.
     """
-    multipart = False
+    form = None
     if kind != "opaque":
         _check_whole(request)
-        multipart = _is_multipart(request, kind)
-        if not multipart:
+        form = _form(request, kind)
+        if form is None:
             _check_once(request, hdrs.CONTENT_DISPOSITION)
             _check_once(request, "Content-Transfer-Encoding")
     declared = request.content_length
     if declared is not None:
-        for limit in (limits.max_body_bytes, 0 if multipart else limits.max_file_bytes):
+        for limit in (limits.max_body_bytes, 0 if form else limits.max_file_bytes):
             if limit and declared > limit:
                 raise TooLarge(f"the body is {declared} bytes, more than {limit}", limit=limit)
-    return multipart
+    return form
 
 
 def _check_once(request: web.Request, name: str) -> None:
@@ -127,7 +135,7 @@ def _values(request: web.Request, name: str) -> list[str]:
     return [value.strip() for value in request.headers.getall(name, ())]
 
 
-def _is_multipart(request: web.Request, kind: str) -> bool:
+def _form(request: web.Request, kind: str) -> Form | None:
     content_type = request.headers.get(hdrs.CONTENT_TYPE, "").encode("utf-8", "surrogateescape")
     found = media_type(content_type)
     is_form = b"multipart" in content_type.lower() or b"urlencoded" in content_type.lower()
@@ -139,14 +147,13 @@ def _is_multipart(request: web.Request, kind: str) -> bool:
     if found == _WEB_FORM and request.method != hdrs.METH_PUT and raw_filename(request) is None:
         raise NotMultipart(_WEB_FORM_DETAIL)
     if as_file or not found.startswith(b"multipart/"):
-        return False
+        return None
     if kind == "relay" and found in MIXED_TYPES:
         other_parameters(content_type)
     elif found != _FORM:
         also = ", multipart/mixed and multipart/related are" if kind == "relay" else " is"
         raise NotMultipart(f"of the multipart types only multipart/form-data{also} taken")
-    boundary_of(content_type)
-    return True
+    return Form(boundary_of(content_type), found == _FORM)
 
 
 def raw_filename(request: web.Request) -> bytes | None:

@@ -61,8 +61,9 @@ class Intake:
         """Whether the body was read to its end."""
 
     def __enter__(self) -> Intake:
-        self._receive_in_large_pieces()
-        self._timer.look()
+        if not self.is_here:
+            self._receive_in_large_pieces()
+            self._timer.look()
         return self
 
     def __exit__(self, *exc_info: object) -> None:
@@ -107,8 +108,6 @@ class Intake:
         through 100 KiB. asyncio's transports say with `max_size` how much they ask for; uvloop's cannot be told.
         """
         transport, declared = self._request.transport, self._request.content_length
-        if self._content.is_eof():
-            return
         _, high_water = self._content.get_read_buffer_limits()
         if getattr(transport, "max_size", high_water) < high_water and (declared is None or declared >= high_water):
             transport.max_size = high_water  # type: ignore[union-attr]

@@ -35,7 +35,7 @@ from gateway.multipart.content_type import boundary_of
 from gateway.multipart.headers import media_type
 from gateway.multipart.part_reader import StreamingBodyPartReader
 
-__all__ = ["ByteSource", "StreamingMultipartReader", "memory_shares", "raw_body_events"]
+__all__ = ["ByteSource", "StreamingMultipartReader", "decoded", "memory_shares", "raw_body_events"]
 
 
 _MAX_CHARSET_BYTES = 31
@@ -131,10 +131,9 @@ class StreamingMultipartReader(MultipartReader):
 
     # -- the gateway's own way: a batch of events per received buffer, so that one wake-up serves many parts
 
-    async def events(self) -> AsyncIterator[list[Event]]:
+    def events(self) -> AsyncIterator[list[Event]]:
         """Batches of events until the end of the body; raises Truncated if that comes before the closing delimiter."""
-        while batch := await self._receive():
-            yield batch
+        return decoded(self._source, self._decoder)
 
     async def _receive(self) -> list[Event]:
         """The next events, at least one; none at the end of the body."""
@@ -228,6 +227,14 @@ StreamingMultipartReader.multipart_reader_cls = _Fixed(None)  # type: ignore[ass
 def raw_part(filename: bytes | None, content_type: bytes | None, headers: Sequence[tuple[bytes, bytes]] = ()) -> Part:
     """What a body that is not multipart is taken for: the one file of a form, named `file`."""
     return Part(0, b"file", filename, content_type, headers, is_file=True)
+
+
+async def decoded(source: ByteSource, decoder: Decoder) -> AsyncIterator[list[Event]]:
+    """Batches of events until the end of the body; raises Truncated if that comes before the closing delimiter."""
+    while data := await source.readany():
+        if batch := decoder.receive(data):
+            yield batch
+    decoder.finish()
 
 
 async def raw_body_events(source: ByteSource, part: Part, *, keep_raw: bool = False) -> AsyncIterator[list[Event]]:

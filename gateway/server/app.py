@@ -18,12 +18,10 @@ from gateway.config.messages import ConfigError
 from gateway.config.policies import make_browsers, make_management_browsers, make_policies
 from gateway.config.settings import ServerSettings, Settings
 from gateway.downloads.remote import Downloader
-from gateway.http.answers import strip_aiohttp_headers
 from gateway.http.origin import TrustedNetworks
 from gateway.intake.admission import Gate, Slots
 from gateway.server.board import Board
-from gateway.server.browsers import tell_browsers
-from gateway.server.handlers import add_request_id, add_routes, problems
+from gateway.server.handlers import add_routes, complete_head, problems
 from gateway.server.metrics import Metrics
 from gateway.server.neighbours import Neighbours
 from gateway.server.openapi import api_description
@@ -122,9 +120,7 @@ def _application(settings: Settings, browsers: Browsers) -> web.Application:
     app = web.Application(
         middlewares=[problems], client_max_size=_READ_WHOLE_BYTES, handler_args=_handler_args(settings, browsers)
     )
-    app.on_response_prepare.append(strip_aiohttp_headers)
-    app.on_response_prepare.append(add_request_id)
-    app.on_response_prepare.append(tell_browsers)
+    app.on_response_prepare.append(complete_head)
     return app
 
 

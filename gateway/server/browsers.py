@@ -49,7 +49,7 @@ def is_foreign(request: web.Request, scope: str) -> bool:
     return cors is None or not cors.allows(head_origin(request.headers))
 
 
-async def tell_browsers(request: web.Request, response: web.StreamResponse) -> None:
-    """A signal handler: whichever answer it is, it says whose pages may read it."""
+def tell_browsers(request: web.Request, response: web.StreamResponse) -> None:
+    """Of an answer about to be sent: whichever it is, it says whose pages may read it."""
     browsers = request.app[SERVICES].browsers
     browsers.tell(response.headers, request.path, head_origin(request.headers), request.get(_METHODS, ""))

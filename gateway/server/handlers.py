@@ -28,6 +28,7 @@ from gateway.errors import (
     RefusedByHook,
     SinkFault,
 )
+from gateway.http.answers import strip_aiohttp_headers
 from gateway.http.forwarding import REQUEST_ID, proxy_status, request_id
 from gateway.http.origin import client_address
 from gateway.http.prefix import PREFIX, prefixed
@@ -35,7 +36,7 @@ from gateway.http.problems import problem
 from gateway.http.target import requested_host
 from gateway.intake.admission import check_headers
 from gateway.server.access import for_downloaders, for_readers
-from gateway.server.browsers import answer_preflight, check_host
+from gateway.server.browsers import answer_preflight, check_host, tell_browsers
 from gateway.server.logs import about
 from gateway.server.page_handlers import LINK_PATH, get_asset, get_link, get_page, get_root
 from gateway.server.record import log_refused, log_told, log_untaken, new_ulid, told
@@ -45,7 +46,7 @@ from gateway.server.uploads import UploadHandler
 from gateway.server.watching import PROGRESS_PATH, chosen_id, get_progress
 from gateway.sinks import Stage
 
-__all__ = ["add_request_id", "add_routes", "problems"]
+__all__ = ["add_routes", "complete_head", "problems"]
 
 log = logging.getLogger("gateway.uploads")
 
@@ -270,11 +271,10 @@ async def problems(request: web.Request, handler: Handler) -> web.StreamResponse
 
 
 def _identify(request: web.Request, services: Services) -> None:
-    headers = list(request.headers.items())
-    request[OWN_ID] = chosen_id(request) or new_ulid()
-    request[SENT_REQUEST_ID] = request_id(headers, request[OWN_ID])
+    own_id = request[OWN_ID] = chosen_id(request) or new_ulid()
+    request[SENT_REQUEST_ID] = request_id(request.headers.getall(REQUEST_ID, ()), own_id)
     request[CLIENT] = client_address(
-        headers, request.remote or "", trusted=services.trusted, family=services.trusted_header
+        request.headers.items(), request.remote or "", trusted=services.trusted, family=services.trusted_header
     )
 
 
@@ -325,7 +325,11 @@ def _of_hook(error: RefusedByHook, *, close: bool) -> web.Response:
     return response
 
 
-async def add_request_id(request: web.Request, response: web.StreamResponse) -> None:
-    """A signal handler: whoever asked can tell which line of the log is theirs. It replaces a destination's own."""
+async def complete_head(request: web.Request, response: web.StreamResponse) -> None:
+    """A signal handler: what every answer says, a destination's, too. Whoever asked can tell by its id which line of the
+    log is theirs.
+    """
+    strip_aiohttp_headers(response)
     if identity := request.get(SENT_REQUEST_ID):
         response.headers[REQUEST_ID] = identity
+    tell_browsers(request, response)

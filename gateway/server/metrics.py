@@ -10,6 +10,7 @@ import os
 from collections.abc import Mapping
 from pathlib import Path
 from types import MappingProxyType
+from typing import Any
 
 from prometheus_client import (
     CollectorRegistry,
@@ -44,6 +45,8 @@ class Metrics:
 
     def __init__(self, shared: Path | None = None) -> None:
         self._shared = shared
+        self._children: dict[tuple[object, ...], Any] = {}
+        """Of the families below, by family and labels: to look one up there costs more than to count."""
         self._registry = CollectorRegistry()
         self._uploads = Counter(
             "gateway_uploads", "Uploads that ended, by route and outcome", ["route", "outcome"], registry=self._registry
@@ -91,7 +94,7 @@ class Metrics:
 
     def download_ended(self, outcome: str) -> None:
         """`outcome` is `ok` or the slug of an error."""
-        self._downloads.labels(outcome).inc()
+        self._child(self._downloads, outcome).inc()
 
     def upload_began(self) -> None:
         """One that was let in; `upload_ended` follows."""
@@ -111,17 +114,24 @@ class Metrics:
         early answer) or the slug of an error; `dropped` are the best-effort sinks that were, and why.
         """
         self._in_flight.dec()
-        self._uploads.labels(route, outcome).inc()
-        self._received.labels(route).inc(received_bytes)
-        self._seconds.labels(route).observe(seconds)
+        child = self._child
+        child(self._uploads, route, outcome).inc()
+        child(self._received, route).inc(received_bytes)
+        child(self._seconds, route).observe(seconds)
         for sink, size in sink_bytes.items():
-            self._sunk.labels(sink).inc(size)
+            child(self._sunk, sink).inc(size)
         for sink, reason in dropped.items():
-            self._dropped.labels(sink, reason).inc()
+            child(self._dropped, sink, reason).inc()
 
     def upload_refused(self, *, route: str, outcome: str) -> None:
         """One that was not let in; `outcome` is the slug of the error."""
-        self._uploads.labels(route, outcome).inc()
+        self._child(self._uploads, route, outcome).inc()
+
+    def _child(self, family: Counter | Histogram, *labels: str) -> Any:
+        found = self._children.get((family, *labels))
+        if found is None:
+            found = self._children[family, *labels] = family.labels(*labels)
+        return found
 
     def text(self) -> bytes:
         """Prometheus' text format; of all processes where they share."""

@@ -14,11 +14,11 @@ from gateway.errors import GatewayError
 from gateway.http.answers import delivered, passed_through
 from gateway.http.forwarding import believed, check_loop
 from gateway.http.prefix import PREFIX
-from gateway.intake.admission import accept_body, check_headers, raw_filename
+from gateway.intake.admission import Form, accept_body, check_headers, raw_filename
 from gateway.intake.body import Intake
-from gateway.model import Part, Upload
-from gateway.multipart.codec import Event
-from gateway.multipart.reader import StreamingMultipartReader, raw_body_events, raw_part
+from gateway.model import Limits, Part, Upload
+from gateway.multipart.codec import Decoder, Event
+from gateway.multipart.reader import decoded, raw_body_events, raw_part
 from gateway.server.access import Charge, admitted
 from gateway.server.connection import Connection
 from gateway.server.logs import tell_also
@@ -65,8 +65,8 @@ class UploadHandler:
                 if charge.is_due:
                     held.push_async_callback(charge.settle)
                 limits = who.caps.applied(services.limits)
-                multipart = check_headers(request, limits, kind=route.kind)
-                upload = self._described(request, services, who, multipart=multipart)
+                form = check_headers(request, limits, kind=route.kind)
+                upload = self._described(request, services, who, multipart=form is not None)
                 await charge.begin(upload.content_length)
                 held.enter_context(services.quotas.share(who, request[CLIENT]))
                 begins_late = isinstance(request.protocol, Connection) and request.protocol.begins_late
@@ -78,7 +78,7 @@ class UploadHandler:
             intake = held.enter_context(Intake(request, limits))
             try:
                 with UploadRecord(services, upload, intake, is_asked=CHOSEN_ID in request.headers) as record:
-                    response = await self._taken(request, services, upload, intake, record, charge)
+                    response = await self._taken(request, services, upload, form, intake, record, charge)
                     charge.is_used = response.status < 400
                     return response
             finally:
@@ -90,16 +90,17 @@ class UploadHandler:
         request: web.Request,
         services: Services,
         upload: Upload,
+        form: Form | None,
         intake: Intake,
         record: UploadRecord,
         charge: Charge,
     ) -> web.StreamResponse:
         """Take an upload that may come in to its end, and answer it."""
-        caps, part = charge.who.caps, None if upload.multipart else self._raw_part(request)
+        caps, part = charge.who.caps, self._raw_part(request) if form is None else None
         if part is not None:
             caps.check(part)
         self._dispatcher.admit(upload, part)
-        events = self._events(request, intake, services, part)
+        events = self._events(intake, services.limits, form, part)
         if caps.are_of_files:
             events = _allowed(events, caps)
         if charge.meter is not None:
@@ -167,21 +168,23 @@ class UploadHandler:
         )
 
     def _events(
-        self, request: web.Request, intake: Intake, services: Services, part: Part | None
+        self, intake: Intake, limits: Limits, form: Form | None, part: Part | None
     ) -> AsyncIterator[list[Event]]:
         """Of a form, or of a body that is this part."""
-        keep_raw, limits = self._dispatcher.takes_wire, services.limits
-        if part is not None:
+        keep_raw = self._dispatcher.takes_wire
+        if form is None:
+            assert part is not None
             return raw_body_events(intake, part, keep_raw=keep_raw)
-        return StreamingMultipartReader(
-            request.headers,
-            intake,
+        decoder = Decoder(
+            form.boundary,
+            form=form.is_form_data,
             max_parts=limits.max_parts,
             max_headers=limits.max_headers,
             max_header_bytes=limits.max_header_bytes,
             keep_raw=keep_raw,
             one_reading=keep_raw,
-        ).events()
+        )
+        return decoded(intake, decoder)
 
     async def _answer(self, request: web.Request, outcome: Outcome, *, close: bool) -> web.StreamResponse:
         respond = converted if self._route.kind == "convert" else created
