@@ -326,8 +326,8 @@ def _of_hook(error: RefusedByHook, *, close: bool) -> web.Response:
 
 
 async def complete_head(request: web.Request, response: web.StreamResponse) -> None:
-    """A signal handler: what every answer says, a destination's, too. Whoever asked can tell by its id which line of the
-    log is theirs.
+    """A signal handler: what every answer says, a destination's, too. Whoever asked can tell by the id which line of
+    the log is theirs.
     """
     strip_aiohttp_headers(response)
     if identity := request.get(SENT_REQUEST_ID):

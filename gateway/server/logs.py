@@ -65,7 +65,7 @@ def configure_logging(level: str | int = "INFO", *, log_format: LogFormat = "aut
 
     handler.addFilter(completed)
     # No line says where in the code it comes from, nor in which thread: finding out costs as much as writing it.
-    logging._srcfile = None  # type: ignore[attr-defined] # as the documentation of logging has it ("Optimization")
+    logging._srcfile = None  # as the documentation of logging has it ("Optimization")
     logging.logThreads = logging.logProcesses = logging.logMultiprocessing = False
     logging.basicConfig(level=level, handlers=[handler], force=True)
 

@@ -17,6 +17,7 @@ from gateway.http.prefix import PREFIX
 from gateway.intake.admission import Form, accept_body, check_headers, raw_filename
 from gateway.intake.body import Intake
 from gateway.model import Limits, Part, Upload
+from gateway.multipart import boundary_of
 from gateway.multipart.codec import Decoder, Event
 from gateway.multipart.reader import decoded, raw_body_events, raw_part
 from gateway.server.access import Charge, admitted
@@ -100,7 +101,7 @@ class UploadHandler:
         if part is not None:
             caps.check(part)
         self._dispatcher.admit(upload, part)
-        events = self._events(intake, services.limits, form, part)
+        events = self._events(upload, intake, services.limits, form, part)
         if caps.are_of_files:
             events = _allowed(events, caps)
         if charge.meter is not None:
@@ -168,13 +169,15 @@ class UploadHandler:
         )
 
     def _events(
-        self, intake: Intake, limits: Limits, form: Form | None, part: Part | None
+        self, upload: Upload, intake: Intake, limits: Limits, form: Form | None, part: Part | None
     ) -> AsyncIterator[list[Event]]:
         """Of a form, or of a body that is this part."""
         keep_raw = self._dispatcher.takes_wire
         if form is None:
             assert part is not None
             return raw_body_events(intake, part, keep_raw=keep_raw)
+        if keep_raw:
+            boundary_of(upload.content_type.encode("utf-8", "surrogateescape"), one_reading=True)
         decoder = Decoder(
             form.boundary,
             form=form.is_form_data,
