@@ -26,9 +26,9 @@ from gateway.concurrency.threads import DaemonThreads
 
 __all__ = ["Call", "GroupedJob", "JobGroups"]
 
-_PATIENCE_SECONDS = 0.01
+_PATIENCE_SECONDS = 0.03
 """A disk that works is done with a group by then, unless it makes things durable."""
-_WEIGHT = 64
+_WEIGHT = 128
 """Of a group: files that are open at a time, of the 1024 descriptors that a process often has."""
 
 Call = Callable[[], object]
