@@ -9,6 +9,7 @@ from typing import NamedTuple, Protocol
 from urllib.parse import unquote_to_bytes
 
 from aiohttp import HttpVersion11, hdrs, web
+from multidict import istr
 
 from gateway.errors import Busy, ClientGone, Draining, Malformed, NotMultipart, TooLarge
 from gateway.model import Limits
@@ -18,6 +19,13 @@ from gateway.multipart.headers import checked_name, filename_of, media_type
 __all__ = ["Form", "Gate", "SharedSlots", "Slots", "accept_body", "check_headers", "raw_filename"]
 
 _MEDIA_TYPE = re.compile(rb'[ \t]*[^\s;,"/]+/[^\s;,"/]+[ \t]*(?:;|\Z)')
+_OF_OTHER_BYTES = (
+    hdrs.CONTENT_RANGE,
+    hdrs.CONTENT_ENCODING,
+    istr("x-amz-content-sha256"),
+    istr("x-amz-decoded-content-length"),
+)
+"""Who has none of these sends the bytes as they are."""
 _FORM, _WEB_FORM = b"multipart/form-data", b"application/x-www-form-urlencoded"
 _WEB_FORM_DETAIL = (
     'a form comes with its files by enctype="multipart/form-data" only. If this is a file, send it by PUT (curl -T), '
@@ -121,6 +129,9 @@ def _check_once(request: web.Request, name: str) -> None:
 
 def _check_whole(request: web.Request) -> None:
     """The bytes of the body have to be those of the file, or form: all of them, and in no coding."""
+    headers = request.headers
+    if not any([name in headers for name in _OF_OTHER_BYTES]):
+        return
     if any(_values(request, hdrs.CONTENT_RANGE)):  # RFC 9110 14.5
         raise Malformed("a body with a Content-Range is a part of a file, and files are taken whole")
     codings = {coding.strip().lower() for line in _values(request, hdrs.CONTENT_ENCODING) for coding in line.split(",")}
@@ -138,7 +149,8 @@ def _values(request: web.Request, name: str) -> list[str]:
 def _form(request: web.Request, kind: str) -> Form | None:
     content_type = request.headers.get(hdrs.CONTENT_TYPE, "").encode("utf-8", "surrogateescape")
     found = media_type(content_type)
-    is_form = b"multipart" in content_type.lower() or b"urlencoded" in content_type.lower()
+    lower = content_type.lower()
+    is_form = b"multipart" in lower or b"urlencoded" in lower
     if is_form and not _MEDIA_TYPE.match(content_type):
         raise NotMultipart("the Content-Type looks like that of a form, and is no media type")
     as_file = request.method == hdrs.METH_PUT and kind != "relay"

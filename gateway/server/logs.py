@@ -10,8 +10,7 @@ import json
 import logging
 import sys
 import time
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from contextvars import ContextVar
 from functools import lru_cache
 from typing import Literal, get_args
@@ -28,19 +27,23 @@ _json = json.JSONEncoder(default=str).encode
 _about: ContextVar[dict[str, object] | None] = ContextVar("about", default=None)
 
 
-@contextmanager
-def about(**members: object) -> Iterator[None]:
+class about:
     """Have these among the members of each line that is logged here, or in tasks that begin here, until it is left.
 
     Not beyond: what lives longer, as a connection that is kept for the next request, has begun in this context, too.
     """
-    told = dict(members)
-    token = _about.set(told)
-    try:
-        yield
-    finally:
-        _about.reset(token)
-        told.clear()
+
+    __slots__ = ("_token", "_told")
+
+    def __init__(self, **members: object) -> None:
+        self._told = members
+
+    def __enter__(self) -> None:
+        self._token = _about.set(self._told)
+
+    def __exit__(self, *exc_info: object) -> None:
+        _about.reset(self._token)
+        self._told.clear()
 
 
 def tell_also(**members: object) -> None:

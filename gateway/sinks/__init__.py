@@ -51,6 +51,8 @@ class Sink(ABC):
     stage = Stage.OTHER
     can_drop = False
     """Whether its deliveries have the verb `drop`: needed where `keep = "each"`."""
+    opens_at_once = False
+    """Whether to open it waits for nothing, so that no clock is needed."""
     takes_wire = False
     """Whether deliveries of it may have the trait of that name, so that the bytes have to be kept as they came."""
 

@@ -14,7 +14,7 @@ __all__ = ["DiscardSink"]
 class DiscardSink(Sink):
     """Its receipts say where nothing is."""
 
-    can_drop = True
+    can_drop = opens_at_once = True
 
     def __init__(self, *, name: str) -> None:
         self.name = name

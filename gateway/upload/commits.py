@@ -17,7 +17,7 @@ from gateway.errors import GatewayError, Incomplete
 from gateway.manifest import ManifestText
 from gateway.model import Manifest, Receipt
 from gateway.sinks import Answered, Sink, refused
-from gateway.sinks.store import Store, manifest_keeper
+from gateway.sinks.store import Store
 from gateway.upload.besteffort import BestEffortLane
 from gateway.upload.lanes import RequiredLane
 
@@ -38,13 +38,14 @@ class Commits:
         self,
         manifest: Manifest,
         sinks: Mapping[str, Sink],
+        keeper: str | None,
         required: Sequence[RequiredLane],
         best_effort: Sequence[BestEffortLane],
         locate: Locating,
         text: ManifestText,
         executor: Executor,
     ) -> None:
-        """`sinks` are those of the route, in its order. `text` is written in the executor's threads where that takes
+        """`sinks` are those of the route, in its order; `keeper` keeps the manifest. `text` is written in the executor's threads where that takes
         long.
         """
         self.anything = False
@@ -56,11 +57,9 @@ class Commits:
         self._executor = executor
         self._manifest = manifest
         self._sinks = sinks
-        self._place = {name: number for number, name in enumerate(sinks)}
         self._required = required
         self._best_effort = best_effort
         self._locate = locate
-        keeper = manifest_keeper(sinks, sinks)
         self._keeper = next((lane for lane in required if lane.name == keeper), None)
 
     @property
@@ -71,7 +70,9 @@ class Commits:
     async def commit(self) -> None:
         """All required sinks, one after the other. Raises the error of the first that fails, and TooLarge."""
         keeper = self._keeper
-        order = sorted(self._required, key=lambda lane: (lane.stage, lane is keeper))
+        order = self._required
+        if len(order) > 1:
+            order = sorted(order, key=lambda lane: (lane.stage, lane is keeper))
         if self._text.is_limited:
             try:
                 await self._write(self._text.begin)
@@ -181,7 +182,8 @@ class Commits:
         for receipt in self._located(name, receipts):
             entry = entries[receipt.part]
             if entry.receipts:
-                entry.receipts = sorted((*entry.receipts, receipt), key=lambda one: self._place[one.sink])
+                place = {name: number for number, name in enumerate(self._sinks)}
+                entry.receipts = sorted((*entry.receipts, receipt), key=lambda one: place[one.sink])
             else:
                 entry.receipts = (receipt,)
         return receipts

@@ -34,7 +34,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Mapping, Sequence
 from concurrent.futures import Executor
-from contextlib import AsyncExitStack
+from contextlib import AbstractAsyncContextManager, AsyncExitStack
 from dataclasses import dataclass, field
 from functools import cached_property, partial
 
@@ -134,9 +134,8 @@ class Dispatcher:
         wired = next((lane for lane in required if lane.delivery.takes_wire), None)
         plans = Plans(route, lanes, self.flows, wired, sinks_hash=not straight and not route.keep_each)
         digests = PartDigests(route.digests, self.executor)
-        sinks = {name: self.sinks[name] for name in route.sinks}
-        text = self._manifest_text(manifest)
-        commits = Commits(manifest, sinks, required, best_effort, self.locate, text, self.executor)
+        sinks, text = self._of_route, self._manifest_text(manifest)
+        commits = Commits(manifest, sinks, self._keeper, required, best_effort, self.locate, text, self.executor)
         try:
             async with asyncio.TaskGroup() as outer:
                 watching = [outer.create_task(lane.watch()) for lane in required if lane.delivery.is_watched]
@@ -180,11 +179,20 @@ class Dispatcher:
         """Whether nothing but the size of a body is against the straight road."""
         return not self.takes_wire and not any(rule.flows for rule in self.route.rules)
 
+    @cached_property
+    def _of_route(self) -> Mapping[str, Sink]:
+        """The sinks of the route, in its order."""
+        return {name: self.sinks[name] for name in self.route.sinks}
+
+    @cached_property
+    def _keeper(self) -> str | None:
+        """The sink that keeps the manifest."""
+        return manifest_keeper(self._of_route, self._of_route)
+
     def _manifest_text(self, manifest: Manifest) -> ManifestText:
         """Of any size where it may be that nobody is told."""
-        route, names = self.route, self.route.sinks
-        is_told = not route.passes_answers or manifest_keeper(names, self.sinks) is not None
-        return ManifestText(manifest, sinks=names, limit=self.limits.max_manifest_bytes if is_told else 0)
+        is_told = not self.route.passes_answers or self._keeper is not None
+        return ManifestText(manifest, sinks=self.route.sinks, limit=self.limits.max_manifest_bytes if is_told else 0)
 
     def _answer(self, required: Sequence[RequiredLane]) -> tuple[str, ClientResponse] | None:
         """(sink, its answer) of the destination whose answer is the client's, after all have committed."""
@@ -211,20 +219,24 @@ class Dispatcher:
         return [BestEffortLane(name, self.sinks[name].stage, terms[name], parallel) for name in names]
 
     async def _opened(self, name: str, upload: Upload, failures: AllOrNothing, stack: AsyncExitStack) -> RequiredLane:
-        sink, stall_seconds = self.sinks[name], self.limits.stall_seconds
+        sink = self.sinks[name]
         with translated(name):
-            try:
-                async with asyncio.timeout(stall_seconds or None) as clock:
-                    context = sink.open(upload)
-                    delivery = await context.__aenter__()
-                    stack.push_async_exit(partial(leave_quietly, name, context))
-            except TimeoutError as error:
-                if not clock.expired():
-                    raise
-                raise SinkTimeout(f"sink {name} did not open in {stall_seconds:g} s", sink=name) from error
+            context = sink.open(upload)
+            delivery = await (context.__aenter__() if sink.opens_at_once else self._in_time(name, context))
+            stack.push_async_exit(partial(leave_quietly, name, context))
             if not isinstance(delivery, Delivery):
                 raise TypeError(f"sink {name} opened {delivery!r}, which is no gateway.sinks.Delivery")
         return RequiredLane(name, sink.stage, delivery, self.limits.window_bytes, failures.batch_failed)
+
+    async def _in_time(self, name: str, context: AbstractAsyncContextManager[Delivery]) -> Delivery:
+        stall_seconds = self.limits.stall_seconds
+        try:
+            async with asyncio.timeout(stall_seconds or None) as clock:
+                return await context.__aenter__()
+        except TimeoutError as error:
+            if not clock.expired():
+                raise
+            raise SinkTimeout(f"sink {name} did not open in {stall_seconds:g} s", sink=name) from error
 
 
 async def _gathered(events: AsyncIterator[list[Event]]) -> list[Event]:

@@ -5,8 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import traceback
-from collections.abc import Iterator
-from contextlib import AbstractAsyncContextManager, contextmanager
+from contextlib import AbstractAsyncContextManager
 from types import TracebackType
 
 from gateway.errors import GatewayError, SinkUnavailable
@@ -40,24 +39,34 @@ def first_error(error: BaseException, answering: str | None = None) -> Exception
     raise leaves[0]
 
 
-@contextmanager
-def translated(name: str) -> Iterator[None]:
+class translated:
     """A sink's errors as ours. What nobody expected is logged here, once, with its traceback."""
-    try:
-        yield
-    except (GatewayError, Answered):
-        raise
-    except asyncio.CancelledError as error:
-        task = asyncio.current_task()
-        if task is not None and task.cancelling():
-            raise
-        # Nobody cancelled us, so it did itself; a TaskGroup would take that for an end like any other.
-        raise SinkUnavailable(f"sink {name} gave up", sink=name) from error
-    except OSError as error:
-        raise sink_fault(name, error) from error
-    except Exception as error:
-        log.exception("sink %s failed", name)
-        raise SinkUnavailable(f"sink {name} failed", sink=name) from error
+
+    __slots__ = ("_name",)
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, kind: object, error: BaseException | None, traceback: object) -> None:
+        if error is not None and not isinstance(error, GatewayError | Answered):
+            self._translate(error)
+
+    def _translate(self, error: BaseException) -> None:
+        name = self._name
+        if isinstance(error, asyncio.CancelledError):
+            task = asyncio.current_task()
+            if task is not None and task.cancelling():
+                return
+            # Nobody cancelled us, so it did itself; a TaskGroup would take that for an end like any other.
+            raise SinkUnavailable(f"sink {name} gave up", sink=name) from error
+        if isinstance(error, OSError):
+            raise sink_fault(name, error) from error
+        if isinstance(error, Exception):
+            log.error("sink %s failed", name, exc_info=error)
+            raise SinkUnavailable(f"sink {name} failed", sink=name) from error
 
 
 async def leave_quietly(

@@ -13,8 +13,7 @@ from __future__ import annotations
 
 import asyncio
 from abc import ABC, abstractmethod
-from collections.abc import Awaitable, Callable, Coroutine, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from functools import partial
 from typing import Any
 
@@ -166,6 +165,21 @@ class Lane(ABC):
         return [given.get(index) or Receipt(index, self.name) for index in files]
 
 
+class _Owing(translated):
+    __slots__ = ("_progress",)
+
+    def __init__(self, name: str, progress: Progress) -> None:
+        super().__init__(name)
+        self._progress = progress
+
+    def __enter__(self) -> None:
+        self._progress.begin_finishing()
+
+    def __exit__(self, kind: object, error: BaseException | None, traceback: object) -> None:
+        self._progress.end_finishing()
+        super().__exit__(kind, error, traceback)
+
+
 class RequiredLane(Lane):
     """A delivery that the upload depends on: whatever it raises fails the upload.
 
@@ -206,15 +220,9 @@ class RequiredLane(Lane):
         """Whether something went to the sink that a commit makes visible, a field or an empty file input among that."""
         return self._begun > 0 and self.delivery.began
 
-    @contextmanager
-    def owing(self) -> Iterator[None]:
-        """The next move is the sink's, and its errors are told as ours."""
-        self.progress.begin_finishing()
-        try:
-            with translated(self.name):
-                yield
-        finally:
-            self.progress.end_finishing()
+    def owing(self) -> _Owing:
+        """A context: the next move is the sink's, and its errors are told as ours."""
+        return _Owing(self.name, self.progress)
 
     def stalled(self, limit: float) -> SinkTimeout:
         """The error of a sink that did nothing for so many seconds."""

@@ -53,7 +53,7 @@ class DiskSink(Store):
     `keep_seconds` after it was published an upload is removed; 0 keeps it for ever.
     """
 
-    can_drop = True
+    can_drop = opens_at_once = True
 
     def __init__(
         self,

@@ -43,6 +43,7 @@ class RelaySink(Sink):
     """One of the `urls` gets the POST. Times are in seconds, 0 = none; the README has the meaning of each key."""
 
     stage = Stage.RELAY
+    opens_at_once = True
 
     def __init__(
         self,
