@@ -130,7 +130,7 @@ def _check_once(request: web.Request, name: str) -> None:
 def _check_whole(request: web.Request) -> None:
     """The bytes of the body have to be those of the file, or form: all of them, and in no coding."""
     headers = request.headers
-    if not any([name in headers for name in _OF_OTHER_BYTES]):
+    if not any(name in headers for name in _OF_OTHER_BYTES):
         return
     if any(_values(request, hdrs.CONTENT_RANGE)):  # RFC 9110 14.5
         raise Malformed("a body with a Content-Range is a part of a file, and files are taken whole")

@@ -45,8 +45,8 @@ class Commits:
         text: ManifestText,
         executor: Executor,
     ) -> None:
-        """`sinks` are those of the route, in its order; `keeper` keeps the manifest. `text` is written in the executor's threads where that takes
-        long.
+        """`sinks` are those of the route, in its order; `keeper` is the one that keeps the manifest. `text` is written
+        in the executor's threads where that takes long.
         """
         self.anything = False
         """Receipts may be none although there was a commit: a relay may have been sent fields only."""
