@@ -2,7 +2,17 @@
 
 from __future__ import annotations
 
-from gateway.intake.admission import Gate, SharedSlots, Slots, accept_body, check_headers, raw_filename
+from gateway.intake.admission import Form, Gate, SharedSlots, Slots, accept_body, check_headers, raw_filename
 from gateway.intake.body import Intake, received_bytes
 
-__all__ = ["Gate", "Intake", "SharedSlots", "Slots", "accept_body", "check_headers", "raw_filename", "received_bytes"]
+__all__ = [
+    "Form",
+    "Gate",
+    "Intake",
+    "SharedSlots",
+    "Slots",
+    "accept_body",
+    "check_headers",
+    "raw_filename",
+    "received_bytes",
+]

@@ -6,7 +6,7 @@ filenames, transfer_encoding. Reader, its parts and writer are aiohttp's own cla
 
 from __future__ import annotations
 
-from gateway.multipart.codec import Event, Kind
+from gateway.multipart.codec import Decoder, Event, Kind
 from gateway.multipart.content_type import MIXED_TYPES, boundary_of, other_parameters
 from gateway.multipart.encoder import Encoder
 from gateway.multipart.filenames import MAX_NAME_BYTES, cut_name, safe_name, safe_segment, split_extension
@@ -16,6 +16,7 @@ from gateway.multipart.rendering import quote, render_head
 __all__ = [
     "MAX_NAME_BYTES",
     "MIXED_TYPES",
+    "Decoder",
     "Encoder",
     "Event",
     "Kind",
