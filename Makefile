@@ -57,7 +57,7 @@ format: .venv/.testing
 docs: .venv/.documenting
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict -f config/mkdocs.yml
 
-# The gateway beside its peers, 15 minutes at most: make bench ARGS='--only relay --body large --peers gateway,raw --rounds 1'
+# The gateway beside its peers, 20 minutes at most: make bench ARGS='--only relay --body large --peers gateway,raw --rounds 1'
 bench: .venv/.benching
 	$(BIN)/python -m tests.bench $(ARGS)
 

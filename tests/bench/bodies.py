@@ -11,7 +11,7 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-__all__ = ["BOUNDARY", "CONTENT_TYPE", "SHAPES", "SMOKE_SHAPES", "Body", "Shape", "make_body", "part_name"]
+__all__ = ["BOUNDARY", "CONTENT_TYPE", "SHAPES", "SMALL", "SMOKE_SHAPES", "Body", "Shape", "make_body", "part_name"]
 
 BOUNDARY = b"------------------------d74496d66958873e41b8a7"
 """As long and as dashed as curl's: the commonest client."""
@@ -26,15 +26,21 @@ class Shape:
     count: int
     size: int
     worst_fill: bool = False
+    connections: int = 0
+    """Of small uploads: so many are kept, each of which sends one after the other. 0: one upload at a time."""
 
 
+SMALL = {
+    "small": Shape("3 x 3 KiB, 64 connections", 3, 3 << 10, connections=64),
+    "small16": Shape("3 x 3 KiB, 16 connections", 3, 3 << 10, connections=16),
+}
 LARGE = Shape("8 x 64 MiB", 8, 64 << 20)
 SHAPES = {
     "large": LARGE,
     "medium": Shape("8192 x 64 KiB", 8192, 64 << 10),
     "tiny": Shape("32768 x 1 KiB", 32768, 1 << 10),
     "worst": Shape("1 x 64 MiB, worst fill", 1, 64 << 20, worst_fill=True),
-    "small": Shape("3 x 3 KiB, 64 connections", 3, 3 << 10),
+    **SMALL,
     "memory": Shape("8 x 8 MiB", 8, 8 << 20),
 }
 SMOKE_SHAPES = {
@@ -42,7 +48,7 @@ SMOKE_SHAPES = {
     "medium": Shape("256 x 64 KiB", 256, 64 << 10),
     "tiny": Shape("2048 x 1 KiB", 2048, 1 << 10),
     "worst": Shape("1 x 4 MiB, worst fill", 1, 4 << 20, worst_fill=True),
-    "small": Shape("3 x 3 KiB, 64 connections", 3, 3 << 10),
+    **SMALL,
     "memory": Shape("4 x 1 MiB", 4, 1 << 20),
 }
 
@@ -68,7 +74,8 @@ def make_body(shape: Shape, directory: Path) -> Body:
     fill = _worst_fill() if shape.worst_fill else None
     source = random.Random(shape.name)
     digests = []
-    path = directory / f"{shape.count}x{shape.size}{'-worst' if shape.worst_fill else ''}.body"
+    kind = "-worst" if shape.worst_fill else f"-{shape.connections}" if shape.connections else ""
+    path = directory / f"{shape.count}x{shape.size}{kind}.body"
     with path.open("wb") as file:
         for index in range(shape.count):
             content = source.randbytes(shape.size) if fill is None else bytes([fill]) * shape.size

@@ -25,9 +25,8 @@ from tests.bench.destination import Seen
 from tests.bench.peers import PEERS, Peer, Setup
 from tests.bench.servers import Server, free_port
 
-__all__ = ["CONNECTIONS", "FURTHER_UPLOADS", "JOBS", "Bench", "Job", "Memory", "Sample"]
+__all__ = ["FURTHER_UPLOADS", "JOBS", "Bench", "Job", "Memory", "Sample"]
 
-CONNECTIONS = 64
 FURTHER_UPLOADS = 16
 WORKERS_CLIENTS = 4
 _WARM_UP_SECONDS = 0.3
@@ -52,10 +51,10 @@ class Job:
 JOBS = {
     job.name: job
     for job in [
-        Job("discard", "discard", ("large", "medium", "tiny", "worst")),
+        Job("discard", "discard", ("large", "medium", "tiny", "worst", "small", "small16")),
         Job("relay", "relay", ("large", "medium", "tiny")),
-        Job("disk", "disk", ("large", "medium", "tiny", "small")),
-        Job("disk, fsync", "disk", ("large", "small"), fsync=True),
+        Job("disk", "disk", ("large", "medium", "tiny", "small", "small16")),
+        Job("disk, fsync", "disk", ("large", "small", "small16"), fsync=True),
         Job("relay + disk", "both", ("large",)),
     ]
 }
@@ -85,6 +84,11 @@ class Sample:
     @property
     def requests_per_second(self) -> float:
         return self.uploads / self.seconds
+
+    @property
+    def requests_per_cpu_second(self) -> float | None:
+        """As `per_cpu_second`."""
+        return self.uploads / self.cpu_seconds if self.cpu_seconds >= 0.02 else None
 
 
 @dataclass(frozen=True, slots=True)
@@ -148,8 +152,8 @@ class Bench:
             run = _Run(job, body, peer, server, root, self._destination, clients)
             if peer.name == "create":
                 run.path, run.source = f"/disk?count={body.shape.count}&size={body.shape.size}", self._nothing(body)
-            if body is self._bodies["small"] and peer.name != "create":
-                hammer(server.port, run.path, body, clients=CONNECTIONS, seconds=_WARM_UP_SECONDS)
+            if body.shape.connections:
+                hammer(server.port, run.path, body, clients=body.shape.connections, seconds=_WARM_UP_SECONDS)
                 _clear(root)
                 return run.hammered(self._hammer_seconds, thorough=thorough)
             if peer.name != "create":
@@ -242,12 +246,13 @@ class _Run:
     def hammered(self, seconds: float, *, thorough: bool) -> Sample:
         cpu_before = self.server.cpu_seconds()
         began = time.perf_counter()
-        answers = hammer(self.server.port, self.path, self.body, clients=CONNECTIONS, seconds=seconds)
+        answers = hammer(self.server.port, self.path, self.body, clients=self.body.shape.connections, seconds=seconds)
         seconds = time.perf_counter() - began
         cpu = self.server.cpu_seconds() - cpu_before
         for answer in answers:
-            checks.check_manifest(answer, self.body, digests=self._answers_digests)
-        checks.check_files(self.root, self.body, uploads=len(answers), digests=thorough)
+            self._check_answer(answer, digests=self._answers_digests)
+        if self.job.stores:
+            checks.check_files(self.root, self.body, uploads=len(answers), digests=thorough)
         hundredths = statistics.quantiles((answer.seconds for answer in answers), n=100)
         return Sample(
             len(answers),
@@ -277,16 +282,7 @@ class _Run:
 
     def _check(self, answers: list[Answer], before: Seen, *, digests: bool) -> None:
         for answer in answers:
-            if self.job.path == "relay":
-                checks.check_status(answer)
-            elif self.peer.name == "raw":
-                checks.check_status(answer)
-                if json.loads(answer.body) != {"bytes": self.body.size}:
-                    raise Failure(f"not all bytes were read: {answer.body!r}")
-            elif self.peer.name == "create":
-                checks.check_status(answer)
-            else:
-                checks.check_manifest(answer, self.body, digests=self._answers_digests)
+            self._check_answer(answer, digests=self._answers_digests)
         if self.job.stores:
             # what the ceiling of file creation writes are zeros
             checks.check_files(
@@ -303,6 +299,16 @@ class _Run:
                 or not len(answers) * least < count < len(answers) * most
             ):
                 raise Failure(f"{count} bytes were delivered in {after.requests - before.requests} requests")
+
+    def _check_answer(self, answer: Answer, *, digests: bool) -> None:
+        if self.job.path == "relay" or self.peer.name == "create":
+            checks.check_status(answer)
+        elif self.peer.name == "raw":
+            checks.check_status(answer)
+            if json.loads(answer.body) != {"bytes": self.body.size}:
+                raise Failure(f"not all bytes were read: {answer.body!r}")
+        else:
+            checks.check_manifest(answer, self.body, digests=digests)
 
 
 def _clear(root: Path) -> None:

@@ -11,11 +11,19 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from tests.bench.bodies import SMALL
 from tests.bench.jobs import JOBS
 from tests.bench.peers import PEERS
-from tests.bench.targets import Results, Verdict, per_cpu_second, rate, requests_per_second
+from tests.bench.targets import (
+    Results,
+    Verdict,
+    per_cpu_second,
+    rate,
+    requests_per_cpu_second,
+    requests_per_second,
+)
 
-__all__ = ["machine", "print_table", "print_targets", "write_json", "write_plot"]
+__all__ = ["file_system", "machine", "print_table", "print_targets", "write_json", "write_plot"]
 
 _TITLES = {peer.name: peer.title for peer in PEERS}
 _WORDS = {True: "met", False: "NOT MET", None: "n/a"}
@@ -34,6 +42,13 @@ def machine() -> dict[str, Any]:
     }
 
 
+def file_system(path: Path) -> str:
+    """The type of the file system that a path is on, as Linux tells it."""
+    mounts = [line.split() for line in _lines(Path("/proc/mounts"))]
+    under = [(len(fields[1]), fields[2]) for fields in mounts if path.resolve().is_relative_to(fields[1])]
+    return max(under, default=(0, "an unknown file system"))[1]
+
+
 def _lines(path: Path) -> list[str]:
     return path.read_text().splitlines() if path.exists() else []
 
@@ -46,10 +61,10 @@ def _rows(results: Results) -> Iterator[tuple[str, str]]:
 def print_table(results: Results) -> None:
     """Medians; beside the MB/s the least and the most of them."""
     for job, body in _rows(results):
-        small = body == "small"
+        small = body in SMALL
         print(f"\n{job}: {results.bodies[body].name}")
-        first = ["requests/s", "(least-most)"] if small else ["MB/s", "(least-most)"]
-        columns = [*first, "MB/CPU-s", "peak MiB", *(["p50 ms", "p99 ms"] if small else []), "runs"]
+        first = ["uploads/s", "(least-most)", "/CPU-s"] if small else ["MB/s", "(least-most)", "MB/CPU-s"]
+        columns = [*first, "peak MiB", *(["p50 ms", "p99 ms"] if small else []), "runs"]
         widths = [11, 15, *(10 for _ in columns[2:])]
         print(f"  {'':34}" + "".join(f"{name:>{width}}" for name, width in zip(columns, widths, strict=True)))
         for peer in PEERS:
@@ -68,7 +83,7 @@ def _cells(results: Results, key: tuple[str, str, str], *, small: bool) -> list[
     rates = [value(sample) for sample in samples]
     # what creates files without receiving a body has nothing to be measured by CPU time
     cells = [_figure(results.median(key, value)), f"({min(rates):.0f}-{max(rates):.0f})"]
-    cells += [_figure(results.median(key, per_cpu_second))]
+    cells += [_figure(results.median(key, requests_per_cpu_second if small else per_cpu_second))]
     cells += [_figure(max(sample.peak_rss_bytes for sample in samples) / 2**20)]
     if small:
         for percentile in ("p50_seconds", "p99_seconds"):
@@ -97,6 +112,8 @@ def write_json(path: Path, results: Results, verdicts: list[Verdict], about: dic
             "peer": peer,
             "mb_per_second": results.median((job, body, peer), rate),
             "mb_per_cpu_second": results.median((job, body, peer), per_cpu_second),
+            "uploads_per_second": results.median((job, body, peer), requests_per_second),
+            "uploads_per_cpu_second": results.median((job, body, peer), requests_per_cpu_second),
             "peak_rss_bytes": max(sample.peak_rss_bytes for sample in samples),
             "samples": [asdict(sample) for sample in samples],
         }
@@ -110,6 +127,9 @@ def write_json(path: Path, results: Results, verdicts: list[Verdict], about: dic
         "about": about,
         "rows": rows,
         "notes": notes,
+        "small_workers": {
+            str(n): [asdict(sample) for sample in samples] for n, samples in results.small_workers.items()
+        },
         "workers": {str(n): [asdict(sample) for sample in samples] for n, samples in results.workers.items()},
         "memory": [asdict(memory) for memory in results.memory],
         "targets": [asdict(verdict) for verdict in verdicts],
@@ -127,7 +147,7 @@ def write_plot(path: Path, results: Results) -> str | None:
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
-    rows = [(job, body) for job, body in _rows(results) if body != "small"]
+    rows = [(job, body) for job, body in _rows(results) if body not in SMALL]
     if not rows:
         return "no plot: nothing was measured that would be in it"
     columns = 3

@@ -8,7 +8,7 @@ from collections.abc import Collection
 from dataclasses import dataclass
 
 from tests.bench.client import Failure
-from tests.bench.jobs import JOBS, WORKERS_CLIENTS, Bench, Job
+from tests.bench.jobs import JOBS, WORKERS_CLIENTS, Bench, Job, Sample
 from tests.bench.peers import Peer
 from tests.bench.targets import Key, Results
 
@@ -66,7 +66,8 @@ class Rounds:
             except Failure as failure:
                 self._results.failures.append(f"memory: {failure}")
         if "workers" in self._plan.jobs and not self._late:
-            self._workers(missing)
+            self._workers(self._results.workers, "relay", "large", clients=WORKERS_CLIENTS)
+            self._workers(self._results.small_workers, "disk", "small")
 
     def _one(self, number: int, job: Job, body: str, peer: Peer, missing: dict[str, str]) -> None:
         key: Key = (job.name, body, peer.name)
@@ -90,7 +91,7 @@ class Rounds:
     def _is_slow(self, key: Key) -> bool:
         return any(sample.seconds > _SLOW_SECONDS for sample in self._results.samples.get(key, []))
 
-    def _workers(self, missing: dict[str, str]) -> None:
+    def _workers(self, found: dict[int, list[Sample]], job: str, body: str, *, clients: int = 1) -> None:
         gateway = next((peer for peer in self._plan.peers if peer.name == "gateway"), None)
         if gateway is None or self._results.workers_note:
             return
@@ -98,19 +99,19 @@ class Rounds:
             _progress(f"{workers} of two workers")
             try:
                 sample = self._bench.measure(
-                    JOBS["relay"],
-                    self._results.bodies["large"],
+                    JOBS[job],
+                    self._results.bodies[body],
                     gateway,
                     thorough=False,
                     workers=workers,
-                    clients=WORKERS_CLIENTS,
+                    clients=clients,
                 )
             except Failure as failure:
                 if workers == 1:
                     self._results.failures.append(f"workers: {failure}")
                 self._results.workers_note = f"with {workers} of them: {failure}"
                 return
-            self._results.workers.setdefault(workers, []).append(sample)
+            found.setdefault(workers, []).append(sample)
 
 
 def _progress(text: str) -> None:

@@ -7,7 +7,7 @@ import statistics
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from tests.bench.bodies import Body
+from tests.bench.bodies import SMALL, Body
 from tests.bench.jobs import FURTHER_UPLOADS, WORKERS_CLIENTS, Memory, Sample
 
 __all__ = ["Key", "Results", "Verdict", "judge"]
@@ -28,6 +28,7 @@ class Results:
     failures: list[str] = field(default_factory=list)
     memory: list[Memory] = field(default_factory=list)
     workers: dict[int, list[Sample]] = field(default_factory=dict)
+    small_workers: dict[int, list[Sample]] = field(default_factory=dict)
     workers_note: str = ""
 
     def median(self, key: Key, value: Callable[[Sample], float | None]) -> float | None:
@@ -56,18 +57,26 @@ def requests_per_second(sample: Sample) -> float:
     return sample.requests_per_second
 
 
+def requests_per_cpu_second(sample: Sample) -> float | None:
+    return sample.requests_per_cpu_second
+
+
 _RATIOS: list[tuple[str, str, list[tuple[float, str]]]] = [
     ("discard", "large", [(2.2, "go"), (2.2, "busboy"), (2.5, "stock")]),
     ("discard", "medium", [(1.6, "go"), (2.2, "busboy"), (4, "stock")]),
-    ("discard", "tiny", [(10, "stock"), (1.0, "busboy")]),
+    ("discard", "tiny", [(10, "stock"), (1.3, "busboy"), (0.9, "go")]),
     ("relay", "large", [(0.85, "raw"), (1.5, "nginx"), (1.3, "busboy"), (4, "go")]),
     ("relay", "medium", [(0.65, "raw"), (1.6, "busboy"), (3.5, "go")]),
     ("relay", "tiny", [(15, "stock"), (2.5, "go"), (4, "busboy")]),
     ("disk", "large", [(2, "fastapi"), (1.5, "go"), (1.3, "busboy"), (10, "stock")]),
     ("disk", "medium", [(10, "stock"), (1.1, "go"), (0.9, "busboy")]),
-    ("disk", "tiny", [(0.7, "go"), (2.5, "busboy")]),
+    ("disk", "tiny", [(0.7, "go"), (2, "busboy"), (2.5, "busboy")]),
 ]
 """Of MB/s."""
+_SMALL_RATIOS = [("discard", 1.3, "stock"), ("disk", 2.5, "fastapi"), ("disk", 0.6, "busboy")]
+"""Of uploads per CPU-second: the others keep neither digests nor manifests, nor all or nothing."""
+_FSYNC_PEERS = ("stock", "fastapi", "flask", "busboy", "go")
+_PYTHON_PEERS = ("stock", "fastapi", "flask")
 _CPU_RATIOS = [("large", 0.8), ("medium", 0.6)]
 """Of MB per CPU-second, against reading the raw body."""
 
@@ -82,7 +91,8 @@ def judge(results: Results) -> list[Verdict]:
         for job, body, ratios in _RATIOS
         for factor, peer in ratios
     ]
-    return [*verdicts, _fan_out(results), *_small(results), _workers(results), *_memory(results)]
+    small = [verdict for body in SMALL for verdict in _small(results, body)]
+    return [*verdicts, _fan_out(results), *small, _workers(results), *_small_workers(results), *_memory(results)]
 
 
 def _ratio(
@@ -110,18 +120,52 @@ def _fan_out(results: Results) -> Verdict:
     return Verdict(what, both >= 0.8 * slower, f"{both:.0f} against {slower:.0f}: {both / slower:.2f} x")
 
 
-def _small(results: Results) -> list[Verdict]:
-    latency = f"disk, {results.bodies['small'].name}: p99 no worse than fastapi's"
-    ours, theirs = (
-        results.median(("disk", "small", who), lambda sample: sample.p99_seconds) for who in ("gateway", "fastapi")
-    )
-    note = results.notes.get(("disk", "small", "fastapi"), "not measured")
-    return [
-        _ratio(results, "disk", "small", "fastapi", 2, requests_per_second, "requests/s"),
-        Verdict(latency, None, note)
-        if ours is None or theirs is None
-        else Verdict(latency, ours <= theirs, f"{ours * 1e3:.1f} ms against {theirs * 1e3:.1f} ms"),
+def _small(results: Results, body: str) -> list[Verdict]:
+    unit = "uploads per CPU-second"
+    verdicts = [
+        _ratio(results, job, body, peer, factor, requests_per_cpu_second, unit) for job, factor, peer in _SMALL_RATIOS
     ]
+    verdicts += [
+        _ratio(results, "disk, fsync", body, peer, 2, requests_per_second, "uploads/s") for peer in _FSYNC_PEERS
+    ]
+    if body == "small":
+        verdicts.append(_ratio(results, "disk", body, "fastapi", 2, requests_per_second, "requests/s"))
+    return [*verdicts, *(_latency(results, job, body) for job in ("discard", "disk", "disk, fsync"))]
+
+
+def _latency(results: Results, job: str, body: str) -> Verdict:
+    what = f"{job}, {results.bodies[body].name}: p99 no worse than the best Python peer's"
+
+    def p99(who: str) -> float | None:
+        return results.median((job, body, who), lambda sample: sample.p99_seconds)
+
+    ours = p99("gateway")
+    theirs = [found for who in _PYTHON_PEERS if (found := p99(who)) is not None]
+    if ours is None or not theirs:
+        return Verdict(what, None, "not measured")
+    return Verdict(what, ours <= min(theirs), f"{ours * 1e3:.1f} ms against {min(theirs) * 1e3:.1f} ms")
+
+
+def _small_workers(results: Results) -> list[Verdict]:
+    """The client costs next to nothing, but it is on the same cores."""
+    what = f"two workers: disk, {results.bodies['small'].name}"
+    verdicts = []
+    for value, factor, unit in [
+        (requests_per_cpu_second, 0.9, "uploads per CPU-second"),
+        (requests_per_second, 1.5, "uploads/s"),
+    ]:
+        medians = {
+            workers: statistics.median(found)
+            for workers, samples in results.small_workers.items()
+            if (found := [figure for sample in samples if (figure := value(sample)) is not None])
+        }
+        title = f"{what}: {factor} x one worker in {unit}"
+        if medians.keys() != {1, 2}:
+            verdicts.append(Verdict(title, None, results.workers_note or "not measured"))
+            continue
+        one, two = medians[1], medians[2]
+        verdicts.append(Verdict(title, two >= factor * one, f"{two:.0f} against {one:.0f}: {two / one:.2f} x"))
+    return verdicts
 
 
 def _workers(results: Results) -> Verdict:
@@ -141,7 +185,7 @@ def _workers(results: Results) -> Verdict:
 def _memory(results: Results) -> list[Verdict]:
     peaks: dict[bool, list[int]] = {False: [], True: []}
     for (_, body, peer), samples in results.samples.items():
-        if peer == "gateway" and body != "small":
+        if peer == "gateway" and body not in SMALL:
             peaks[body == "tiny"] += [sample.peak_rss_bytes for sample in samples]
     peaks[False] += [memory.one_bytes for memory in results.memory]
     tiny = results.bodies["tiny"].name
