@@ -240,7 +240,18 @@ class Dispatcher:
 
 
 async def _gathered(events: AsyncIterator[list[Event]]) -> list[Event]:
-    return [event async for batch in events for event in batch]
+    """All of a body; what comes in pieces of a part, as that of a raw body does, is joined."""
+    body: list[Event] = []
+    part, pieces = None, list[bytes]()
+    async for batch in events:
+        for event in batch:
+            if event.kind is Kind.BEGIN:
+                part, pieces = event.part, []
+            elif event.kind is Kind.DATA:
+                pieces.append(event.data)
+            else:
+                body.append(event if event.kind is not Kind.END else Event(Kind.WHOLE, part, b"".join(pieces)))
+    return body
 
 
 async def _one(batch: list[Event]) -> AsyncIterator[list[Event]]:
