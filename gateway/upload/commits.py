@@ -177,8 +177,9 @@ class Commits:
 
     def _enter(self, name: str, receipts: Sequence[Receipt]) -> Sequence[Receipt]:
         """Write down those of that sink that count: it has no receipt for what it leaves out."""
-        entries, leaves_out = self._manifest.entries, self._sinks[name].leaves_out
-        receipts = [receipt for receipt in receipts if not leaves_out(entries[receipt.part].part)]
+        entries, sink = self._manifest.entries, self._sinks[name]
+        if type(sink).leaves_out is not Sink.leaves_out:
+            receipts = [receipt for receipt in receipts if not sink.leaves_out(entries[receipt.part].part)]
         for receipt in self._located(name, receipts):
             entry = entries[receipt.part]
             if entry.receipts:
