@@ -21,8 +21,8 @@ The theory, for this is Akka's `mapAsync` with the traps taken out:
    so its manifest takes who is not done for `late`, and is replaced once by what became of them. If the
    power goes in between, or replacing fails, the manifest claims too little, never too much; the answer
    is always the one that is stored.
-6. *The straight road.* A body that is whole in memory before a sink is opened, and goes through no flow, is one batch:
-   parsed, looked at and hashed where it is, given to each sink in one call, committed. The rules are the same, and so
+6. *The straight road.* A body that is whole in memory before a sink is opened, and goes through no flow and to no
+   destination, is one batch: parsed, looked at and hashed where it is, given to each sink in one call, committed. The rules are the same, and so
    is the code; what is for waiting (tasks that accept, pipes, windows, permits, turns) is left out.
 7. *Every way out is the same.* Whatever fails cancels the rest (TaskGroup), and leaves the deliveries'
    contexts without a commit, which keeps nothing. The first error is the one that is told; what goes wrong
@@ -130,7 +130,7 @@ class Dispatcher:
         best_effort = self._best_effort()
         lanes: list[Lane] = [*required, *best_effort]
         progress.follow(manifest.entries, lanes)
-        straight = body is not None and _is_small(body) and all(lane.takes_batches for lane in required)
+        straight = body is not None and _is_small(body) and not any(_takes_turns(lane) for lane in required)
         wired = next((lane for lane in required if lane.delivery.takes_wire), None)
         plans = Plans(route, lanes, self.flows, wired, sinks_hash=not straight and not route.keep_each)
         digests = PartDigests(route.digests, self.executor)
@@ -256,6 +256,13 @@ async def _gathered(events: AsyncIterator[list[Event]]) -> list[Event]:
 
 async def _one(batch: list[Event]) -> AsyncIterator[list[Event]]:
     yield batch
+
+
+def _takes_turns(lane: RequiredLane) -> bool:
+    """Whether its parts go one by one, or something runs beside them that has to get its turn before the end: what a
+    destination says to the first bytes is heard before the last ones are sent.
+    """
+    return not lane.takes_batches or lane.delivery.is_watched
 
 
 def _is_small(body: Sequence[Event]) -> bool:

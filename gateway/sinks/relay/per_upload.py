@@ -27,11 +27,6 @@ from gateway.sinks.relay.shape import Sent, Shape, is_empty_input, written
 
 __all__ = ["FormDelivery", "RelayDelivery", "WireDelivery"]
 
-_TURNS = 4
-"""Of the loop, between the last bytes and the end: until what a destination said to the first ones has been read, and
-whoever runs the request has been told. The bytes of a small upload have only just been written.
-"""
-
 
 class RelayDelivery(Delivery):
     """One upload on its way to a destination, in one request. `length_mode` is how its length is told."""
@@ -87,7 +82,7 @@ class RelayDelivery(Delivery):
 
     async def finish(self, outbound: Outbound, tail: bytes, files: Iterable[int]) -> list[Receipt]:
         """Send the end of the body; receipts for the files if the answer is a yes. Raises Answered if not."""
-        for _ in range(_TURNS):
+        for _ in range(2):
             await asyncio.sleep(0)  # an answer that is already here came before the closing delimiter
         response = self._response = await outbound.finish(tail)
         if not 200 <= response.status < 300:
