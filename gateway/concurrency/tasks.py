@@ -47,10 +47,9 @@ class OwnTasks:
         task.add_done_callback(_look_at)
         return await asyncio.shield(task)
 
-    @property
-    def are_any(self) -> bool:
-        """Whether one of them runs."""
-        return bool(self._tasks)
+    def __len__(self) -> int:
+        """How many of them run."""
+        return len(self._tasks)
 
     async def ended(self) -> None:
         """Wait until none of them runs; to be cancelled cancels none of them."""

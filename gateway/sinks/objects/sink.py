@@ -24,6 +24,8 @@ from gateway.sinks.store import Store
 
 __all__ = ["ObjectSink"]
 
+_MANY = 100
+"""Uploads that are being removed at a time, or wait for it, each with what it holds: only where a store fails."""
 _PATIENCE_SECONDS = 5.0
 """How long an answer waits for what is removed behind it: a part in flight has to end first."""
 
@@ -98,7 +100,7 @@ class ObjectSink(Store):
 
     def admit(self, upload: Upload) -> None:
         """Refuse uploads for a store that takes nothing away, and a file that would have too many parts."""
-        if self._swept.left_many:
+        if self._swept.left + len(self._endings) >= _MANY:
             raise SinkUnavailable(f"sink {self.name} fails, and cannot remove what it has", sink=self.name)
         length = upload.content_length or 0
         if not upload.multipart and length > self.max_part_bytes * MAX_PARTS:

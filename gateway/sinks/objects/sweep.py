@@ -36,8 +36,6 @@ LEFT_SECONDS = 86400
 """After which nothing more is expected to come of an upload."""
 _RETRY_SECONDS = 2
 """Between attempts to remove what could not be removed."""
-_MANY = 100
-"""Uploads that wait to be removed: only of a store that fails."""
 
 
 class Sweeper:
@@ -71,9 +69,9 @@ class Sweeper:
         return max(1, min(self._keep_seconds / 4, 60)) if self._keep_seconds else LEFT_SECONDS / 4
 
     @property
-    def left_many(self) -> bool:
-        """Whether so much could not be removed that nothing more ought to come."""
-        return len(self._left) >= _MANY
+    def left(self) -> int:
+        """Of how many uploads something could not be removed."""
+        return len(self._left)
 
     def leave(self, delivery: ObjectDelivery, error: GatewayError) -> None:
         """It could not be removed: say so, and try again."""
@@ -83,7 +81,7 @@ class Sweeper:
         self._timer.look_in(_RETRY_SECONDS)
 
     def _tick(self) -> float:
-        if not self._tasks.are_any:
+        if not self._tasks:
             self._tasks.start(self._work())
         return _RETRY_SECONDS if self._left else self.sweep_seconds
 

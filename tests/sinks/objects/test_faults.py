@@ -235,7 +235,7 @@ async def test_a_file_that_would_have_too_many_parts_is_a_507_that_names_the_key
 async def test_what_cannot_be_removed_is_tried_again_and_too_much_of_it_refuses_uploads(
     setting: Setting, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("gateway.sinks.objects.sweep._MANY", 1)
+    monkeypatch.setattr("gateway.sinks.objects.sink._MANY", 1)
     gateway = await setting.gateway()
     setting.store.fails = lambda call: 500 if call.kind in ("manifest", "deletes") else None
     async with ClientSession(gateway.url) as session, asyncio.timeout(_SECONDS):
