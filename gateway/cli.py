@@ -1,4 +1,4 @@
-"""The command line: `gateway serve | check | explain | key new | sign | receiver`."""
+"""The command line: `gateway serve | check | explain | key new | sign | receiver | send | get`."""
 
 from __future__ import annotations
 
@@ -19,6 +19,7 @@ from aiohttp import web
 
 from gateway import __version__
 from gateway.access import SCOPES, new_key, read_secrets, seconds_of, signed_url, size_of
+from gateway.client import add_commands, run_client
 from gateway.config.doubts import doubts
 from gateway.config.environment import unknown_variables
 from gateway.config.load import load
@@ -45,7 +46,9 @@ log = logging.getLogger("gateway.config")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Exit codes: 0, 1 (it could not run), 2 (the configuration or the command line is wrong)."""
+    """Exit codes: 0, 1 (it could not run), 2 (the configuration or the command line is wrong); `send` and `get` have
+    more of them.
+    """
     options = _parser().parse_args(arguments)
     log_format: LogFormat = getattr(options, "log_format", "auto")
     configure_logging(options.log_level, log_format=log_format)
@@ -71,6 +74,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 return _new_key(options)
             case "sign":
                 return _sign(load(options.config), options)
+            case "send" | "get":
+                return run_client(options)
             case "receiver":
                 asyncio.run(_receiver(options.host, options.port))
     except ConfigError as error:
@@ -134,6 +139,7 @@ def _parser() -> argparse.ArgumentParser:
     for command in (serve, check, explain):
         command.add_argument("--config", metavar="FILE", action=_Once, help="a TOML file (default: built-in defaults)")
     _add_access_commands(commands)
+    add_commands(commands)
     receiver = commands.add_parser("receiver", help="run the demo destination")
     receiver.add_argument("--host", default="127.0.0.1")
     receiver.add_argument("--port", type=int, default=8081)

@@ -69,6 +69,11 @@ class StreamingMultipartWriter(MultipartWriter):
         """Handed to the transport."""
         return self._lent.sent_bytes
 
+    @property
+    def arrived_bytes(self) -> int:
+        """Taken by the peer's system, as far as ours tells."""
+        return self._lent.arrived_bytes
+
     # -- feeding
 
     async def begin_part(self, headers: Mapping[str, str | bytes]) -> None:
@@ -80,16 +85,22 @@ class StreamingMultipartWriter(MultipartWriter):
         await self._begin(b"".join([name + b": " + value + b"\r\n" for name, value in lines]) + b"\r\n")
 
     async def begin_form_part(
-        self, name: bytes | str, filename: bytes | str | None = None, content_type: bytes | str | None = None
+        self,
+        name: bytes | str,
+        filename: bytes | str | None = None,
+        content_type: bytes | str | None = None,
+        *,
+        content_digest: bytes | None = None,
     ) -> None:
-        """Begin a part of a form (RFC 7578), its header in the one canonical form.
+        """Begin a part of a form (RFC 7578), its header in the one canonical form; `content_digest` is as in RFC 9530.
 
         Raises Malformed, a ValueError, for a name that readers would not agree about, and ConnectionLost.
         """
         kind = None if content_type is None else _bytes(content_type)
-        if kind is not None and _CONTROL.search(kind):
-            raise ValueError("a Content-Type holds a line break")
-        await self._begin(render_head(_bytes(name), None if filename is None else _bytes(filename), kind))
+        if _CONTROL.search(b"%b%b" % (kind or b"", content_digest or b"")):
+            raise ValueError("a Content-Type, or a Content-Digest, holds a line break")
+        extra = () if content_digest is None else ((b"Content-Digest", content_digest),)
+        await self._begin(render_head(_bytes(name), None if filename is None else _bytes(filename), kind, extra))
 
     async def begin_relayed_part(self, part: Part) -> None:
         """Begin a part of a form as it was read. Raises Malformed, ConnectionLost."""

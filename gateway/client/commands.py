@@ -1,0 +1,211 @@
+"""`gateway send` and `gateway get`: arguments, signals, what is printed, and the exit code.
+
+The key comes from the environment or a file: arguments are shown to everybody on the machine. What is printed is for
+people on a terminal; otherwise it is nothing but what went wrong, and, with `--json`, one line for each upload or file.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import os
+import signal
+from collections.abc import Awaitable, Callable, Iterator, Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from gateway.client.bars import Quiet, screen
+from gateway.client.outcomes import Code, Failed, patiently
+from gateway.client.remote import Place, Remote, checked_url, connected
+from gateway.client.sending import Upload
+from gateway.client.sources import Sources, gathered
+from gateway.client.watching import Legs
+
+__all__ = ["add_commands", "run_client"]
+
+_DEFAULT_URL = "http://127.0.0.1:8080"
+_MOST_PARALLEL = 64
+_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+
+
+def add_commands(commands: Any) -> None:
+    """The parsers of both."""
+    send = commands.add_parser("send", help="send files to a gateway, and see when they are safe")
+    send.add_argument("files", nargs="+", metavar="FILE", help="each is an upload; - is standard input")
+    send.add_argument(
+        "--to", metavar="URL", help=f"a gateway, or one of its routes (default: GATEWAY_URL, or {_DEFAULT_URL})"
+    )
+    send.add_argument("--field", action="append", default=[], type=_field, metavar="K=V", help="goes along, in front")
+    send.add_argument("--parallel", type=_parallel, default=4, metavar="N", help="uploads at a time (default: 4)")
+    send.add_argument("--recursive", action="store_true", help="folders, too: each is one upload")
+    get = commands.add_parser("get", help="fetch what is kept, verified, and going on where it was broken off")
+    get.add_argument("what", metavar="URL|ID", help="a file's url, or an upload's, or its id at GATEWAY_URL")
+    get.add_argument("-o", "--output", metavar="FILE", help="where to (default: its own name, here)")
+    get.add_argument("--force", action="store_true", help="in place of what is there")
+    for command in (send, get):
+        command.add_argument("--key-file", metavar="FILE", help="has the key (default: GATEWAY_KEY)")
+        command.add_argument("--json", action="store_true", help="print a line of JSON for each upload, or file")
+
+
+def _field(text: str) -> tuple[bytes, bytes]:
+    name, equals, value = text.partition("=")
+    if not (name and equals):
+        raise argparse.ArgumentTypeError("a field is NAME=VALUE")
+    return os.fsencode(name), os.fsencode(value)
+
+
+def _parallel(text: str) -> int:
+    if not (text.isdecimal() and 1 <= int(text) <= _MOST_PARALLEL):
+        raise argparse.ArgumentTypeError(f"1 to {_MOST_PARALLEL} uploads at a time")
+    return int(text)
+
+
+def run_client(options: argparse.Namespace) -> int:
+    """The exit code: see `Code`; 128 and its number for a signal."""
+    work = _send if options.command == "send" else _get
+    try:
+        return asyncio.run(_until_signalled(lambda interrupted: work(options, interrupted)))
+    except Failed as failed:
+        Quiet().complain(str(failed))
+        return failed.code
+
+
+async def _until_signalled(work: Callable[[list[Callable[[], None]]], Awaitable[int]]) -> int:
+    """What the work returns, or 128 and the signal's number. The work may say what else is to be done at a signal.
+
+    A second signal has its default effect: the process ends there and then.
+    """
+    loop, task = asyncio.get_running_loop(), asyncio.current_task()
+    assert task is not None
+    caught: list[int] = []
+    then: list[Callable[[], None]] = []
+
+    def signalled(number: int) -> None:
+        caught.append(number)
+        for one in _SIGNALS:
+            loop.remove_signal_handler(one)
+        for tell in then:
+            tell()
+        task.cancel()
+
+    for number in _SIGNALS:
+        if number != signal.SIGHUP or signal.getsignal(number) is not signal.SIG_IGN:
+            loop.add_signal_handler(number, signalled, number)
+    try:
+        return await work(then)
+    except asyncio.CancelledError:
+        if not caught:
+            raise
+    return 128 + caught[0]
+
+
+def _key(options: argparse.Namespace) -> str:
+    """Raises Failed."""
+    key = os.environ.get("GATEWAY_KEY", "")
+    if options.key_file is not None:
+        try:
+            key = Path(options.key_file).read_text("utf-8")
+        except (OSError, ValueError) as error:
+            raise Failed(Code.USAGE, f"--key-file: {error}") from error
+    key = key.strip()
+    if not (key.isascii() and key.isprintable()) or " " in key:
+        raise Failed(Code.USAGE, "the key has characters that no key has")
+    return key
+
+
+# -- send
+
+
+async def _send(options: argparse.Namespace, interrupted: list[Callable[[], None]]) -> int:
+    if options.files.count("-") > 1:
+        raise Failed(Code.USAGE, "standard input can be sent once")
+    url, key = checked_url(options.to or os.environ.get("GATEWAY_URL") or _DEFAULT_URL), _key(options)
+    async with connected(key) as remote, screen(prints=options.json) as shown:
+        interrupted.append(remote.hang_up)
+        try:
+            place = await patiently(lambda: remote.place(url), shown.say)
+        except Failed as failed:
+            for given in options.files:
+                upload = Upload(Sources(given), failed=failed)
+                _tell(upload, Legs(given), shown, options)
+            return failed.code
+        most = max(1, place.max_parts - len(options.field)) if place.max_parts else 0
+        every = gathered(options.files, recursive=options.recursive, most=most, say=shown.complain)
+        uploads: list[Upload] = []
+        async with asyncio.TaskGroup() as group:
+            for _ in range(options.parallel):
+                group.create_task(_send_next(every, uploads, remote, place, shown, options))
+    return next((one.failed.code for one in uploads if one.failed is not None), Code.DONE)
+
+
+async def _send_next(
+    every: Iterator[Sources],
+    uploads: list[Upload],
+    remote: Remote,
+    place: Place,
+    shown: Quiet,
+    options: argparse.Namespace,
+) -> None:
+    for sources in every:
+        upload = Upload(sources, options.field)
+        uploads.append(upload)
+        legs = Legs(sources.given, is_watched=shown.is_terminal)
+        shown.add(legs)
+        try:
+            await upload.send(remote, place, legs, shown.say)
+        except asyncio.CancelledError:
+            upload.failed = Failed(Code.LATER, "interrupted", state="interrupted")
+            raise
+        finally:
+            _tell(upload, legs, shown, options)
+
+
+def _tell(upload: Upload, legs: Legs, shown: Quiet, options: argparse.Namespace) -> None:
+    failed = upload.failed
+    if failed is None:
+        shown.end(legs, f"{legs.name}: kept{': ' + upload.url if upload.url else ''}")
+    else:
+        shown.end(legs)
+        said = str(failed)
+        shown.complain(said if said.startswith(legs.name) else f"{legs.name}: {said}")
+    if options.json:
+        _print(document_of(upload))
+
+
+def document_of(upload: Upload) -> dict[str, Any]:
+    """The line of JSON about one upload (docs/send.md): all members, always, in this order."""
+    failed, answer = upload.failed, upload.answer
+    problem = None if failed is None else failed.problem
+    return {
+        "source": upload.sources.given,
+        "upload": upload.id if upload.tries else None,
+        "state": "kept" if failed is None else failed.state,
+        "exit_code": Code.DONE if failed is None else failed.code,
+        "status": answer.status if answer is not None else (problem or {}).get("status"),
+        "url": upload.url,
+        "seconds": upload.seconds,
+        "tries": upload.tries,
+        "files": [
+            {
+                "name": os.fsdecode(file.name),
+                "size": file.size,
+                "sha256": file.sha256 or None,
+                "verified": file.verified,
+                "url": file.url,
+            }
+            for file in upload.sources.files
+        ],
+        "problem": problem,
+        "answer": None if answer is None else answer.document,
+    }
+
+
+def _print(document: dict[str, Any]) -> None:
+    with suppress(BrokenPipeError):
+        print(json.dumps(document), flush=True)
+
+
+async def _get(options: argparse.Namespace, interrupted: Sequence[Callable[[], None]]) -> int:
+    raise NotImplementedError
