@@ -91,16 +91,15 @@ class Bars(Quiet):
         self._shown.append((legs, []))
 
     def end(self, legs: Legs, text: str = "") -> None:
-        for shown, tasks in self._shown:
-            if shown is legs:
-                self._update(shown, tasks)
-                lines = [task for task in self._bars.tasks if task.id in tasks]
-                if legs.is_kept:
-                    self._bars.print(self._bars.make_tasks_table(lines))
-                for task in tasks:
-                    self._bars.remove_task(task)
+        tasks = next(tasks for shown, tasks in self._shown if shown is legs)
+        self._update(legs, tasks)
+        lines = [task for task in self._bars.tasks if task.id in tasks]
         self._shown = [(shown, tasks) for shown, tasks in self._shown if shown is not legs]
+        for task in tasks:
+            self._bars.remove_task(task)
+        self._bars.refresh()
         if text:
+            self._bars.print(self._bars.make_tasks_table(lines))
             self.say(text)
 
     def say(self, text: str) -> None:
@@ -118,15 +117,17 @@ class Bars(Quiet):
 
     def _update(self, legs: Legs, tasks: list[TaskID]) -> None:
         for number, (verb, done, note) in enumerate(_lines(legs, self._verbs)):
-            if number == len(tasks):
-                tasks.append(self._bars.add_task(verb, total=None, name="", percent=""))
             size = legs.size
-            completed = done if size is None else done * size
-            percent = "" if size is None else f"{int(done * 100)}%"
-            total = None if size is None else size or 1
-            if not size and size is not None:
-                completed = done
-            self._bars.update(tasks[number], total=total, completed=completed, name=_cut(note), percent=percent)
+            shown: dict[str, Any] = {
+                "total": size if size is None else size or 1,
+                "completed": done * (size or 1),
+                "name": _cut(note),
+                "percent": "" if size is None else f"{int(done * 100)}%",
+            }
+            if number == len(tasks):
+                tasks.append(self._bars.add_task(verb, **shown))
+            else:
+                self._bars.update(tasks[number], **shown)
 
 
 def _lines(legs: Legs, verbs: tuple[str, str]) -> Iterable[tuple[str, float, str]]:

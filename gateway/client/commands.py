@@ -66,7 +66,7 @@ def run_client(options: argparse.Namespace) -> int:
     """The exit code: see `Code`; 128 and its number for a signal."""
     work = _send if options.command == "send" else _get
     try:
-        return asyncio.run(_until_signalled(lambda interrupted: work(options, interrupted)))
+        return asyncio.run(_until_signalled(lambda at_signal: work(options, at_signal)))
     except Failed as failed:
         Quiet().complain(str(failed))
         return failed.code
@@ -118,25 +118,31 @@ def _key(options: argparse.Namespace) -> str:
 # -- send
 
 
-async def _send(options: argparse.Namespace, interrupted: list[Callable[[], None]]) -> int:
+async def _send(options: argparse.Namespace, at_signal: list[Callable[[], None]]) -> int:
     if options.files.count("-") > 1:
         raise Failed(Code.USAGE, "standard input can be sent once")
     url, key = checked_url(options.to or os.environ.get("GATEWAY_URL") or _DEFAULT_URL), _key(options)
     async with connected(key) as remote, screen(prints=options.json) as shown:
-        interrupted.append(remote.hang_up)
+        at_signal.append(remote.hang_up)
         try:
             place = await patiently(lambda: remote.place(url), shown.say)
         except Failed as failed:
             for given in options.files:
                 upload = Upload(Sources(given), failed=failed)
-                _tell(upload, Legs(given), shown, options)
+                _tell(upload, None, shown, options)
             return failed.code
         most = max(1, place.max_parts - len(options.field)) if place.max_parts else 0
         every = gathered(options.files, recursive=options.recursive, most=most, say=shown.complain)
         uploads: list[Upload] = []
-        async with asyncio.TaskGroup() as group:
-            for _ in range(options.parallel):
-                group.create_task(_send_next(every, uploads, remote, place, shown, options))
+        try:
+            async with asyncio.TaskGroup() as group:
+                for _ in range(options.parallel):
+                    group.create_task(_send_next(every, uploads, remote, place, shown, options))
+        except asyncio.CancelledError:
+            for sources in every:
+                interrupted = Failed(Code.LATER, "interrupted; it was not sent", state="interrupted")
+                _tell(Upload(sources, failed=interrupted), None, shown, options)
+            raise
     return next((one.failed.code for one in uploads if one.failed is not None), Code.DONE)
 
 
@@ -155,21 +161,17 @@ async def _send_next(
         shown.add(legs)
         try:
             await upload.send(remote, place, legs, shown.say)
-        except asyncio.CancelledError:
-            upload.failed = Failed(Code.LATER, "interrupted", state="interrupted")
-            raise
         finally:
             _tell(upload, legs, shown, options)
 
 
-def _tell(upload: Upload, legs: Legs, shown: Quiet, options: argparse.Namespace) -> None:
-    failed = upload.failed
-    if failed is None:
-        shown.end(legs, f"{legs.name}: kept{': ' + upload.url if upload.url else ''}")
-    else:
-        shown.end(legs)
+def _tell(upload: Upload, legs: Legs | None, shown: Quiet, options: argparse.Namespace) -> None:
+    failed, given = upload.failed, upload.sources.given
+    if legs is not None:
+        shown.end(legs, "" if failed else f"{given}: kept{': ' + upload.url if upload.url else ''}")
+    if failed is not None:
         said = str(failed)
-        shown.complain(said if said.startswith(legs.name) else f"{legs.name}: {said}")
+        shown.complain(said if said.startswith(given) else f"{given}: {said}")
     if options.json:
         _print(document_of(upload))
 
@@ -207,5 +209,5 @@ def _print(document: dict[str, Any]) -> None:
         print(json.dumps(document), flush=True)
 
 
-async def _get(options: argparse.Namespace, interrupted: Sequence[Callable[[], None]]) -> int:
+async def _get(options: argparse.Namespace, at_signal: Sequence[Callable[[], None]]) -> int:
     raise NotImplementedError

@@ -118,6 +118,14 @@ class Remote:
         except CONNECTION_ERRORS as error:
             raise translated(error) from error
 
+    async def delete(self, url: URL) -> None:
+        """Remove an upload. Raises Failed."""
+        try:
+            async with self.session.delete(url, headers=self.headers(), allow_redirects=False) as response:
+                await read(response)
+        except CONNECTION_ERRORS as error:
+            raise translated(error) from error
+
     async def place(self, url: URL) -> Place:
         """What `url` is of a gateway, its base or one of its routes. Raises Failed where nobody listens."""
         bases = _bases(url)

@@ -31,6 +31,7 @@ __all__ = ["Upload"]
 _NAME = b"file"
 _ASKS = 30
 _ASK_SECONDS = 1.0
+_TAKE_BACK_SECONDS = 5.0
 _HANG_UP_STATUS = 499
 
 
@@ -48,6 +49,8 @@ class Upload:
     failed: Failed | None = None
     _broken: Failed | None = None
     """By us, in the middle."""
+    _is_whole: Callable[[], bool] = lambda: False
+    """Whether everything was sent."""
 
     async def send(self, remote: Remote, place: Place, legs: Legs, say: Callable[[str], None]) -> None:
         """It ends well, or has `failed`; it may be cancelled, which ends the connection at once."""
@@ -59,6 +62,9 @@ class Upload:
         except Failed as failed:
             self.failed = failed
             legs.is_kept = False
+        except asyncio.CancelledError:
+            self.failed = await self._taken_back(remote, place, say)
+            raise
         finally:
             self.seconds = round(time.monotonic() - began, 3)
 
@@ -73,6 +79,7 @@ class Upload:
             length = self._length(writer.boundary)
         except ValueError as error:  # a name that has two readings
             raise Failed(Code.LOCAL, f"{self.sources.given}: {error}") from error
+        self._is_whole = lambda: writer.closed
         legs.arrived = lambda: writer.arrived_bytes / (length or 1)
         answer, lost = await self._exchange(remote, place, writer, length, legs)
         if self._broken is not None:
@@ -82,7 +89,8 @@ class Upload:
                 raise lost
             if not writer.closed:
                 raise Failed(Code.LATER, f"{lost} before everything was sent; nothing of it is kept")
-            answer = await self._asked(remote, place, lost)
+            said = f"{lost}; whether it is kept is not known: {self.id}"
+            answer = await self._asked(remote, place, Failed(Code.UNKNOWN, said, state="unknown"))
         assert answer is not None
         if not writer.closed:
             raise Failed(Code.FAILED, f"it was answered with {answer.status} before everything was sent")
@@ -170,10 +178,37 @@ class Upload:
                 if state == "failed" and isinstance(told, dict):
                     problem = told.get("problem") or {}
                     if (status := problem.get("status", _HANG_UP_STATUS)) == _HANG_UP_STATUS:
-                        raise Failed(Code.LATER, f"{lost}; nothing of it is kept")
+                        raise Failed(Code.LATER, "the connection was lost; nothing of it is kept")
                     raise refused(status, {}, json.dumps(problem).encode())
             await asyncio.sleep(_ASK_SECONDS)
-        raise Failed(Code.UNKNOWN, f"{lost}; whether it is kept is not known: {self.id}", state="unknown")
+        raise lost
+
+    async def _taken_back(self, remote: Remote, place: Place, say: Callable[[str], None]) -> Failed:
+        """What became of an upload that was interrupted. What was sent whole may be kept all the same: then it is removed
+        again, if it can be, and if the gateway is soon done with it.
+        """
+        if not self._is_whole():
+            return Failed(Code.LATER, "interrupted; nothing of it is kept", state="interrupted")
+        say(f"everything had been sent: asking what becomes of {self.id}")
+        lost = Failed(Code.UNKNOWN, "interrupted", state="unknown")
+        url = None
+        try:
+            async with asyncio.timeout(_TAKE_BACK_SECONDS):
+                url = (await self._asked(remote, place, lost)).headers.get("Location")
+                if url is not None:
+                    await remote.delete(URL(url))
+                    return Failed(Code.LATER, "interrupted; it was kept, and is removed again", state="interrupted")
+        except TimeoutError:
+            pass
+        except Failed as failed:
+            if failed is not lost and url is None:
+                return Failed(Code.LATER, "interrupted; nothing of it is kept", state="interrupted")
+        if url is not None:
+            self.url = url
+            return Failed(Code.UNKNOWN, f"interrupted, and kept all the same: {url}", state="kept")
+        return Failed(
+            Code.UNKNOWN, f"interrupted when everything had been sent: {self.id} may be kept", state="unknown"
+        )
 
     async def _compare(self, remote: Remote, route: URL) -> None:
         """What was sent with what the manifest says. Raises Failed."""

@@ -63,6 +63,8 @@ class Legs:
         return " · ".join(f"{one['sink']}: {self._in_words(one)}" for one in (self.told or {}).get("sinks", ()))
 
     def _in_words(self, sink: dict[str, Any]) -> str:
+        if self.is_kept and sink["state"] != "dropped":
+            return "kept"
         if sink["state"] in ("dropped", "kept", "failed"):
             return str(sink["state"])
         return f"{min(99, int(100 * sink['delivered'] / self.size))}%" if self.size else str(sink["state"])
@@ -76,10 +78,11 @@ def _least(part: dict[str, Any]) -> int:
 
 async def watch(remote: Remote, bases: list[URL], upload_id: str, legs: Legs) -> None:
     """Keep `legs` up to date for as long as the upload goes on; it ends by being cancelled, or when nobody tells."""
-    while not legs.arrived():  # it is not known there yet
-        await asyncio.sleep(_FIRST_SECONDS)
     number = 0
     while legs.is_watched:
+        if not legs.arrived():  # it is not known there yet
+            await asyncio.sleep(_FIRST_SECONDS)
+            continue
         pause = _PAUSE_SECONDS
         url = below(bases[number % len(bases)], f"/uploads/{upload_id}/progress")
         try:
