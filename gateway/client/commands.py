@@ -10,41 +10,50 @@ import argparse
 import asyncio
 import json
 import os
+import re
 import signal
-from collections.abc import Awaitable, Callable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from yarl import URL
+
 from gateway.client.bars import Quiet, screen
+from gateway.client.fetching import Fetch
 from gateway.client.outcomes import Code, Failed, patiently
-from gateway.client.remote import Place, Remote, checked_url, connected
+from gateway.client.remote import ID, Place, Remote, below, checked_url, connected
 from gateway.client.sending import Upload
 from gateway.client.sources import Sources, gathered
 from gateway.client.watching import Legs
+from gateway.downloads import archive_names
 
-__all__ = ["add_commands", "run_client"]
+__all__ = ["add_commands", "document_of", "get", "run_client", "send"]
 
 _DEFAULT_URL = "http://127.0.0.1:8080"
 _MOST_PARALLEL = 64
+_UPLOAD = re.compile(rf"/uploads/{ID.pattern}/?$")
+_VERIFIED = {True: ", verified", None: ""}
 _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 def add_commands(commands: Any) -> None:
     """The parsers of both."""
-    send = commands.add_parser("send", help="send files to a gateway, and see when they are safe")
-    send.add_argument("files", nargs="+", metavar="FILE", help="each is an upload; - is standard input")
-    send.add_argument(
+    sending = commands.add_parser("send", help="send files to a gateway, and see when they are safe")
+    sending.add_argument("files", nargs="+", metavar="FILE", help="each is an upload; - is standard input")
+    sending.add_argument(
         "--to", metavar="URL", help=f"a gateway, or one of its routes (default: GATEWAY_URL, or {_DEFAULT_URL})"
     )
-    send.add_argument("--field", action="append", default=[], type=_field, metavar="K=V", help="goes along, in front")
-    send.add_argument("--parallel", type=_parallel, default=4, metavar="N", help="uploads at a time (default: 4)")
-    send.add_argument("--recursive", action="store_true", help="folders, too: each is one upload")
-    get = commands.add_parser("get", help="fetch what is kept, verified, and going on where it was broken off")
-    get.add_argument("what", metavar="URL|ID", help="a file's url, or an upload's, or its id at GATEWAY_URL")
-    get.add_argument("-o", "--output", metavar="FILE", help="where to (default: its own name, here)")
-    get.add_argument("--force", action="store_true", help="in place of what is there")
-    for command in (send, get):
+    sending.add_argument(
+        "--field", action="append", default=[], type=_field, metavar="K=V", help="goes along, in front"
+    )
+    sending.add_argument("--parallel", type=_parallel, default=4, metavar="N", help="uploads at a time (default: 4)")
+    sending.add_argument("--recursive", action="store_true", help="folders, too: each is one upload")
+    getting = commands.add_parser("get", help="fetch what is kept, verified, and going on where it was broken off")
+    getting.add_argument("what", metavar="URL|ID", help="a file's url, or an upload's, or its id at GATEWAY_URL")
+    getting.add_argument("-o", "--output", metavar="FILE", help="where to (default: its own name, here)")
+    getting.add_argument("--force", action="store_true", help="in place of what is there")
+    for command in (sending, getting):
         command.add_argument("--key-file", metavar="FILE", help="has the key (default: GATEWAY_KEY)")
         command.add_argument("--json", action="store_true", help="print a line of JSON for each upload, or file")
 
@@ -64,7 +73,7 @@ def _parallel(text: str) -> int:
 
 def run_client(options: argparse.Namespace) -> int:
     """The exit code: see `Code`; 128 and its number for a signal."""
-    work = _send if options.command == "send" else _get
+    work = send if options.command == "send" else get
     try:
         return asyncio.run(_until_signalled(lambda at_signal: work(options, at_signal)))
     except Failed as failed:
@@ -118,7 +127,8 @@ def _key(options: argparse.Namespace) -> str:
 # -- send
 
 
-async def _send(options: argparse.Namespace, at_signal: list[Callable[[], None]]) -> int:
+async def send(options: argparse.Namespace, at_signal: list[Callable[[], None]]) -> int:
+    """The exit code. What is to be done at a signal is added to `at_signal`. Raises Failed for a wrong command line."""
     if options.files.count("-") > 1:
         raise Failed(Code.USAGE, "standard input can be sent once")
     url, key = checked_url(options.to or os.environ.get("GATEWAY_URL") or _DEFAULT_URL), _key(options)
@@ -209,5 +219,66 @@ def _print(document: dict[str, Any]) -> None:
         print(json.dumps(document), flush=True)
 
 
-async def _get(options: argparse.Namespace, at_signal: Sequence[Callable[[], None]]) -> int:
-    raise NotImplementedError
+# -- get
+
+
+async def get(options: argparse.Namespace, at_signal: list[Callable[[], None]]) -> int:
+    """The exit code. Raises Failed where nothing could be begun."""
+    key = _key(options)
+    if ID.fullmatch(options.what):
+        base = checked_url(os.environ.get("GATEWAY_URL") or _DEFAULT_URL)
+        url = below(base, f"/uploads/{options.what}").with_query(None)
+    else:
+        url = checked_url(options.what)
+    async with connected(key) as remote, screen(prints=options.json, verbs=("fetched", "")) as shown:
+        fetches = await _fetches(remote, url, options, shown)
+        for fetch in fetches:
+            legs = Legs(fetch.path.name)
+            shown.add(legs)
+            try:
+                await fetch.fetch(remote, legs, shown.say)
+            finally:
+                shown.end(legs, "" if fetch.failed else f"{fetch.path}: {fetch.size} bytes{_VERIFIED[fetch.verified]}")
+                if fetch.failed is not None:
+                    shown.complain(f"{fetch.path.name}: {fetch.failed}")
+                if options.json:
+                    _print(_fetched(fetch))
+    return next((one.failed.code for one in fetches if one.failed is not None), Code.DONE)
+
+
+async def _fetches(remote: Remote, url: URL, options: argparse.Namespace, shown: Quiet) -> list[Fetch]:
+    """The file, or all files of an upload, and where they go. Raises Failed."""
+    output = None if options.output is None else Path(options.output)
+    if not _UPLOAD.search(url.path):
+        name = archive_names([url.name])[0]
+        path = Path(name) if output is None else output / name if output.is_dir() else output
+        return [Fetch(url, path, force=options.force)]
+    kept = await patiently(lambda: remote.files(url), shown.say)
+    if output is not None and len(kept) == 1 and not output.is_dir():
+        return [Fetch(kept[0].url, output, kept[0].sha256, options.force)]
+    if output is not None:
+        try:
+            output.mkdir(exist_ok=True)
+        except OSError as error:
+            raise Failed(Code.LOCAL, f"{output}: {error.strerror}") from error
+    # as in the archive: names that are safe on any system, and none of them twice
+    names = archive_names([one.name for one in kept])
+    folder = output or Path()
+    return [Fetch(one.url, folder / name, one.sha256, options.force) for one, name in zip(kept, names, strict=True)]
+
+
+def _fetched(fetch: Fetch) -> dict[str, Any]:
+    """The line of JSON about one file (docs/send.md): all members, always, in this order."""
+    failed = fetch.failed
+    return {
+        "url": str(fetch.url.with_query(None)),
+        "path": str(fetch.path),
+        "state": "fetched" if failed is None else failed.state,
+        "exit_code": Code.DONE if failed is None else failed.code,
+        "size": fetch.size,
+        "sha256": None if failed else fetch.sha256,
+        "verified": fetch.verified,
+        "resumed_from": fetch.resumed_from,
+        "seconds": fetch.seconds,
+        "problem": None if failed is None else failed.problem,
+    }

@@ -1,6 +1,6 @@
 """The gateway at the other end: where it is, and its answers.
 
-1. The key goes to one origin only, the one that was named: redirects are not followed.
+1. The key goes to one origin only, the one that was named: redirects are not followed, or without it.
 2. Answers are read up to a bound.
 """
 
@@ -81,6 +81,15 @@ class Answer:
 
 
 @dataclass(slots=True)
+class Kept:
+    """A file that can be read at a gateway."""
+
+    url: URL
+    name: str | None
+    sha256: str | None
+
+
+@dataclass(slots=True)
 class Place:
     """Where uploads go: the route, and what is known of it. `bases`: below which of these the gateway is, the likeliest
     first.
@@ -125,6 +134,24 @@ class Remote:
                 await read(response)
         except CONNECTION_ERRORS as error:
             raise translated(error) from error
+
+    async def files(self, upload: URL) -> list[Kept]:
+        """All files of an upload, as its manifest has them. Raises Failed."""
+        document = (await self.get(upload)).document
+        kept = []
+        try:
+            for part in document["parts"]:
+                receipt = next((one for one in part["receipts"] if str(one.get("location")).startswith("/")), None)
+                if receipt is not None:  # what flows have made of it is said there
+                    name, sha256 = receipt.get("filename", part["filename"]), receipt.get("sha256", part["sha256"])
+                    kept.append(Kept(upload.join(URL(receipt["location"], encoded=True)), name, sha256))
+        except (KeyError, TypeError, AttributeError, ValueError) as error:
+            raise Failed(Code.FAILED, f"{upload} is no manifest") from error
+        if not kept:
+            raise Failed(Code.REFUSED, f"{upload} has no file that can be read there")
+        if any(one.url.origin() != upload.origin() for one in kept):
+            raise Failed(Code.FAILED, f"{upload} leads elsewhere")
+        return kept
 
     async def place(self, url: URL) -> Place:
         """What `url` is of a gateway, its base or one of its routes. Raises Failed where nobody listens."""

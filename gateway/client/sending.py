@@ -184,8 +184,8 @@ class Upload:
         raise lost
 
     async def _taken_back(self, remote: Remote, place: Place, say: Callable[[str], None]) -> Failed:
-        """What became of an upload that was interrupted. What was sent whole may be kept all the same: then it is removed
-        again, if it can be, and if the gateway is soon done with it.
+        """What became of an upload that was interrupted. What was sent whole may be kept all the same: then it is
+        removed again, if it can be, and if the gateway is soon done with it.
         """
         if not self._is_whole():
             return Failed(Code.LATER, "interrupted; nothing of it is kept", state="interrupted")
@@ -206,9 +206,7 @@ class Upload:
         if url is not None:
             self.url = url
             return Failed(Code.UNKNOWN, f"interrupted, and kept all the same: {url}", state="kept")
-        return Failed(
-            Code.UNKNOWN, f"interrupted when everything had been sent: {self.id} may be kept", state="unknown"
-        )
+        return Failed(Code.UNKNOWN, f"interrupted, but sent whole: {self.id} may be kept", state="unknown")
 
     async def _compare(self, remote: Remote, route: URL) -> None:
         """What was sent with what the manifest says. Raises Failed."""

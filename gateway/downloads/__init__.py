@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from gateway.downloads.archive import archive_names
 from gateway.downloads.guard import AddressGuard, UrlRules
 from gateway.downloads.locations import ARCHIVE_PATH, FILE_PATHS, UPLOAD_PATH, file_location, upload_location
 from gateway.downloads.remote import Downloader
@@ -26,6 +27,7 @@ __all__ = [
     "AddressGuard",
     "Downloader",
     "UrlRules",
+    "archive_names",
     "check_stored",
     "delete_upload",
     "file_location",
