@@ -1,0 +1,304 @@
+"""Uploads against real gateways, and against servers that answer what no gateway should, or not at once."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import os
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+
+import pytest
+from aiohttp import web
+from yarl import URL
+
+from gateway.client import outcomes, sources
+from gateway.client.outcomes import Code
+from gateway.client.remote import Place, Remote, connected
+from gateway.client.sending import Upload
+from gateway.client.sources import Source, Sources
+from gateway.client.watching import Legs
+from tests.conftest import RunningGateway, StartDestination, StartGateway
+from tests.support.clients import eventually
+
+MIB = 1 << 20
+BOTH = [{"path": "/both", "parts": [{"sinks": ["disk", "api"]}]}]
+Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
+
+
+@pytest.fixture(autouse=True)
+def _impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(outcomes, "_FIRST_PAUSE_SECONDS", 0.01)
+
+
+def file(directory: Path, data: bytes, name: str = "a.bin") -> Sources:
+    (directory / name).write_bytes(data)
+    return Sources(name, [Source(str(directory / name), name.encode())])
+
+
+async def sent(url: str, files: Sources, *, key: str = "", fields: list[tuple[bytes, bytes]] | None = None) -> Upload:
+    upload = Upload(files, fields or [])
+    async with connected(key) as remote:
+        place = await outcomes.patiently(lambda: remote.place(URL(url)), print)
+        await upload.send(remote, place, Legs(files.given), print)
+    return upload
+
+
+def app_of(handler: Handler) -> web.Application:
+    app = web.Application(client_max_size=0)
+    app.router.add_post("/upload", handler)
+    return app
+
+
+async def read_all(request: web.Request) -> bytes:
+    return b"".join([chunk async for chunk in request.content.iter_any()])
+
+
+# -- kept
+
+
+@pytest.mark.parametrize("size", [0, 1, 65536, 3 * MIB + 7])
+async def test_what_is_kept_is_what_was_sent_and_was_declared(
+    start_gateway: StartGateway, tmp_path: Path, size: int
+) -> None:
+    gateway, data = await start_gateway(), os.urandom(size)
+    upload = await sent(gateway.url, file(tmp_path, data), fields=[(b"note", b"hello"), ("ä".encode(), b"")])
+    assert upload.failed is None
+    assert upload.answer is not None
+    note, empty, part = upload.answer.document["parts"]
+    assert (note["value"], empty["name"], empty["value"]) == ("hello", "ä", "")
+    assert part["sha256"] == hashlib.sha256(data).hexdigest() == upload.sources.files[0].sha256
+    assert part["verified"] == ["sha256"]
+    assert upload.sources.files[0].verified is True
+    assert (gateway.root / upload.id / "2").read_bytes() == data
+
+
+async def test_a_long_file_is_compared_afterwards(
+    start_gateway: StartGateway, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sources, "DECLARED_BYTES", MIB)
+    gateway = await start_gateway()
+    upload = await sent(f"{gateway.url}/upload", file(tmp_path, os.urandom(2 * MIB)))
+    assert upload.failed is None
+    assert upload.answer is not None
+    assert "verified" not in upload.answer.document["parts"][0]
+    assert upload.sources.files[0].verified is True
+
+
+async def test_a_folder_is_one_upload(start_gateway: StartGateway, tmp_path: Path) -> None:
+    gateway = await start_gateway()
+    (tmp_path / "top/sub").mkdir(parents=True)
+    for number, name in enumerate(["top/b", "top/a", 'top/sub/"quoted" ä\n.txt']):
+        (tmp_path / name).write_bytes(bytes(number * 1000))
+    (found,) = sources.gathered([str(tmp_path / "top")], recursive=True, most=0, say=pytest.fail)
+    upload = await sent(gateway.url, found)
+    assert upload.failed is None
+    assert upload.answer is not None
+    names = [part["filename"] for part in upload.answer.document["parts"]]
+    assert names == ["top/a", "top/b", 'top/sub/"quoted" ä\n.txt']
+    assert all(one.verified for one in upload.sources.files)
+
+
+async def test_the_length_is_known_before_and_right(start_destination: StartDestination, tmp_path: Path) -> None:
+    seen = []
+
+    async def take(request: web.Request) -> web.Response:
+        seen.append((request.content_length, len(await read_all(request))))
+        return web.Response(status=200)
+
+    server = await start_destination(app_of(take))
+    upload = await sent(server.url, file(tmp_path, b"x" * 100_000), fields=[(b"k", b"v" * 70_000)])
+    assert upload.failed is None
+    assert seen[0][0] == seen[0][1]
+    assert upload.sources.files[0].verified is None  # this one did not say
+
+
+# -- not kept, and tried again
+
+
+async def test_what_was_refused_with_503_or_429_is_sent_again_with_the_same_id(
+    start_destination: StartDestination, tmp_path: Path
+) -> None:
+    ids = []
+
+    async def hesitate(request: web.Request) -> web.Response:
+        ids.append(request.headers["X-Upload-ID"])
+        if len(ids) == 2:
+            return web.Response(status=429, headers={"Retry-After": "0", "Connection": "close"})
+        if len(ids) < 4:
+            return web.Response(status=503, headers={"Connection": "close"})
+        await read_all(request)
+        return web.Response(status=201)
+
+    server = await start_destination(app_of(hesitate))
+    upload = await sent(server.url, file(tmp_path, os.urandom(2 * MIB)))
+    assert upload.failed is None
+    assert (len(ids), len(set(ids)), upload.tries) == (4, 1, 4)
+
+
+@pytest.mark.parametrize(
+    ("status", "headers", "code"),
+    [
+        (429, {}, Code.LATER),
+        (503, {"Via": "1.1 gateway"}, Code.LATER),  # a destination's own: it may have kept something
+        (503, {"Retry-After": "100000"}, Code.LATER),  # more than anybody waits
+        (500, {}, Code.FAILED),
+        (413, {"Retry-After": "0"}, Code.REFUSED),
+        (401, {}, Code.ACCESS),
+        (307, {"Location": "/elsewhere"}, Code.REFUSED),
+    ],
+)
+async def test_anything_else_is_not_sent_again(
+    start_destination: StartDestination, tmp_path: Path, status: int, headers: dict[str, str], code: Code
+) -> None:
+    async def refuse(request: web.Request) -> web.Response:
+        await read_all(request)
+        return web.Response(status=status, headers=headers)
+
+    server = await start_destination(app_of(refuse))
+    upload = await sent(server.url, file(tmp_path, b"x"))
+    assert upload.failed is not None
+    assert (upload.failed.code, upload.failed.problem["status"], upload.tries) == (code, status, 1)
+
+
+async def test_patience_has_an_end(start_destination: StartDestination, tmp_path: Path) -> None:
+    async def refuse(request: web.Request) -> web.Response:
+        return web.Response(status=503)
+
+    server = await start_destination(app_of(refuse))
+    upload = await sent(server.url, file(tmp_path, b"x"))
+    assert upload.failed is not None
+    assert (upload.failed.code, upload.tries) == (Code.LATER, outcomes.MOST_TRIES)
+
+
+async def test_nobody_who_listens_yet_is_waited_for(start_gateway: StartGateway, tmp_path: Path) -> None:
+    first = await start_gateway()
+    port = first.port
+    await first.runner.cleanup()
+    async with asyncio.TaskGroup() as group:
+        sending = group.create_task(sent(f"http://127.0.0.1:{port}/upload", file(tmp_path, b"x")))
+        await asyncio.sleep(0.02)
+        assert not sending.done()
+        await start_gateway(server={"port": port})
+    upload = sending.result()
+    assert upload.failed is None
+
+
+# -- broken
+
+
+@pytest.mark.parametrize("after", [10, 3 * MIB])
+async def test_a_file_that_changes_while_it_is_sent_is_not_kept(
+    start_gateway: StartGateway, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, after: int
+) -> None:
+    gateway = await start_gateway()
+    files = file(tmp_path, os.urandom(2 * MIB))
+    read = sources.Reading.read
+
+    def change_and_read(reading: sources.Reading) -> bytes:
+        os.truncate(tmp_path / "a.bin", after)
+        return read(reading)
+
+    monkeypatch.setattr(sources.Reading, "read", change_and_read)
+    upload = await sent(gateway.url, files)
+    assert upload.failed is not None
+    assert (upload.failed.code, upload.failed.state) == (Code.LOCAL, "failed")
+    assert "changed while it was sent" in str(upload.failed)
+    await eventually(lambda: not gateway.stored())
+
+
+async def test_what_differs_from_what_was_sent_is_told(start_destination: StartDestination, tmp_path: Path) -> None:
+    async def misremember(request: web.Request) -> web.Response:
+        await read_all(request)
+        part = {"index": 0, "sha256": "0" * 64, "size": 1, "receipts": []}
+        document = {"upload": request.headers["X-Upload-ID"], "parts": [part]}
+        return web.json_response(document, status=201)
+
+    server = await start_destination(app_of(misremember))
+    upload = await sent(server.url, file(tmp_path, b"x"))
+    assert upload.failed is not None
+    assert (upload.failed.code, upload.failed.state) == (Code.DIFFERS, "differs")
+    assert upload.sources.files[0].verified is False
+
+
+@pytest.mark.parametrize("read_first", [False, True])
+async def test_a_lost_connection_is_no_proof_and_is_not_tried_again(
+    start_destination: StartDestination, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, read_first: bool
+) -> None:
+    monkeypatch.setattr("gateway.client.sending._ASKS", 1)
+
+    async def hang_up(request: web.Request) -> web.Response:
+        if read_first:
+            await read_all(request)
+        assert request.transport is not None
+        request.transport.abort()
+        return web.Response()
+
+    server = await start_destination(app_of(hang_up))
+    upload = await sent(server.url, file(tmp_path, os.urandom(20 * MIB)))
+    assert upload.failed is not None
+    expected = (Code.UNKNOWN, "unknown") if read_first else (Code.LATER, "failed")
+    assert (upload.failed.code, upload.failed.state, upload.tries) == (*expected, 1)
+
+
+async def test_a_lost_answer_is_asked_for(
+    start_gateway: StartGateway, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gateway = await start_gateway()
+
+    async def lose(response: object) -> object:
+        if getattr(response, "method", "") == "POST":
+            raise ConnectionResetError("it was cut")
+        return await read(response)  # type: ignore[arg-type]
+
+    from gateway.client.sending import read
+
+    monkeypatch.setattr("gateway.client.sending.read", lose)
+    upload = await sent(gateway.url, file(tmp_path, b"kept all the same"))
+    assert upload.failed is None
+    assert upload.url == f"{gateway.url}/uploads/{upload.id}"
+    assert upload.sources.files[0].verified is True
+
+
+# -- interrupted
+
+
+async def interrupted(gateway: RunningGateway, files: Sources, when: Callable[[Legs], bool]) -> Upload:
+    upload, legs = Upload(files), Legs(files.given)
+
+    async def send(remote: Remote) -> None:
+        place = Place(URL(f"{gateway.url}/both"), [URL(gateway.url)])
+        await upload.send(remote, place, legs, print)
+
+    async with connected("") as remote, asyncio.TaskGroup() as group:
+        sending = group.create_task(send(remote))
+        await eventually(lambda: when(legs))
+        remote.hang_up()
+        sending.cancel()
+    return upload
+
+
+async def test_interrupted_in_the_middle_nothing_is_kept(
+    start_gateway: StartGateway, start_destination: StartDestination, tmp_path: Path
+) -> None:
+    destination = await start_destination()
+    gateway = await start_gateway(api=f"{destination.url}/upload?rate_bytes=4000000", routes=BOTH)
+    files = file(tmp_path, os.urandom(60 * MIB))
+    upload = await interrupted(gateway, files, lambda legs: legs.safe is not None and legs.safe > 0.01)
+    assert upload.failed is not None
+    assert upload.failed.state == "interrupted"
+    await eventually(lambda: not gateway.stored())
+
+
+async def test_interrupted_when_all_was_sent_it_is_removed_again(
+    start_gateway: StartGateway, start_destination: StartDestination, tmp_path: Path
+) -> None:
+    destination = await start_destination()
+    gateway = await start_gateway(api=f"{destination.url}/upload?delay_seconds=0.5", routes=BOTH)
+    upload = await interrupted(gateway, file(tmp_path, b"x" * 1000), lambda legs: (legs.safe or 0) > 0.9)
+    assert upload.failed is not None
+    assert (upload.failed.state, str(upload.failed)) == (
+        "interrupted",
+        "interrupted; it was kept, and is removed again",
+    )
+    await eventually(lambda: not gateway.stored())
