@@ -15,6 +15,7 @@ The wings, in the order in which bytes meet them; each says in its own first lin
     downloads/      what is given back: stored files, archives; allow-listed remote URLs
     config/         what can be configured, and how it is read
     server/         handlers and application; processes that drain; metrics; the demo destination
+    client/         `gateway send` and `gateway get`: what sends and fetches; nothing of the server's knows it
     cli             the command line
 
 What it guarantees (docs/guarantees.md has the words for users, tests/test_guarantees.py the proofs):

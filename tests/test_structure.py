@@ -74,6 +74,7 @@ PURE = {
 TESTED_ELSEWHERE = {
     "access.certificates": ("server.test_tls", "shown in a handshake"),
     "http.tls": ("server.test_tls", "over sockets, and what is said of files"),
+    "client.watching": ("client.test_bars", "beside what a destination has counted"),
     "config.access": ("config.test_policies", "what each key makes, and what is wrong with it"),
     "__main__": ("server.test_serve", "two lines, which every process of these tests runs"),
     "config.make": ("config.test_load", "sinks and flows of the user's that cannot be made"),

@@ -39,7 +39,9 @@ _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 def add_commands(commands: Any) -> None:
     """The parsers of both."""
-    sending = commands.add_parser("send", help="send files to a gateway, and see when they are safe")
+    sending = commands.add_parser(
+        "send", allow_abbrev=False, help="send files to a gateway, and see when they are safe"
+    )
     sending.add_argument("files", nargs="+", metavar="FILE", help="each is an upload; - is standard input")
     sending.add_argument(
         "--to", metavar="URL", help=f"a gateway, or one of its routes (default: GATEWAY_URL, or {_DEFAULT_URL})"
@@ -49,7 +51,9 @@ def add_commands(commands: Any) -> None:
     )
     sending.add_argument("--parallel", type=_parallel, default=4, metavar="N", help="uploads at a time (default: 4)")
     sending.add_argument("--recursive", action="store_true", help="folders, too: each is one upload")
-    getting = commands.add_parser("get", help="fetch what is kept, verified, and going on where it was broken off")
+    getting = commands.add_parser(
+        "get", allow_abbrev=False, help="fetch what is kept, verified, and going on where it was broken off"
+    )
     getting.add_argument("what", metavar="URL|ID", help="a file's url, or an upload's, or its id at GATEWAY_URL")
     getting.add_argument("-o", "--output", metavar="FILE", help="where to (default: its own name, here)")
     getting.add_argument("--force", action="store_true", help="in place of what is there")
@@ -117,7 +121,7 @@ def _key(options: argparse.Namespace) -> str:
         try:
             key = Path(options.key_file).read_text("utf-8")
         except (OSError, ValueError) as error:
-            raise Failed(Code.USAGE, f"--key-file: {error}") from error
+            raise Failed(Code.USAGE, f"--key-file: {getattr(error, 'strerror', None) or error}") from error
     key = key.strip()
     if not (key.isascii() and key.isprintable()) or " " in key:
         raise Failed(Code.USAGE, "the key has characters that no key has")

@@ -16,7 +16,7 @@ from typing import Any, TypeVar
 import aiohttp
 from aiohttp import hdrs
 
-__all__ = ["Code", "Failed", "patiently", "refused", "translated"]
+__all__ = ["Code", "Failed", "parsed", "patiently", "refused", "translated"]
 
 T = TypeVar("T")
 
@@ -111,11 +111,16 @@ def refused(status: int, headers: Mapping[str, str], body: bytes) -> Failed:
     return Failed(code, f"{status} {detail}", problem=problem, pause=pause, state=state)
 
 
-def _problem(status: int, body: bytes) -> dict[str, Any]:
+def parsed(body: bytes | bytearray) -> Any:
+    """What the JSON says; None for what is none, or is nested without end."""
     try:
-        found = json.loads(body)
-    except ValueError:
-        found = None
+        return json.loads(body)
+    except (ValueError, RecursionError):
+        return None
+
+
+def _problem(status: int, body: bytes) -> dict[str, Any]:
+    found = parsed(body)
     if isinstance(found, dict) and isinstance(found.get("title"), str):
         return {**found, "status": status}
     phrase = HTTPStatus(status).phrase if status in set(HTTPStatus) else "an unknown status"

@@ -6,7 +6,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 import secrets
 import socket
@@ -23,7 +22,7 @@ import aiohttp
 from aiohttp import AddrInfoType, hdrs
 from yarl import URL
 
-from gateway.client.outcomes import Code, Failed, refused, translated
+from gateway.client.outcomes import Code, Failed, parsed, refused, translated
 from gateway.http import destination_socket
 
 __all__ = [
@@ -204,10 +203,7 @@ async def read(response: aiohttp.ClientResponse) -> Answer:
             raise Failed(Code.FAILED, f"the answer has more than {_MOST_BYTES} bytes")
     if not 200 <= response.status < 300:
         raise refused(response.status, response.headers, bytes(body))
-    document = None
-    with suppress(ValueError):
-        document = json.loads(body)
-    return Answer(response.status, response.headers, document)
+    return Answer(response.status, response.headers, parsed(body))
 
 
 def below(base: URL, path: str) -> URL:

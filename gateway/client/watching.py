@@ -6,7 +6,6 @@ What is safe is never guessed: without a gateway that tells there is one leg.
 from __future__ import annotations
 
 import asyncio
-import json
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
 from typing import Any
@@ -14,6 +13,7 @@ from typing import Any
 import aiohttp
 from yarl import URL
 
+from gateway.client.outcomes import parsed
 from gateway.client.remote import CONNECTION_ERRORS, Remote, below
 
 __all__ = ["FINAL", "Legs", "watch"]
@@ -111,7 +111,7 @@ async def _events(content: aiohttp.StreamReader) -> AsyncIterator[dict[str, Any]
             raise ValueError("an event without an end")
         for one in whole:
             if one.startswith(b"data: "):
-                told = json.loads(one[6:])
+                told = parsed(one[6:])
                 if not (isinstance(told, dict) and isinstance(told.get("parts"), list)):
                     raise ValueError("no progress of an upload")
                 yield told

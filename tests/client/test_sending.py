@@ -14,7 +14,7 @@ from yarl import URL
 
 from gateway.client import outcomes, sources
 from gateway.client.outcomes import Code
-from gateway.client.remote import Place, Remote, connected
+from gateway.client.remote import Place, Remote, connected, read
 from gateway.client.sending import Upload
 from gateway.client.sources import Source, Sources
 from gateway.client.watching import Legs
@@ -250,8 +250,6 @@ async def test_a_lost_answer_is_asked_for(
         if getattr(response, "method", "") == "POST":
             raise ConnectionResetError("it was cut")
         return await read(response)  # type: ignore[arg-type]
-
-    from gateway.client.sending import read
 
     monkeypatch.setattr("gateway.client.sending.read", lose)
     upload = await sent(gateway.url, file(tmp_path, b"kept all the same"))

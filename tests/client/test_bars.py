@@ -1,0 +1,119 @@
+"""`gateway send` in a pseudo-terminal: both bars, beside what the destination has counted, and Ctrl-C."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from aiohttp import web
+
+from tests.conftest import StartDestination, StartGateway
+from tests.support.clients import eventually
+from tests.support.terminals import Terminal
+
+MIB = 1 << 20
+SOCKETS_BYTES = 8 * MIB
+ROUTES = [{"path": "/both", "parts": [{"sinks": ["disk", "api"]}]}]
+
+
+class Counting:
+    """A destination that reads so many bytes in a second, and counts them; it answers when it may."""
+
+    def __init__(self, rate: int) -> None:
+        self.rate = rate
+        self.read_bytes = 0
+        self.completed = 0
+        self.answers = asyncio.Event()
+        self.app = web.Application(client_max_size=0)
+        self.app.router.add_post("/upload", self._take)
+
+    async def _take(self, request: web.Request) -> web.Response:
+        loop = asyncio.get_running_loop()
+        began, read = loop.time(), 0
+        try:
+            async for chunk in request.content.iter_any():
+                read += len(chunk)
+                self.read_bytes += len(chunk)
+                await asyncio.sleep(began + read / self.rate - loop.time())
+        except ConnectionError:
+            return web.Response(status=400)
+        self.completed += 1
+        await self.answers.wait()
+        return web.Response()
+
+
+def bars(output: str) -> list[tuple[str, int]]:
+    """(sent or safe, percent), in the order in which they were drawn."""
+    return [(verb, int(percent)) for verb, percent in re.findall(r"\b(sent|safe) [^\r\n]*?(\d+)%", output)]
+
+
+async def test_the_second_bar_is_what_the_destination_has_and_is_full_after_the_commit(
+    start_gateway: StartGateway, start_destination: StartDestination, tmp_path: Path
+) -> None:
+    size = 48 * MIB
+    counting = Counting(20_000_000)
+    destination = await start_destination(counting.app)
+    gateway = await start_gateway(api=f"{destination.url}/upload", routes=ROUTES)
+    (tmp_path / "big.bin").write_bytes(os.urandom(size))
+    ahead = 0
+    async with Terminal("send", "big.bin", "--to", f"{gateway.url}/both", cwd=tmp_path) as terminal:
+        while not (drawn := bars(terminal.output)) or drawn[-1] not in (("safe", 99), ("safe", 100)):
+            before = counting.read_bytes  # what is drawn now was known before
+            safe = max([percent for verb, percent in bars(terminal.output) if verb == "safe"], default=0)
+            ahead = max(ahead, safe * size // 100 - max(before, counting.read_bytes))
+            await asyncio.sleep(0.02)
+        await eventually(lambda: counting.completed == 1)
+        await asyncio.sleep(0.3)
+        assert ("safe", 100) not in bars(terminal.output)  # it was not committed yet
+        counting.answers.set()
+        assert await terminal.ended() == 0
+        drawn = bars(terminal.output)
+    assert ahead <= SOCKETS_BYTES
+    for verb in ("sent", "safe"):
+        percents = [percent for one, percent in drawn if one == verb]
+        assert percents == sorted(percents)
+        assert percents[-1] == 100
+        assert len(set(percents)) > 3
+    first_full = drawn.index(("sent", 100))
+    assert first_full < drawn.index(("safe", 100))
+    assert f"big.bin: kept: {gateway.url}/uploads/" in terminal.output
+    assert "disk: kept · api: kept" in terminal.output
+
+
+async def test_ctrl_c_leaves_nothing(
+    start_gateway: StartGateway, start_destination: StartDestination, tmp_path: Path
+) -> None:
+    counting = Counting(10_000_000)
+    destination = await start_destination(counting.app)
+    gateway = await start_gateway(api=f"{destination.url}/upload", routes=ROUTES)
+    (tmp_path / "big.bin").write_bytes(os.urandom(60 * MIB))
+    async with Terminal("send", "big.bin", "--to", f"{gateway.url}/both", "--json", cwd=tmp_path) as terminal:
+        await eventually(lambda: any(verb == "safe" and percent >= 5 for verb, percent in bars(terminal.output)))
+        terminal.press(b"\x03")
+        assert await terminal.ended(10) == 130
+    assert '"state": "interrupted"' in terminal.output
+    assert "Traceback" not in terminal.output
+    await eventually(lambda: not gateway.stored())
+    assert counting.completed == 0
+
+
+async def test_without_anybody_who_tells_there_is_one_bar(start_destination: StartDestination, tmp_path: Path) -> None:
+    counting = Counting(40_000_000)
+    counting.answers.set()
+    destination = await start_destination(counting.app)
+    (tmp_path / "a\x1b[2J.bin").write_bytes(os.urandom(20 * MIB))
+    async with Terminal("send", "a\x1b[2J.bin", "--to", f"{destination.url}/upload", cwd=tmp_path) as terminal:
+        assert await terminal.ended() == 0
+    assert ("sent", 100) in bars(terminal.output)
+    assert {verb for verb, _ in bars(terminal.output)} == {"sent"}
+
+
+@pytest.mark.sockets
+def test_the_server_never_imports_what_draws() -> None:
+    script = "import sys, gateway.cli, gateway.server.serve, gateway.client.bars; sys.exit('rich' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", script], check=False, timeout=60).returncode == 0
