@@ -18,6 +18,7 @@ from gateway.client import outcomes
 from gateway.client.commands import add_commands, get, send
 from gateway.client.outcomes import Code, Failed
 from tests.conftest import StartDestination, StartGateway
+from tests.support.ports import closed_port
 
 SEND_MEMBERS = [
     *("source", "upload", "state", "exit_code", "status", "url", "seconds", "tries", "files", "problem", "answer"),
@@ -145,15 +146,15 @@ async def test_each_kind_of_failure_has_its_exit_code(
         "/each": (Code.PARTLY, 9, "partly", "/problems/no-route"),
     }
     assert not list(gateway.root.glob("[0-9]*/[0-9]*"))
-    await gateway.runner.cleanup()
-    code, lines = await told(capsys, "send", "a", "b.txt", "--to", gateway.url)
+    nobody = f"http://127.0.0.1:{closed_port()}"
+    code, lines = await told(capsys, "send", "a", "b.txt", "--to", nobody)
     assert code == Code.LATER
     assert [(line["source"], line["upload"], line["exit_code"]) for line in lines] == [
         ("a", None, 6),
         ("b.txt", None, 6),
     ]
     with pytest.raises(Failed) as raised:
-        await run("get", f"{gateway.url}/uploads/01ARZ3NDEKTSV4RRFFQ69G5FAV")
+        await run("get", f"{nobody}/uploads/01ARZ3NDEKTSV4RRFFQ69G5FAV")
     assert raised.value.code is Code.LATER
 
 

@@ -20,6 +20,7 @@ from gateway.client.sources import Source, Sources
 from gateway.client.watching import Legs
 from tests.conftest import RunningGateway, StartDestination, StartGateway
 from tests.support.clients import eventually
+from tests.support.ports import free_port
 
 MIB = 1 << 20
 BOTH = [{"path": "/both", "parts": [{"sinks": ["disk", "api"]}]}]
@@ -172,9 +173,7 @@ async def test_patience_has_an_end(start_destination: StartDestination, tmp_path
 
 
 async def test_nobody_who_listens_yet_is_waited_for(start_gateway: StartGateway, tmp_path: Path) -> None:
-    first = await start_gateway()
-    port = first.port
-    await first.runner.cleanup()
+    port = free_port()
     async with asyncio.TaskGroup() as group:
         sending = group.create_task(sent(f"http://127.0.0.1:{port}/upload", file(tmp_path, b"x")))
         await asyncio.sleep(0.02)
