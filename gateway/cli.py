@@ -158,14 +158,26 @@ def _add_access_commands(commands: Any) -> None:
         "--route", required=True, help="/upload, or what is to be read: /files/{id}/{index}, /uploads/{id}"
     )
     sign.add_argument("--expires", required=True, type=_unit(seconds_of), metavar="TIME", help="90s, 30m, 1h, 7d")
-    sign.add_argument("--max-bytes", type=_unit(size_of), default=0, metavar="SIZE", help="of the body: 500k, 20M, 1G")
+    sign.add_argument("--max-bytes", type=_unit(size_of), metavar="SIZE", help="of the body: 500k, 20M, 1G")
     sign.add_argument("--types", action="append", default=[], metavar="GLOB", help="media types of files: image/*")
-    sign.add_argument("--count", type=int, default=0, help="how often (default: as often as they like)")
-    sign.add_argument("--name", help="the only file name")
+    sign.add_argument("--count", type=_count, default=0, help="how often (default: as often as they like)")
+    sign.add_argument("--name", type=_file_name, help="the only file name")
     sign.add_argument("--identity", default="", help="whose the upload is to be, as manifests call it: key:ci")
     sign.add_argument(
         "--base", default="", metavar="URL", help="what stands before the path: https://files.example.org"
     )
+
+
+def _count(text: str) -> int:
+    if not re.fullmatch("[1-9][0-9]{0,8}", text):
+        raise argparse.ArgumentTypeError("it can be used once, or oftener")
+    return int(text)
+
+
+def _file_name(text: str) -> str:
+    if not text:
+        raise argparse.ArgumentTypeError("a file has a name")
+    return text
 
 
 def _unit(parse: Callable[[str], float]) -> Callable[[str], Any]:
@@ -185,7 +197,7 @@ def _key_name(name: str) -> str:
 
 
 def _new_key(options: argparse.Namespace) -> int:
-    ends = datetime.now(UTC) + timedelta(seconds=options.expires) if options.expires else None
+    ends = datetime.now(UTC) + timedelta(seconds=options.expires) if options.expires is not None else None
     key, line = new_key(options.name, tuple(options.scope or SCOPES), ends)
     print(key)
     print(f"# the line for the keys file:\n{line}")
@@ -196,6 +208,9 @@ def _sign(settings: Settings, options: argparse.Namespace) -> int:
     signed = settings.access.signed
     if signed is None:
         print("gateway: access.signed.secrets_file: needed, for there is nothing to sign with", file=sys.stderr)
+        return 2
+    if wrong := _unsignable(settings, options.route):
+        print(f"gateway: --route: {wrong}", file=sys.stderr)
         return 2
     try:
         keys = read_secrets(signed.secrets_file)
@@ -214,6 +229,20 @@ def _sign(settings: Settings, options: argparse.Namespace) -> int:
     )
     print(options.base.rstrip("/") + settings.server.base_path + url)
     return 0
+
+
+_SIGNED_READ = re.compile(r"/uploads/[0-9A-Z]{26}(/archive\.zip)?|/files/[0-9A-Z]{26}/[0-9]+")
+
+
+def _unsignable(settings: Settings, route: str) -> str | None:
+    """Why nobody could use a url of this route."""
+    takes = [one.path for one in settings.routes if "signed" in (one.access or ())]
+    if route in takes:
+        return None
+    if _SIGNED_READ.fullmatch(route):
+        return None if takes else "no route has signed in its access, so nobody reads by signed urls"
+    listed = ", ".join(takes) or "none"
+    return f"{route} is no route with signed in its access ({listed}), nor /uploads/{{id}} or /files/{{id}}/{{index}}"
 
 
 async def _serve(settings: Settings, *, log_format: LogFormat, receiver_port: int | None) -> None:

@@ -83,6 +83,9 @@ class GatewayError(Exception):
 class Refused(GatewayError):
     """The request may not come in."""
 
+    identity = ""
+    """Who was refused, for the log, as far as that is known; nobody is told."""
+
 
 class Forbidden(Refused):
     status, title = 403, "That is not allowed"
@@ -156,6 +159,8 @@ class RefusedByHook(Refused):
     answer_status = 403
     answer = b""
     content_type = ""
+    challenge = ""
+    """WWW-Authenticate, of a 401."""
 
 
 class AccessUnavailable(Refused):

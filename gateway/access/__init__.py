@@ -17,7 +17,7 @@ from gateway.access.certificates import ClientCertificates
 from gateway.access.counts import Counts, FileCounts, MemoryCounts
 from gateway.access.hook import Hook
 from gateway.access.keys import ApiKeys, new_key
-from gateway.access.policy import Kind, Policy
+from gateway.access.policy import AnyPolicy, Kind, Policy
 from gateway.access.postgres import PostgresCounts
 from gateway.access.quotas import Holders, Meter, Quotas, SharedHolders
 from gateway.access.signed import SignedUrls, read_secrets, signed_url
@@ -28,6 +28,7 @@ __all__ = [
     "ANY",
     "ANYBODY",
     "SCOPES",
+    "AnyPolicy",
     "ApiKeys",
     "Asked",
     "Browsers",

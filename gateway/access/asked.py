@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
@@ -14,6 +15,8 @@ from gateway.model import Limits, Part, text
 
 __all__ = ["ANYBODY", "SCOPES", "Asked", "Caps", "Identity", "bearer", "is_loopback"]
 
+_MEDIA_TYPE = re.compile(r"[!#$&^_.+\w-]+/[!#$&^_.+\w-]+", re.ASCII)
+"""RFC 6838 4.2: one, and not two of which readers choose."""
 SCOPES = ("upload", "read", "delete", "download")
 
 
@@ -28,8 +31,10 @@ class Asked:
     method: str = "POST"
     query: str = ""
     headers: CIMultiDictProxy[str] | CIMultiDict[str] = field(default_factory=CIMultiDict)
-    identity: str = ""
-    """Of the request: an upload's id, or the client's X-Request-ID."""
+    upload: str = ""
+    """The id that an upload is to have; of anything else, one that is made."""
+    request_id: str = ""
+    """The client's own X-Request-ID, or that."""
     peer: str = ""
     """The client's address, by whom we trust."""
     content_type: str = ""
@@ -41,31 +46,31 @@ class Asked:
 
 @dataclass(frozen=True, slots=True)
 class Caps:
-    """What a credential allows at most, beside the configured limits. 0 and nothing are no cap."""
+    """What a credential allows at most, beside the configured limits."""
 
-    max_bytes: int = 0
-    """Of a whole body."""
+    max_bytes: int | None = None
+    """Of a whole body; None is no cap."""
     types: tuple[tuple[str, ...], ...] = ()
     """Globs on the media type of a file, of each of these lists one."""
     filenames: tuple[str, ...] = ()
     """What each of them is, a file has to be called."""
 
     @classmethod
-    def of(cls, *, max_bytes: int = 0, types: Sequence[str] = (), filename: str | None = None) -> Caps:
+    def of(cls, *, max_bytes: int | None = None, types: Sequence[str] = (), filename: str | None = None) -> Caps:
         """As one credential says it."""
         return cls(max_bytes, (tuple(types),) if types else (), () if filename is None else (filename,))
 
     def and_also(self, other: Caps) -> Caps:
         """Only what both allow."""
-        both = [size for size in (self.max_bytes, other.max_bytes) if size]
-        return Caps(min(both, default=0), self.types + other.types, self.filenames + other.filenames)
+        both = [size for size in (self.max_bytes, other.max_bytes) if size is not None]
+        return Caps(min(both, default=None), self.types + other.types, self.filenames + other.filenames)
 
     def applied(self, limits: Limits) -> Limits:
         """The limits, where these are not stricter."""
-        if not self.max_bytes:
+        if self.max_bytes is None:
             return limits
         most = min(self.max_bytes, limits.max_body_bytes or self.max_bytes)
-        return replace(limits, max_body_bytes=most)
+        return replace(limits, max_body_bytes=max(most, 1))  # 0 is unlimited there, and no form is that short
 
     @property
     def are_of_files(self) -> bool:
@@ -78,7 +83,9 @@ class Caps:
             return
         media_type = text(part.content_type or b"").partition(";")[0].strip().lower()
         for globs in self.types:
-            if not any(fnmatchcase(media_type, glob.lower()) for glob in globs):
+            if not _MEDIA_TYPE.fullmatch(media_type) or not any(
+                fnmatchcase(media_type, glob.lower()) for glob in globs
+            ):
                 raise NotMultipart(f"files of the type {media_type or '(none)'} are not allowed here")
         if any(part.filename != name for name in self.filenames):
             raise Forbidden("files of this name are not allowed here")
@@ -101,11 +108,15 @@ class Identity:
     use: str = ""
     """What was used up with this one, and is given back if nothing comes of it."""
 
+    others: tuple[Identity, ...] = ()
+    """Who that is, too: by what other routes ask for. What is theirs can be read."""
+
     def may_see(self, owner: str) -> bool:
         """Whether an upload of this owner's is there for this one. Nobody's is there for all; a signed url that names
         nobody is the word of whoever has its secret.
         """
-        return not owner or self.name == owner or (self.by == "signed" and not self.name)
+        own = not owner or self.name == owner or (self.by == "signed" and not self.name)
+        return own or any(other.may_see(owner) for other in self.others)
 
 
 ANYBODY = Identity()

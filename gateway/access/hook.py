@@ -1,12 +1,14 @@
 """An application of one's own decides: before the body it is told of the request, and what it answers is obeyed.
 
-1. The hook is sent a POST with what is asked for, in JSON: `id`, `route`, `method`, `scope`, `identity` so far,
-   `headers` of those that are configured, `content_type`, `content_length`, `address`.
+1. The hook is sent a POST with what is asked for, in JSON: `id` (of the upload), `request_id`, `route`, `method`,
+   `scope`, `identity` so far, `headers` of those that are configured, `content_type`, `content_length`, `address`.
 2. 2xx allows. A JSON object there may say who it is (`identity`), what is allowed at most (`limits`: `max_bytes`,
    `types`, `filename`), what the manifest is to have (`metadata`), and what relays are to send along (`fields`).
 3. 4xx is the client's answer: the status, and up to 64 KiB of the body.
 4. Anything else, and a time-out, refuses with 503; or lets in, where that is configured.
-5. After some failures in a row it is left alone for a while: what it would have been asked is answered as in 4.
+5. Where it could not be reached, or did not answer, some times in a row it is left alone for a while: what it would
+   have been asked is answered as in 4. An answer, even a 5xx, is about one request.
+6. So many are asked at a time. Who waits for that has not begun to wait for the hook.
 """
 
 from __future__ import annotations
@@ -45,16 +47,20 @@ def _sendable(name: str) -> str:
     return name
 
 
+def _refused_constant(name: str) -> None:
+    raise ValueError(f"{name} is no JSON")  # NaN and Infinity, which only Python reads and writes
+
+
 class _Limits(BaseModel):
     model_config = ConfigDict(extra="forbid")
-    max_bytes: Annotated[int, Field(ge=0)] = 0
+    max_bytes: Annotated[int, Field(ge=0)] | None = None
     types: tuple[str, ...] = ()
     filename: str | None = None
 
 
 class _Allowed(BaseModel):
     model_config = ConfigDict(extra="ignore")
-    identity: Annotated[str, Field(max_length=256)] | None = None
+    identity: Annotated[str, Field(min_length=1, max_length=256)] | None = None
     limits: _Limits = Field(default_factory=_Limits)
     metadata: dict[str, JsonValue] = Field(default_factory=dict)
     fields: dict[Annotated[str, AfterValidator(_sendable)], str] = Field(default_factory=dict)
@@ -71,10 +77,11 @@ class Hook:
         self._session: aiohttp.ClientSession | None = None
         self._failures = 0
         self._open_until = 0.0
+        self._asking = asyncio.Semaphore(_MAX_CONNECTIONS)
 
     async def __aenter__(self) -> Self:
         self._session = aiohttp.ClientSession(
-            connector=aiohttp.TCPConnector(limit=_MAX_CONNECTIONS),
+            connector=aiohttp.TCPConnector(limit=0),
             timeout=aiohttp.ClientTimeout(total=self._timeout_seconds),
             cookie_jar=aiohttp.DummyCookieJar(),
         )
@@ -88,14 +95,18 @@ class Hook:
 
     async def ask(self, asked: Asked, identity: Identity | None) -> Identity:
         """Who that is, as it says. Raises RefusedByHook, AccessUnavailable."""
-        now = asyncio.get_running_loop().time()
-        if now < self._open_until:
-            return self._without(identity)
-        try:
-            allowed = await self._answer(asked, identity)
-        except (aiohttp.ClientError, OSError, TimeoutError, ValueError) as error:
-            self._failed(error, now)
-            return self._without(identity)
+        loop = asyncio.get_running_loop()
+        async with self._asking:
+            if loop.time() < self._open_until:
+                return self._without(identity)
+            try:
+                allowed = await self._answer(asked, identity)
+            except ValueError as error:
+                log.warning("the hook failed: %s", error)
+                return self._without(identity)
+            except (aiohttp.ClientError, OSError, TimeoutError) as error:
+                self._failed(error, loop.time())
+                return self._without(identity)
         self._failures = 0
         known = identity or ANYBODY
         limits = allowed.limits
@@ -116,19 +127,20 @@ class Hook:
 
     def _failed(self, error: Exception, now: float) -> None:
         self._failures += 1
-        log.warning("the hook failed: %s", error if isinstance(error, ValueError) else type(error).__name__)
+        log.warning("the hook cannot be asked: %s", type(error).__name__)
         if self._failures >= _FAILURES_TO_OPEN:
             self._open_until = now + _OPEN_SECONDS
 
     async def _answer(self, asked: Asked, identity: Identity | None) -> _Allowed:
         assert self._session is not None
         told = {
-            "id": asked.identity,
+            "id": asked.upload,
+            "request_id": asked.request_id,
             "route": asked.route,
             "method": asked.method,
             "scope": asked.scope,
             "identity": identity.name if identity else None,
-            "headers": {name: asked.headers[name] for name in self._forward if name in asked.headers},
+            "headers": {name: ", ".join(asked.headers.getall(name)) for name in self._forward if name in asked.headers},
             "content_type": asked.content_type or None,
             "content_length": asked.content_length,
             "address": asked.peer,
@@ -139,14 +151,17 @@ class Hook:
                 refused = RefusedByHook(f"the application answered {response.status}")
                 refused.answer_status, refused.answer = response.status, body
                 refused.content_type = response.headers.get("Content-Type", "")
+                refused.challenge = response.headers.get("WWW-Authenticate", "")
                 raise refused
             if not 200 <= response.status < 300:
                 raise ValueError(f"it answered {response.status}")
             if not is_whole:
                 raise ValueError("its answer is longer than 64 KiB")
+            if not body.strip() or response.content_type.rpartition("+")[2].rpartition("/")[2] != "json":
+                return _Allowed()
             try:
-                return _Allowed.model_validate(json.loads(body) if body.strip() else {})
-            except (ValidationError, RecursionError):
+                return _Allowed.model_validate(json.loads(body, parse_constant=_refused_constant))
+            except (ValidationError, RecursionError, ValueError):
                 raise ValueError("its answer says nothing that can be obeyed") from None
 
 

@@ -25,7 +25,7 @@ from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 from gateway.access.asked import SCOPES, Asked, Identity, bearer
 from gateway.errors import Unauthenticated
 
-__all__ = ["PREFIX", "ApiKeys", "is_key", "new_key"]
+__all__ = ["HEADER", "PREFIX", "ApiKeys", "is_key", "new_key"]
 
 log = logging.getLogger("gateway.access")
 
@@ -70,7 +70,7 @@ class ApiKeys:
         await self._look()
         if len(given) > 1:
             raise Unauthenticated
-        digest = hashlib.sha256(given[0].encode()).hexdigest()
+        digest = hashlib.sha256(given[0].encode("utf-8", "surrogateescape")).hexdigest()
         found = None
         for name, key in self._keys.items():  # all, so that the time tells nothing
             if hmac.compare_digest(digest, key.sha256):
@@ -123,12 +123,12 @@ def _version(path: Path) -> object:
     return status.st_mtime_ns, status.st_size, status.st_ino
 
 
-def is_key(name: str, value: str) -> bool:
-    """Whether a header has a key."""
+def is_key(name: str, value: str, *, any_key: bool = True) -> bool:
+    """Whether a header has a key; of X-API-Key one of ours, or `any_key`."""
     scheme, _, token = value.strip().partition(" ")
-    return name.lower() == HEADER.lower() or (
-        name.lower() == "authorization" and scheme.lower() == "bearer" and token.strip().startswith(PREFIX)
-    )
+    if name.lower() == HEADER.lower():
+        return any_key or value.strip().startswith(PREFIX)
+    return name.lower() == "authorization" and scheme.lower() == "bearer" and token.strip().startswith(PREFIX)
 
 
 def new_key(name: str, scopes: tuple[str, ...], expires: datetime | None = None) -> tuple[str, str]:

@@ -70,6 +70,8 @@ class Quotas:
 
     uploads_per_address: int = 0
     """At a time, of who has no identity."""
+    reads_per_address: int = 0
+    """Likewise."""
     uploads: int = 0
     """At a time, of one identity."""
     requests_per_minute: int = 0
@@ -96,6 +98,14 @@ class Quotas:
             accounts.append(_Stored(self, identity))
         return Meter(accounts) if accounts else None
 
+    def share_of_reads(self, identity: Identity, address: str) -> AbstractContextManager[None]:
+        """One read, likewise; of who has an identity any number. Raises TooManyRequests."""
+        name, most = f"reads {neighbourhood(address)}", 0 if identity.name else self.reads_per_address
+        if most and not self.holders.take(name, most):
+            detail = f"{most} reads from your address are in progress"
+            raise TooManyRequests(detail, limit=most, retry_after=_RETRY_SECONDS)
+        return self._held(name if most else "")
+
     def share(self, identity: Identity, address: str) -> AbstractContextManager[None]:
         """One upload of theirs, which is taken now, and given back on leaving it. Raises TooManyRequests."""
         name, most = identity.name, self.uploads
@@ -103,7 +113,8 @@ class Quotas:
             name, most = neighbourhood(address), self.uploads_per_address
         if most and not self.holders.take(name, most):
             whose = "of yours" if identity.name else "from your address"
-            raise TooManyRequests(f"{most} uploads {whose} are in progress", limit=most, retry_after=_RETRY_SECONDS)
+            detail = f"{most} uploads {whose} are in progress"
+            raise TooManyRequests(detail, limit=most, retry_after=_RETRY_SECONDS, quota="uploads")
         return self._held(name if most else "")
 
     @contextmanager
@@ -114,10 +125,12 @@ class Quotas:
             if name:
                 self.holders.give_back(name)
 
-    async def _count(self, what: str, identity: Identity, amount: int, most: int, seconds: int) -> None:
+    async def _count(self, what: str, identity: Identity, amount: int, most: int, seconds: int) -> str:
+        """The name that it is counted under."""
         now = time.time()
         until = (now // seconds + 1) * seconds
-        if not await self.counts.add(f"{what} {identity.name}", amount, most=most, until=until):
+        name = f"{what} {until:.0f} {identity.name}"
+        if not await self.counts.add(name, amount, most=most, until=until):
             per = "minute" if seconds == _MINUTE else "day"
             raise TooManyRequests(
                 f"more than {most} {what} of yours in a {per}",
@@ -126,6 +139,7 @@ class Quotas:
                 quota=what,
                 window_seconds=seconds,
             )
+        return name
 
 
 class _Account(Protocol):
@@ -144,13 +158,16 @@ class _Daily:
     def __init__(self, quotas: Quotas, identity: Identity) -> None:
         self._quotas = quotas
         self._identity = identity
+        self._counted_as = ""
+        """Each day has a count of its own: yesterday's is not given back of today's."""
 
     async def add(self, size: int) -> None:
-        await self._quotas._count("bytes", self._identity, size, self._quotas.bytes_per_day, _DAY)
+        most = self._quotas.bytes_per_day
+        self._counted_as = await self._quotas._count("bytes", self._identity, size, most, _DAY)
 
     async def settle(self, counted: int, size: int) -> None:
         if size < counted:
-            await self._quotas.counts.take_back(f"bytes {self._identity.name}", counted - size)
+            await self._quotas.counts.take_back(self._counted_as, counted - size)
 
 
 class _Stored:

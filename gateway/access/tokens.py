@@ -68,8 +68,8 @@ class Tokens:
     async def identify(self, asked: Asked) -> Identity | None:
         """`Authorization: Bearer`. Raises Unauthenticated for a token that is not valid, AccessUnavailable."""
         token = bearer(asked)
-        if token is None or token.startswith(PREFIX):
-            return None
+        if token is None or token.startswith(PREFIX) or token.count(".") != 2:
+            return None  # no token of this kind: somebody else's, or a broken one, which the policy sees to
         if len(token) > _MAX_TOKEN_BYTES:
             raise Unauthenticated
         try:
@@ -146,7 +146,10 @@ class JwksKeys:
                     await self._fetch()
         if not self._is_known(identifier):
             raise Unauthenticated
-        return self._keys[identifier] if identifier is not None else next(iter(self._keys.values()))
+        key, algorithm = self._keys[identifier] if identifier is not None else next(iter(self._keys.values()))
+        if algorithm not in (None, header.get("alg")):  # RFC 7517 4.4: what it is for
+            raise Unauthenticated
+        return key
 
     def _is_wanted(self, identifier: object) -> bool:
         return not self._is_known(identifier) or time.monotonic() - self._fetched_at > _OLD_SECONDS
@@ -163,7 +166,7 @@ class JwksKeys:
         try:
             self._keys = _of_set(await self._load(), self._algorithms)
             self._fetched_at = now
-        except (aiohttp.ClientError, OSError, ValueError, jwt.PyJWTError) as error:
+        except (aiohttp.ClientError, OSError, ValueError, TypeError, RecursionError, jwt.PyJWTError) as error:
             log.warning("the key set of the issuer cannot be had: %s", type(error).__name__)
             self._failed_at = now
             if not self._keys:  # else those that there were are believed
@@ -189,9 +192,10 @@ class JwksKeys:
 
 
 def _of_set(document: dict[str, Any], algorithms: tuple[str, ...]) -> dict[str, Any]:
-    """By `kid`; keys that are for something else, or that nobody here knows, are passed over."""
+    """(key, its algorithm if that is said) by `kid`; those for something else are passed over."""
     keys: dict[str, Any] = {}
-    for number, entry in enumerate(document.get("keys", [])):
+    entries = document.get("keys")
+    for number, entry in enumerate(entries if isinstance(entries, list) else ()):
         if not isinstance(entry, dict) or entry.get("use", "sig") != "sig" or entry.get("kty") == "oct":
             continue
         try:
@@ -199,7 +203,7 @@ def _of_set(document: dict[str, Any], algorithms: tuple[str, ...]) -> dict[str, 
         except (jwt.PyJWTError, ValueError, TypeError):
             continue
         if key.algorithm_name in algorithms or "alg" not in entry:
-            keys[str(entry.get("kid", f"#{number}"))] = key.key
+            keys[str(entry.get("kid", f"#{number}"))] = key.key, entry.get("alg")
     if not keys:
         raise ValueError("it has no key of these algorithms")
     return keys

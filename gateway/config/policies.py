@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from types import TracebackType
 from typing import Self
 
-from gateway.access import ANY, Browsers, Counts, Hook, Kind, Policy, SignedUrls, is_loopback, read_secrets
+from gateway.access import ANY, AnyPolicy, Browsers, Counts, Hook, Kind, Policy, SignedUrls, is_loopback, read_secrets
 from gateway.config.messages import ConfigError
 from gateway.config.settings import Settings
 
@@ -31,7 +31,7 @@ class Policies:
 
     routes: dict[str, Policy]
     """By path."""
-    reading: Policy
+    reading: AnyPolicy
     """What was stored is for whoever may use any of the routes, as far as it is theirs."""
     downloading: Policy
     hook: Hook | None
@@ -69,6 +69,8 @@ def access_contradictions(settings: Settings) -> Iterator[str]:
     if reached and settings.routes == Settings().routes:
         yield f"routes: the default ones let anybody in, and {reached}: write [[routes]], each with its access"
         named = [one for one in named if one[0] == "download"]
+    if "signed" in (settings.download.access or ()):
+        yield "download.access: signed urls are of routes and what is stored; one of /download would be of everything"
     for where, path, kinds in named:
         if kinds is None and reached:
             yield f"{where}.access: needed, for {reached}: who may use {path}? {_HOW}"
@@ -130,9 +132,12 @@ def make_policies(settings: Settings, counts: Counts | None = None, secret: str 
         kinds: list[Kind] = [made[name] for name in names if name in made]
         return Policy(kinds, hook=hook if "hook" in names else None, for_anybody="none" in names)
 
+    reading = list(dict.fromkeys(by_path.values())) or [("none",)]
+    if signing and "signed" not in union:
+        reading.append(("signed",))
     return Policies(
         {path: policy(names) for path, names in by_path.items()},
-        policy((*union, "signed") if signing and "signed" not in union else union or ("none",)),
+        AnyPolicy([policy(names) for names in reading]),
         policy(downloading),
         hook,
         signing,

@@ -144,6 +144,11 @@ class ServerSettings(Table):
         most = self.max_uploads_per_address
         return (self.max_uploads + 3) // 4 if most is None else most
 
+    @property
+    def effective_reads_per_address(self) -> int:
+        """A quarter of all, as for uploads, where those have a limit; 0 is unlimited."""
+        return (self.max_reads + 3) // 4 if self.effective_uploads_per_address else 0
+
 
 class ManagementSettings(Table):
     """`[management]`: what is for operators, and a listener of its own for that."""

@@ -49,6 +49,7 @@ __all__ = [
 ]
 
 log = logging.getLogger("gateway.stored")
+access_log = logging.getLogger("gateway.access")
 
 READER: web.RequestKey[Identity] = web.RequestKey("reader", Identity)
 """Who asks; anybody where it is not said."""
@@ -221,7 +222,10 @@ async def _looked_up(
         for share in shares:
             if (manifest := await share.manifest()) is not None:
                 break
-        if manifest is not None and not request.get(READER, ANYBODY).may_see(await owner_of(manifest)):
+        reader = request.get(READER, ANYBODY)
+        if manifest is not None and not reader.may_see(await owner_of(manifest)):
+            told = {"decision": "not-theirs", "identity": reader.name or None, "upload": upload_id}
+            access_log.info("access not-theirs", extra={**told, "method": request.method})
             raise NotFound(f"there is no upload {upload_id}")
         yield manifest, shares
 

@@ -14,7 +14,7 @@ from gateway.http.prefix import prefixed
 
 __all__ = ["problem", "problem_document", "problem_middleware", "severity"]
 
-_CHALLENGE = 'Bearer realm="gateway"'
+CHALLENGE = 'Bearer realm="gateway"'
 """RFC 6750 3; a signature or a certificate has no scheme of its own."""
 _PROBLEM = "application/problem+json"
 
@@ -43,7 +43,7 @@ def problem(
     document = json.dumps(problem_document(error, instance=instance)).encode() + b"\n"
     response = web.Response(status=error.status, body=prefixed(document, prefix), content_type=_PROBLEM)
     if isinstance(error, Unauthenticated):
-        response.headers[hdrs.WWW_AUTHENTICATE] = _CHALLENGE
+        response.headers[hdrs.WWW_AUTHENTICATE] = CHALLENGE
     if error.retry_after_seconds is not None:
         response.headers[hdrs.RETRY_AFTER] = str(error.retry_after_seconds)
     if isinstance(error, TooManyRequests):

@@ -6,16 +6,16 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Awaitable, Callable
-from typing import Any
+from typing import Any, TypeVar
 
 from aiohttp import hdrs, web
 
-from gateway.access import ANYBODY, Asked, ClientCertificates, Identity, Policy, Quotas
+from gateway.access import ANYBODY, AnyPolicy, Asked, ClientCertificates, Identity, Policy, Quotas
 from gateway.downloads.stored import READER
-from gateway.errors import AccessUnavailable, Forbidden, GatewayError
+from gateway.errors import AccessUnavailable, Forbidden, GatewayError, InternalError, TooManyRequests
 from gateway.http.problems import severity
 from gateway.server.browsers import is_foreign
-from gateway.server.services import CLIENT, SENT_REQUEST_ID, SERVICES
+from gateway.server.services import CLIENT, OWN_ID, SENT_REQUEST_ID, SERVICES, UPLOAD_ID
 
 __all__ = ["Charge", "admitted", "for_downloaders", "for_readers"]
 
@@ -24,46 +24,67 @@ log = logging.getLogger("gateway.access")
 _BY_THEMSELVES = (ANYBODY.by, ClientCertificates.kind)
 """What browsers send along whichever page asks, so that it does not show that somebody meant this request."""
 
+T = TypeVar("T")
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 
-async def admitted(request: web.Request, policy: Policy, *, scope: str, route: str) -> Identity:
-    """Who asks, and may. Raises what the policy does, and Forbidden for another site's page without a credential."""
+async def admitted(
+    request: web.Request,
+    policy: Policy | AnyPolicy,
+    *,
+    scope: str,
+    route: str,
+    then: Callable[[Identity], Awaitable[T]],
+    called: str = "",
+) -> T:
+    """What is made `then` of who asks, and may; it finds out whether that one has had as much as one may have.
+
+    Raises what the policy and `then` do, and Forbidden for another site's page without a credential. `called` is the
+    route in the log, where that is not what the client has written.
+    """
     foreign = is_foreign(request, scope)
     if policy.is_open and not foreign:
-        return ANYBODY
+        return await then(ANYBODY)
     asked = Asked(
         scope,
         route,
         request.method,
         request.raw_path.partition("?")[2],
         request.headers,
+        request.get(UPLOAD_ID) or request[OWN_ID],
         request[SENT_REQUEST_ID],
         request[CLIENT],
         request.headers.get(hdrs.CONTENT_TYPE, ""),
         request.content_length,
         request.get_extra_info("peercert"),
     )
+    identity: Identity | None = None
     try:
         identity = await policy.admit(asked)
         if foreign and identity.by in _BY_THEMSELVES:
             raise Forbidden("another site's page may not do this without credentials (Sec-Fetch-Site, cors.origins)")
-    except GatewayError as error:
-        _log(asked, error.slug(), severity(error), detail=error.detail or None)
+        result = await then(identity)
+    except Exception as error:
+        if identity is not None and not isinstance(error, Forbidden | TooManyRequests):
+            _log(asked, called, "allowed", identity=identity.name or None, by=identity.by)  # refused for something else
+            raise
+        slug = error.slug() if isinstance(error, GatewayError) else InternalError.slug()
+        name = identity.name if identity is not None else getattr(error, "identity", "")
+        told = {"identity": name or None, "detail": getattr(error, "detail", None) or None}
+        _log(asked, called, slug, severity(error), **told)
         raise
-    _log(asked, "allowed", identity=identity.name or None, by=identity.by)
-    return identity
+    _log(asked, called, "allowed", identity=identity.name or None, by=identity.by)
+    return result
 
 
-def _log(asked: Asked, decision: str, level: int = logging.INFO, **more: Any) -> None:
+def _log(asked: Asked, called: str, decision: str, level: int = logging.INFO, **more: Any) -> None:
     """One line for each decision; never a credential."""
     extra = {
         "decision": decision,
-        "request_id": asked.identity,
+        "request_id": asked.request_id,
         "scope": asked.scope,
-        "route": asked.route,
+        "route": called or asked.route,
         "method": asked.method,
-        "address": asked.peer,
         **more,
     }
     log.log(level, "access %s", decision, extra=extra)
@@ -109,7 +130,15 @@ def for_readers(handler: Handler, scope: str = "read") -> Handler:
     """The handler, for those who may read, or remove, what was stored."""
 
     async def ask(request: web.Request) -> web.StreamResponse:
-        return await _asked(handler, request, request.app[SERVICES].reading, scope, _stored(request))
+        services, called = request.app[SERVICES], request.match_info.route.resource
+        return await _asked(
+            handler,
+            request,
+            services.reading,
+            scope,
+            _stored(request),
+            called="" if called is None else called.canonical,
+        )
 
     return ask
 
@@ -123,12 +152,25 @@ def for_downloaders(handler: Handler) -> Handler:
     return ask
 
 
-async def _asked(handler: Handler, request: web.Request, policy: Policy, scope: str, route: str) -> web.StreamResponse:
-    who = await admitted(request, policy, scope=scope, route=route)
-    if not policy.is_open:
-        request[READER] = who
+async def _asked(
+    handler: Handler, request: web.Request, policy: Policy | AnyPolicy, scope: str, route: str, called: str = ""
+) -> web.StreamResponse:
+    async def counted(who: Identity) -> Identity:
         await request.app[SERVICES].quotas.count_request(who)
-    return await handler(request)
+        return who
+
+    who = await admitted(request, policy, scope=scope, route=route, called=called, then=counted)
+    if policy.is_open:
+        return await handler(request)
+    request[READER] = who
+    is_used = False
+    try:
+        response = await handler(request)
+        is_used = response.status < 300 and request.method != hdrs.METH_HEAD
+        return response
+    finally:
+        if not is_used:
+            await policy.give_back(who)
 
 
 def _stored(request: web.Request) -> str:

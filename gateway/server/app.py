@@ -152,6 +152,7 @@ def _quotas(settings: Settings, counts: Counts, shared: SharedCounts | None, sin
 
     return Quotas(
         uploads_per_address=settings.server.effective_uploads_per_address,
+        reads_per_address=settings.server.effective_reads_per_address,
         uploads=settings.quotas.uploads,
         requests_per_minute=settings.quotas.requests_per_minute,
         bytes_per_day=settings.quotas.bytes_per_day,

@@ -29,7 +29,7 @@ def answer_preflight(request: web.Request, methods: str) -> web.Response | None:
     """
     origin = head_origin(request.headers)
     asks = request.method == hdrs.METH_OPTIONS and origin and "Access-Control-Request-Method" in request.headers
-    cors = request.app[SERVICES].browsers.cors_of(request.path)
+    cors = request.app[SERVICES].browsers.cors_of(request.rel_url.raw_path)
     if cors is None or not asks:
         return None
     if not cors.allows(origin):
@@ -45,11 +45,11 @@ def is_foreign(request: web.Request, scope: str) -> bool:
     """Whether a page of another site asks, and not one whose origin is allowed."""
     if not is_cross_site(request.headers, request.method, scope):
         return False
-    cors = request.app[SERVICES].browsers.cors_of(request.path)
+    cors = request.app[SERVICES].browsers.cors_of(request.rel_url.raw_path)
     return cors is None or not cors.allows(head_origin(request.headers))
 
 
 def tell_browsers(request: web.Request, response: web.StreamResponse) -> None:
     """Of an answer about to be sent: whichever it is, it says whose pages may read it."""
     browsers = request.app[SERVICES].browsers
-    browsers.tell(response.headers, request.path, head_origin(request.headers), request.get(_METHODS, ""))
+    browsers.tell(response.headers, request.rel_url.raw_path, head_origin(request.headers), request.get(_METHODS, ""))

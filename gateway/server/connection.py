@@ -18,6 +18,8 @@ aiohttp's parser is given whole heads that `request_heads` has looked at, and no
 7. A head has `head_seconds`: the first one from the beginning of the connection on, others from their first byte, or
    from the answer before if that is later. Half a head is answered with 408 then, nothing with nothing. Between an
    answer and the next head aiohttp's clock runs, `keepalive_timeout`.
+8. What comes behind the answer to one that may not do what it asks for is read to _UNREAD_BYTES, and no further: its
+   sender gets a FIN, and the end of the connection. After any other early answer aiohttp lingers over the rest.
 
 A client that quits right after its last byte looks the same from here. Its upload completes, and only writing the
 answer can tell that nobody is left to take it: one line in the log.
@@ -40,7 +42,7 @@ from aiohttp.web_protocol import RequestHandler, _ErrInfo
 from gateway.access import Browsers, refused_origin
 from gateway.config.settings import HEALTH_PATHS
 from gateway.errors import Busy, ClientGone, GatewayError, Malformed, Stalled
-from gateway.http.answers import SERVER_NAME
+from gateway.http.answers import SERVER_NAME, UNREAD
 from gateway.http.forwarding import REQUEST_ID
 from gateway.http.prefix import without_base
 from gateway.http.problems import problem
@@ -52,12 +54,14 @@ __all__ = ["Connection"]
 
 _BODY_RECEIVE_BYTES = 256 << 10
 """asyncio's own. Intake has more for large bodies."""
+_UNREAD_BYTES = 64 << 10
+"""What is under way when the answer leaves; to break off at once could cost the client the answer."""
 _TOO_MANY = "more clients are connected than server.max_connections, or the descriptors that there are, allow"
 _NO_HTTP = "the head of the request is no HTTP: its target is no URL, or a field that may stand once stands twice"
 
 
 class Connection(RequestHandler):
-    """aiohttp's handler of one connection, which finds its requests by itself: rules 1 to 7."""
+    """aiohttp's handler of one connection, which finds its requests by itself: rules 1 to 8."""
 
     __slots__ = (
         "_base_path",
@@ -76,6 +80,7 @@ class Connection(RequestHandler):
         "_received",
         "_refused",
         "_refused_from",
+        "_unread_bytes",
         "may_begin",
     )
 
@@ -125,6 +130,8 @@ class Connection(RequestHandler):
         """In place of the body of one that was refused: aiohttp lingers over it, so that the answer can be read."""
         self._refused_from: tuple[str, str | None] = ("", None)
         """The path and the origin of that one, as far as it came."""
+        self._unread_bytes: int | None = None
+        """So many bytes of its body may still come, where it was refused; None: it was not."""
         self._is_answered = True
         """Whether no request is in hand."""
         self._is_last = False
@@ -159,6 +166,11 @@ class Connection(RequestHandler):
         """What came, by segments. b"" is aiohttp's own, when whoever reads a body has taken some of it."""
         if self._force_close or self._close or not data:
             return
+        if self._unread_bytes is not None:
+            self._unread_bytes -= len(data)
+            if self._unread_bytes < 0:
+                self._drop_body()
+                return
         if self._body is not None:
             data = self._feed_body(data)
         if data and not self._is_last:
@@ -293,6 +305,11 @@ class Connection(RequestHandler):
             self._reader.feed_eof()
         return data[size:]
 
+    def _drop_body(self) -> None:
+        """For aiohttp it has ended, and then the connection does."""
+        self._body, self._is_last = None, True
+        self._reader.feed_eof()
+
     def _receive_at_most(self, size: int) -> None:
         transport: Any = self.transport
         if hasattr(transport, "max_size"):
@@ -340,6 +357,10 @@ class Connection(RequestHandler):
             return resp, lost
         if self._refused is not None:
             self._end_refusal(self._refused)
+        if self._body is not None and resp.get(UNREAD):
+            self._unread_bytes = _UNREAD_BYTES
+            if self.transport is not None and self.transport.can_write_eof():
+                self.transport.write_eof()
         if not resp.keep_alive:
             self._is_last = True
             self._received.clear()

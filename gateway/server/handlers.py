@@ -7,17 +7,20 @@ import json
 import logging
 import re
 from collections.abc import Mapping
-from contextlib import AbstractContextManager
+from contextlib import ExitStack
 
 from aiohttp import hdrs, web
 from aiohttp.typedefs import Handler
 
+from gateway.access import ANYBODY
 from gateway.downloads.locations import ARCHIVE_PATH, FILE_PATHS, UPLOAD_PATH, upload_location
-from gateway.downloads.stored import STORES, delete_upload, get_archive, get_file, get_upload
+from gateway.downloads.stored import READER, STORES, delete_upload, get_archive, get_file, get_upload
 from gateway.errors import (
     LEAVES,
+    AccessUnavailable,
     ClientGone,
     Draining,
+    Forbidden,
     GatewayError,
     InternalError,
     LoopDetected,
@@ -27,12 +30,14 @@ from gateway.errors import (
     NotFound,
     RefusedByHook,
     SinkFault,
+    TooManyRequests,
+    Unauthenticated,
 )
-from gateway.http.answers import strip_aiohttp_headers
+from gateway.http.answers import UNREAD, strip_aiohttp_headers
 from gateway.http.forwarding import REQUEST_ID, proxy_status, request_id
 from gateway.http.origin import client_address
 from gateway.http.prefix import PREFIX, prefixed
-from gateway.http.problems import problem
+from gateway.http.problems import CHALLENGE, problem
 from gateway.http.target import requested_host
 from gateway.intake.admission import check_headers
 from gateway.server.access import for_downloaders, for_readers
@@ -59,13 +64,14 @@ async def get_download(request: web.Request) -> web.StreamResponse:
     services = request.app[SERVICES]
     outcome = InternalError.slug()
     try:
-        slot = _slot_of_read(request)
+        held = ExitStack()
+        _take_slot_of_read(request, held)
     except GatewayError as error:
         log_told(request, "download", error.slug(), error=error, status=error.status)
         services.metrics.download_ended(error.slug())
         raise
     try:
-        with slot:
+        with held:
             response = await services.downloader.respond(request, close=services.gate.draining)
         outcome = "ok"
         return response
@@ -76,18 +82,30 @@ async def get_download(request: web.Request) -> web.StreamResponse:
         services.metrics.download_ended(outcome)
 
 
-def _slot_of_read(request: web.Request) -> AbstractContextManager[None]:
+def _take_slot_of_read(request: web.Request, held: ExitStack) -> None:
+    """Until `held` is left. Raises Draining, Busy, TooManyRequests."""
     gate = request.app[SERVICES].gate
     if gate.draining:
         raise Draining
-    return gate.reads.slot()
+    _share_reads(request, held)
+
+
+def _share_reads(request: web.Request, held: ExitStack) -> None:
+    services = request.app[SERVICES]
+    held.enter_context(services.quotas.share_of_reads(request.get(READER, ANYBODY), request[CLIENT]))
+    try:
+        held.enter_context(services.gate.reads.slot())
+    except BaseException:
+        held.close()
+        raise
 
 
 def _reading(handler: Handler) -> Handler:
     """A handler that works in one of the slots of reads."""
 
     async def read(request: web.Request) -> web.StreamResponse:
-        with request.app[SERVICES].gate.reads.slot():
+        with ExitStack() as held:
+            _share_reads(request, held)
             return await handler(request)
 
     return read
@@ -247,6 +265,9 @@ def _not_found_at(request: web.Request) -> NotFound:
 
 # -- errors
 
+_MAY_NOT = (Unauthenticated, Forbidden, TooManyRequests, AccessUnavailable)
+"""Nothing is taken of who may not: they are told, and that is all."""
+
 
 @web.middleware
 async def problems(request: web.Request, handler: Handler) -> web.StreamResponse:
@@ -314,12 +335,16 @@ def _problem(request: web.Request, error: GatewayError) -> web.Response:
     )
     if page is not None and upload_id is not None and request.method == "POST":
         response = page.in_place_of(request, response)
+    response[UNREAD] = isinstance(error, _MAY_NOT)
     return response
 
 
 def _of_hook(error: RefusedByHook, *, close: bool) -> web.Response:
     headers = {hdrs.CONTENT_TYPE: error.content_type or "application/octet-stream", "X-Content-Type-Options": "nosniff"}
+    if error.answer_status == 401:  # RFC 9110 15.5.2: it has to say how
+        headers[hdrs.WWW_AUTHENTICATE] = error.challenge or CHALLENGE
     response = web.Response(status=error.answer_status, body=error.answer, headers=headers)
+    response[UNREAD] = True
     if close:
         response.force_close()
     return response

@@ -10,7 +10,7 @@ from typing import Any
 
 from aiohttp import web
 
-from gateway.access import Browsers, Policy, Quotas
+from gateway.access import AnyPolicy, Browsers, Policy, Quotas
 from gateway.downloads.remote import Downloader
 from gateway.errors import SinkFault
 from gateway.flows import Flow
@@ -50,7 +50,7 @@ class Services:
     """Which uploads can be watched."""
     access: Mapping[str, Policy]
     """Who may, by the path of the route."""
-    reading: Policy
+    reading: AnyPolicy
     """Who may read, and remove, what was stored."""
     downloading: Policy
     """Who may download from elsewhere."""

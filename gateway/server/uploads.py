@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack
+from functools import partial
 
 from aiohttp import hdrs, web
 
 from gateway.access import Caps, Identity, Meter
 from gateway.digests import declared_digests
 from gateway.downloads.locations import file_location, upload_location
-from gateway.errors import GatewayError
+from gateway.errors import Forbidden, GatewayError, Incomplete
 from gateway.http.answers import delivered, passed_through
 from gateway.http.forwarding import believed, check_loop
 from gateway.http.prefix import PREFIX
@@ -59,17 +60,13 @@ class UploadHandler:
         async with AsyncExitStack() as held:
             try:
                 check_loop(request.headers.items(), services.name)
-                who = await admitted(request, self._policy, scope="upload", route=route.path)
-                if CHOSEN_ID in request.headers:
-                    await held.enter_async_context(services.board.claimed(check_chosen_id(request), services.stores))
-                charge = Charge(who, self._policy, services.quotas, is_stored=self._is_stored)
-                if charge.is_due:
-                    held.push_async_callback(charge.settle)
-                limits = who.caps.applied(services.limits)
-                form = check_headers(request, limits, kind=route.kind)
-                upload = self._described(request, services, who, multipart=form is not None)
-                await charge.begin(upload.content_length)
-                held.enter_context(services.quotas.share(who, request[CLIENT]))
+                charge, limits, form, upload = await admitted(
+                    request,
+                    self._policy,
+                    scope="upload",
+                    route=route.path,
+                    then=partial(self._counted, request, services, held),
+                )
                 begins_late = isinstance(request.protocol, Connection) and request.protocol.begins_late
                 held.enter_context(services.gate.slot(begins_late=begins_late))
             except GatewayError as error:
@@ -79,12 +76,26 @@ class UploadHandler:
             intake = held.enter_context(Intake(request, limits))
             try:
                 with UploadRecord(services, upload, intake, is_asked=CHOSEN_ID in request.headers) as record:
-                    response = await self._taken(request, services, upload, form, intake, record, charge)
-                    charge.is_used = response.status < 400
-                    return response
+                    return await self._taken(request, services, upload, form, intake, record, charge)
             finally:
                 request[BODY_READ] = intake.ended
                 charge.received_bytes = intake.received_bytes
+
+    async def _counted(
+        self, request: web.Request, services: Services, held: AsyncExitStack, who: Identity
+    ) -> tuple[Charge, Limits, Form | None, Upload]:
+        """What is to come, and counted, of one who may upload, until `held` is left. Raises what refuses it."""
+        charge = Charge(who, self._policy, services.quotas, is_stored=self._is_stored)
+        if charge.is_due:
+            held.push_async_callback(charge.settle)
+        if CHOSEN_ID in request.headers:
+            await held.enter_async_context(services.board.claimed(check_chosen_id(request), services.stores))
+        limits = who.caps.applied(services.limits)
+        form = check_headers(request, limits, kind=self._route.kind)
+        upload = self._described(request, services, who, multipart=form is not None)
+        await charge.begin(upload.content_length)
+        held.enter_context(services.quotas.share(who, request[CLIENT]))
+        return charge, limits, form, upload
 
     async def _taken(
         self,
@@ -102,15 +113,21 @@ class UploadHandler:
             caps.check(part)
         self._dispatcher.admit(upload, part)
         events = self._events(upload, intake, services.limits, form, part)
-        if caps.are_of_files:
-            events = _allowed(events, caps)
+        if caps.are_of_files or upload.fields:
+            events = _allowed(events, caps, frozenset(name.encode() for name, _ in upload.fields))
         if charge.meter is not None:
             events = _metered(events, intake, charge.meter)
         await accept_body(request)
         async with AsyncExitStack() as stack:
-            outcome = record.outcome = await self._dispatcher.dispatch(
-                upload, events, stack, record.progress, is_here=intake.is_here
-            )
+            try:
+                outcome = record.outcome = await self._dispatcher.dispatch(
+                    upload, events, stack, record.progress, is_here=intake.is_here
+                )
+            except Incomplete:
+                charge.is_used = True  # some of it is kept
+                raise
+            # Whether its client gets to read that or not.
+            charge.is_used = outcome.answer is None or outcome.answer.status < 400
             close = services.gate.draining or not intake.ended
             if outcome.answer is not None:
                 limits = services.limits
@@ -199,12 +216,16 @@ class UploadHandler:
         return await delivered(request, response, prefix=request[PREFIX])
 
 
-async def _allowed(events: AsyncIterator[list[Event]], caps: Caps) -> AsyncIterator[list[Event]]:
-    """The same, as far as the caps allow each file."""
+async def _allowed(
+    events: AsyncIterator[list[Event]], caps: Caps, given: frozenset[bytes]
+) -> AsyncIterator[list[Event]]:
+    """The same, as far as the caps allow each file, and no part says in its own way what fields are `given`."""
     async for batch in events:
         for event in batch:
             if event.part is not None:  # it begins
                 caps.check(event.part)
+                if event.part.raw_name in given:
+                    raise Forbidden(f"the field {event.part.name} is not the client's to send here")
         yield batch
 
 

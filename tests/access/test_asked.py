@@ -18,8 +18,10 @@ class TestCaps:
         assert Caps().applied(limits) is limits
         assert not Caps().are_of_files
 
-    @pytest.mark.parametrize(("configured", "cap", "right"), [(0, 10, 10), (5, 10, 5), (10, 5, 5), (10, 0, 10)])
-    def test_the_stricter_size_holds(self, configured: int, cap: int, right: int) -> None:
+    @pytest.mark.parametrize(
+        ("configured", "cap", "right"), [(0, 10, 10), (5, 10, 5), (10, 5, 5), (10, None, 10), (10, 0, 1), (0, 0, 1)]
+    )
+    def test_the_stricter_size_holds(self, configured: int, cap: int | None, right: int) -> None:
         assert Caps.of(max_bytes=cap).applied(Limits(max_body_bytes=configured)).max_body_bytes == right
 
     @pytest.mark.parametrize(
@@ -29,6 +31,9 @@ class TestCaps:
             (b"IMAGE/PNG; x=y", True),
             (b"application/pdf", True),
             (b"image", False),
+            (b"image/png, text/html", False),
+            (b"image/png text/html", False),
+            (b"image/", False),
             (b"text/html", False),
             (b"text/html; image/png", False),
             (b"", False),

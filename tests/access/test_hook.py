@@ -3,6 +3,7 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import AsyncIterator, Awaitable, Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -19,7 +20,8 @@ ASKED = Asked(
     "upload",
     "/upload",
     headers=CIMultiDict([("Authorization", "Basic eDp5"), ("Cookie", "c=d")]),
-    identity="01ID",
+    upload="01ID",
+    request_id="mine",
     peer="192.0.2.7",
     content_type="multipart/form-data; boundary=x",
     content_length=100,
@@ -71,6 +73,7 @@ async def test_it_is_told_what_is_asked_for_and_no_header_but_those_that_are_con
     assert application.told == [
         {
             "id": "01ID",
+            "request_id": "mine",
             "route": "/upload",
             "method": "POST",
             "scope": "upload",
@@ -190,11 +193,17 @@ async def test_it_lets_in_where_that_is_configured(url: str, application: Applic
             await hook.ask(ASKED, None)
 
 
-async def test_one_that_fails_and_fails_is_left_alone_for_a_while(
+async def test_one_that_does_not_answer_is_left_alone_for_a_while(
     hook: Hook, application: Application, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(hook_module, "_OPEN_SECONDS", 0.3)
-    application.answer = application.says({}, 500)
+
+    async def hang_up(request: web.Request) -> web.StreamResponse:
+        assert request.transport is not None
+        request.transport.abort()
+        return web.Response()
+
+    application.answer = hang_up
     for _ in range(20):
         with pytest.raises(AccessUnavailable):
             await hook.ask(ASKED, None)
@@ -204,6 +213,61 @@ async def test_one_that_fails_and_fails_is_left_alone_for_a_while(
     for _ in range(3):
         await hook.ask(ASKED, None)
     assert len(application.told) == 8
+
+
+async def test_an_answer_is_about_one_request_though_it_be_a_500(hook: Hook, application: Application) -> None:
+    application.answer = application.says({}, 500)
+    for _ in range(20):
+        with pytest.raises(AccessUnavailable):
+            await hook.ask(ASKED, None)
+    assert len(application.told) == 20
+
+
+async def test_who_waits_for_his_turn_has_not_begun_to_wait_for_the_hook(
+    application: Application, start_destination: StartDestination, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(hook_module, "_MAX_CONNECTIONS", 2)
+
+    async def slowly(request: web.Request) -> web.StreamResponse:
+        await asyncio.sleep(0.3)
+        return web.json_response({})
+
+    app = web.Application()
+    app.router.add_post("/may", slowly)
+    url = f"{(await start_destination(app)).url}/may"
+    async with Hook(url, timeout_seconds=1, lets_in_on_error=False, forward=()) as busy:
+        await asyncio.gather(*(busy.ask(ASKED, None) for _ in range(10)))
+
+
+@pytest.mark.parametrize(
+    ("body", "content_type", "right"),
+    [
+        (b"ok", "text/plain", True),
+        (b"", "application/json", True),
+        (b"ok", "application/json", False),
+        (b'{"metadata": {"a": NaN}}', "application/json", False),
+        (b'{"identity": ""}', "application/json", False),
+        (b'{"limits": {"max_bytes": 0}}', "application/vnd.x+json", True),
+    ],
+)
+async def test_what_an_answer_may_be(
+    hook: Hook, application: Application, body: bytes, content_type: str, right: bool
+) -> None:
+    async def answer(request: web.Request) -> web.StreamResponse:
+        return web.Response(body=body, content_type=content_type)
+
+    application.answer = answer
+    if right:
+        allowed = await hook.ask(ASKED, None)
+        assert allowed.caps.max_bytes == (0 if b"max_bytes" in body else None)
+    else:
+        with pytest.raises(AccessUnavailable):
+            await hook.ask(ASKED, None)
+
+
+async def test_a_header_that_comes_twice_is_told_as_one_line(hook: Hook, application: Application) -> None:
+    await hook.ask(replace(ASKED, headers=CIMultiDict([("Authorization", "a"), ("Authorization", "b")])), None)
+    assert application.told[0]["headers"] == {"Authorization": "a, b"}
 
 
 async def test_refusals_are_no_failures(hook: Hook, application: Application) -> None:

@@ -28,7 +28,7 @@ class TestUploads:
         with those.share(ANYBODY, "192.0.2.1"), those.share(ANYBODY, "192.0.2.1"):
             with pytest.raises(TooManyRequests) as refused:
                 those.share(ANYBODY, "192.0.2.1")
-            assert refused.value.members == {"limit": 2, "retry_after": 2}
+            assert refused.value.members == {"limit": 2, "retry_after": 2, "quota": "uploads"}
             with those.share(ANYBODY, "192.0.2.2"):
                 pass
         with those.share(ANYBODY, "192.0.2.1"), those.share(ANYBODY, "192.0.2.1"):

@@ -62,11 +62,11 @@ async def identified(token: str, tokens: Tokens | None = None) -> Identity | Non
 
 
 async def is_refused(token: str, tokens: Tokens | None = None) -> bool:
+    """By this kind, or by the policy, which refuses a bearer token that no kind knows."""
     try:
-        await identified(token, tokens)
+        return await identified(token, tokens) is None
     except Unauthenticated as error:
         return error.detail == ""
-    return False
 
 
 class TestTokens:

@@ -384,10 +384,10 @@ class TestAudit:
             ("unauthenticated", None, None),
             ("unauthenticated", None, None),
             ("forbidden", None, None),
-            ("forbidden", None, None),
+            ("forbidden", "key:ci", None),
         ]
         assert lines[0]["request_id"] == "mine"
-        assert {line["address"] for line in lines} == {"127.0.0.1"}
+        assert [line["route"] for line in lines] == ["/upload"] * 7 + ["/uploads/{id}"]
         everything = "\n".join(map(str, (vars(record) for record in caplog.records)))
         for secret in (key["X-API-Key"], token["Authorization"], urlsplit(url).query, "planted", SECRET):
             assert secret not in everything

@@ -21,7 +21,7 @@ from contextlib import asynccontextmanager
 from typing import Literal
 
 from gateway.digests import hashing_bytes
-from gateway.errors import LengthRequired
+from gateway.errors import AccessUnavailable, LengthRequired
 from gateway.http.answering import HELD_HEAD_BYTES
 from gateway.http.forwarding import HeaderRules
 from gateway.model import Limits, Part, Upload
@@ -139,7 +139,10 @@ class RelaySink(Sink):
             changed()
 
     def admit(self, upload: Upload) -> None:
-        """Refuse what there is no way to send, on its headers alone. Raises LengthRequired."""
+        """Refuse what there is no way to send, on its headers alone. Raises LengthRequired, AccessUnavailable."""
+        if upload.fields and (self.takes_wire or upload.kind == "opaque"):
+            detail = f"fields are to be sent along, and sink {self.name} passes a body on as it is"
+            raise AccessUnavailable(detail, sink=self.name)
         if not self.can_drop:
             self._length_mode(upload)
 
