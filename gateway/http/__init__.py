@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from gateway.http.answering import HEAD_LIMITS, HELD_HEAD_BYTES, AnswerConnector, AnswerHandler
-from gateway.http.answers import SERVER_NAME, delivered, passed_through, reset, strip_aiohttp_headers
+from gateway.http.answers import SERVER_NAME, UNREAD, delivered, passed_through, reset, strip_aiohttp_headers
 from gateway.http.conditions import chosen
 from gateway.http.forwarding import (
     REQUEST_ID,
@@ -52,6 +52,7 @@ __all__ = [
     "REQUEST_ID",
     "SERVER_NAME",
     "TOKEN",
+    "UNREAD",
     "AnswerConnector",
     "AnswerHandler",
     "Body",
