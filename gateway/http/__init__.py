@@ -23,7 +23,7 @@ from gateway.http.lent_connection import ConnectionLost, LentConnection
 from gateway.http.obs_text import ForwardedResponse, restore_obs_text
 from gateway.http.origin import TOKEN, Family, TrustedNetworks, client_address
 from gateway.http.prefix import PREFIX, forwarded_prefix, is_prefix, prefixed, without_base
-from gateway.http.problems import problem, problem_document, severity
+from gateway.http.problems import CHALLENGE, problem, problem_document, severity
 from gateway.http.query import with_query
 from gateway.http.request_bodies import Body, ChunkedBody, LengthBody
 from gateway.http.request_heads import ENOUGH_BYTES, MAX_FIELDS, RECEIVE_BYTES, checked_head, end_of_head
@@ -41,6 +41,7 @@ from gateway.http.urls import (
 )
 
 __all__ = [
+    "CHALLENGE",
     "ENOUGH_BYTES",
     "HEAD_LIMITS",
     "HELD_HEAD_BYTES",
