@@ -34,7 +34,9 @@ _QUIET_TEXTS = 100
 
 def chosen_id(request: web.Request) -> str | None:
     """The id that the client wants its upload to have, if it is a ULID; None for none, or one that is not."""
-    values = request.headers.getall(CHOSEN_ID, ())
+    if CHOSEN_ID not in request.headers:
+        return None
+    values = request.headers.getall(CHOSEN_ID)
     return values[0] if len(values) == 1 and UPLOAD_ID.fullmatch(values[0]) else None
 
 
