@@ -367,11 +367,13 @@ async def test_files_are_chosen_by_keyboard_dropped_and_pasted(gateway: RunningG
         document.body.dispatchEvent(kind === 'paste' ? new ClipboardEvent(kind, more) : new DragEvent(kind, more));
     }"""
     async with shown(gateway.url) as page:
+        choosers: list[Any] = []
+        page.page.on("filechooser", lambda chooser: choosers.append(chooser))
         while await page.page.evaluate("document.activeElement.id") != "files":
             await page.page.keyboard.press("Tab")
-        async with page.page.expect_file_chooser() as chooser:
-            await page.page.keyboard.press("Enter")
-        await (await chooser.value).set_files(str(made(tmp_path, "a.txt", 10)))
+        await page.page.keyboard.press("Enter")
+        await eventually(lambda: choosers)
+        await choosers[0].set_files(str(made(tmp_path, "a.txt", 10)))
         await page.until("kept")
         await page.page.evaluate(give, "drop")
         await page.page.evaluate(give, "paste")
