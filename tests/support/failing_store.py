@@ -32,6 +32,7 @@ class Call:
 class FailingStore:
     """`fails` says what becomes of a call: None lets it through, a number is the answer's status, `cut` breaks the
     connection, `hang` never answers, `cut after` lets it through and breaks the connection in place of an answer.
+    `late` lets it through when `late` is set, whoever waits for its answer or does not any more.
     """
 
     endpoint: str = ""
@@ -39,6 +40,9 @@ class FailingStore:
     calls: list[Call] = field(default_factory=list)
     hanging: asyncio.Event = field(default_factory=asyncio.Event)
     """Set while something hangs."""
+    late: asyncio.Event = field(default_factory=asyncio.Event)
+    came_late: list[int] = field(default_factory=list)
+    """The statuses of what was let through late."""
 
 
 def _kind(request: web.Request) -> str:
@@ -63,6 +67,12 @@ async def failing_store(endpoint: str) -> AsyncIterator[FailingStore]:
     store = FailingStore()
     left = asyncio.Event()
 
+    async def let_through_late(request: web.Request, body: bytes) -> None:
+        await store.late.wait()
+        url, headers = URL(endpoint + request.raw_path, encoded=True), dict(request.headers)
+        async with session.request(request.method, url, data=io.BytesIO(body), headers=headers) as answer:
+            store.came_late.append(answer.status)
+
     async def handle(request: web.Request) -> web.StreamResponse:
         body = await request.read()
         kind = _kind(request)
@@ -72,6 +82,9 @@ async def failing_store(endpoint: str) -> AsyncIterator[FailingStore]:
         if fails == "hang":
             store.hanging.set()
             await left.wait()
+        if fails == "late":
+            store.hanging.set()
+            await asyncio.shield(group.create_task(let_through_late(request, body)))
         if isinstance(fails, int):
             codes = {403: "AccessDenied", 500: "InternalError", 503: "SlowDown"}
             document = f"<?xml version='1.0'?><Error><Code>{codes[fails]}</Code><Message>no</Message></Error>"
@@ -94,7 +107,10 @@ async def failing_store(endpoint: str) -> AsyncIterator[FailingStore]:
     app = web.Application(client_max_size=1 << 30, handler_args={"handler_cancellation": True})
     app.router.add_route("*", "/{path:.*}", handle)
     runner = web.AppRunner(app, shutdown_timeout=0.1)
-    async with aiohttp.ClientSession(auto_decompress=False, skip_auto_headers=["User-Agent"]) as session:
+    async with (
+        aiohttp.ClientSession(auto_decompress=False, skip_auto_headers=["User-Agent"]) as session,
+        asyncio.TaskGroup() as group,
+    ):
         await runner.setup()
         try:
             await web.TCPSite(runner, "127.0.0.1", 0).start()

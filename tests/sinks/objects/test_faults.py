@@ -209,12 +209,16 @@ async def test_to_cancel_the_call_that_opens_an_upload_leaves_none_open(setting:
 async def test_a_part_that_comes_after_the_abort_is_nobodys(setting: Setting) -> None:
     """The store is asked to abort when no call runs any more, and takes no part of what was aborted."""
     async with setting.place.sink(part_bytes=5 << 20) as sink, asyncio.timeout(_SECONDS):
-        setting.store.fails = lambda call: "hang" if call.kind == "part" and call.number == 1 else None
+        setting.store.fails = lambda call: "late" if call.kind == "part" and call.number == 1 else None
         broken = BrokenSource(_LARGE)
         async with delivering(sink, upload()) as delivery, asyncio.TaskGroup() as group:
             accepting = group.create_task(delivery.accept(file(0), broken))
             await setting.store.hanging.wait()
             accepting.cancel()
+        setting.store.late.set()
+        while not setting.store.came_late:  # noqa: ASYNC110 - as above
+            await asyncio.sleep(0.05)
+        assert setting.store.came_late == [404]
         await setting.nothing_left()
         kinds = [call.kind for call in setting.store.calls]
         assert kinds.index("aborts") > kinds.index("part")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 import time
 
 import pytest
@@ -13,6 +15,13 @@ from tests.contract import file
 
 _MIB = 1 << 20
 _SIZES = {"part_bytes": 16 * _MIB, "max_part_bytes": 64 * _MIB}
+
+
+@pytest.mark.sockets
+def test_who_has_no_bucket_does_not_import_the_client_of_the_store() -> None:
+    program = "import sys; from gateway.config.load import load; from gateway.config.make import make_sinks_and_flows; "
+    program += "make_sinks_and_flows(load()); sys.exit('obstore' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", program], check=False).returncode == 0
 
 
 def test_an_identifier_says_when_its_upload_began() -> None:

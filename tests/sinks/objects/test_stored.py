@@ -38,13 +38,17 @@ class TestContract(StoreContract):
 async def test_whoever_reads_a_file_is_sent_to_the_store_for_a_while(
     kind: str, place_of: Callable[[str], Place], start_gateway: StartGateway
 ) -> None:
-    settings = {**place_of(kind).settings, "redirect": True, "redirect_seconds": 60}
+    place_there = place_of(kind)
+    settings = {**place_there.settings, "redirect": True, "redirect_seconds": 60}
     gateway = await start_gateway(sinks={"kept": settings}, routes=[{"path": "/in", "parts": [{"sinks": ["kept"]}]}])
     async with ClientSession() as session:
         _, manifest = await answer_of(
             session, f"{gateway.url}/in", form((b"file", "ä %22b%22.txt".encode(), b"0123456789"))
         )
         place = gateway.url + manifest["parts"][0]["receipts"][0]["location"]
+        key = f"{place_there.prefix}/{manifest['upload']}/0"
+        found = place_there.client().head_object(Bucket=place_there.url.removeprefix("s3://"), Key=key)
+        assert (found["ContentType"], found["Metadata"]) == ("application/octet-stream", {"upload": manifest["upload"]})
         async with session.get(place, allow_redirects=False) as answer:
             assert answer.status == 307
             assert answer.headers["Cache-Control"] == "private, no-store"
