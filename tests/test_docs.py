@@ -198,6 +198,17 @@ def test_what_was_kept_is_fetched_and_removed_as_shown(demo: Process, tmp_path: 
 
 
 @pytest.mark.sockets
+def test_what_is_sent_and_fetched_in_a_terminal_goes_as_shown(demo: Process, tmp_path: Path) -> None:
+    (tmp_path / "docs").mkdir()
+    (tmp_path / "docs" / "a.md").write_text("a")
+    env = {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}", "GATEWAY_URL": demo.url}
+    told = json.loads(shell(aimed(block("sh", "gateway send README.md LICENSE"), demo), tmp_path, **env))
+    assert (told["state"], told["files"][0]["name"]) == ("kept", "stdin")
+    shell(aimed(block("sh", "gateway get"), demo), tmp_path, **env)
+    assert (tmp_path / "copies").read_text() == (tmp_path / "0").read_text() == (tmp_path / "README.md").read_text()
+
+
+@pytest.mark.sockets
 @needs_curl
 @pytest.mark.skipif(shutil.which("openssl") is None, reason="openssl is not installed")
 def test_a_declared_digest_is_confirmed_or_refused_as_shown(demo: Process, tmp_path: Path) -> None:

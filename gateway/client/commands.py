@@ -138,12 +138,18 @@ async def send(options: argparse.Namespace, at_signal: list[Callable[[], None]])
     url, key = checked_url(options.to or os.environ.get("GATEWAY_URL") or _DEFAULT_URL), _key(options)
     async with connected(key) as remote, screen(prints=options.json) as shown:
         at_signal.append(remote.hang_up)
+        failed = None
         try:
             place = await patiently(lambda: remote.place(url), shown.say)
-        except Failed as failed:
-            for given in options.files:
-                upload = Upload(Sources(given), failed=failed)
-                _tell(upload, None, shown, options)
+        except Failed as failure:
+            failed = failure
+        except asyncio.CancelledError:
+            failed = _not_sent()
+            raise
+        finally:
+            for given in options.files if failed is not None else ():
+                _tell(Upload(Sources(given), failed=failed), None, shown, options)
+        if failed is not None:
             return failed.code
         most = max(1, place.max_parts - len(options.field)) if place.max_parts else 0
         every = gathered(options.files, recursive=options.recursive, most=most, say=shown.complain)
@@ -154,10 +160,13 @@ async def send(options: argparse.Namespace, at_signal: list[Callable[[], None]])
                     group.create_task(_send_next(every, uploads, remote, place, shown, options))
         except asyncio.CancelledError:
             for sources in every:
-                interrupted = Failed(Code.LATER, "interrupted; it was not sent", state="interrupted")
-                _tell(Upload(sources, failed=interrupted), None, shown, options)
+                _tell(Upload(sources, failed=_not_sent()), None, shown, options)
             raise
     return next((one.failed.code for one in uploads if one.failed is not None), Code.DONE)
+
+
+def _not_sent() -> Failed:
+    return Failed(Code.LATER, "interrupted; it was not sent", state="interrupted")
 
 
 async def _send_next(
@@ -235,7 +244,12 @@ async def get(options: argparse.Namespace, at_signal: list[Callable[[], None]]) 
     else:
         url = checked_url(options.what)
     async with connected(key) as remote, screen(prints=options.json, verbs=("fetched", "")) as shown:
-        fetches = await _fetches(remote, url, options, shown)
+        try:
+            fetches = await _fetches(remote, url, options, shown)
+        except Failed as failed:
+            if options.json:
+                _print(_fetched(Fetch(url, Path(), failed=failed)))
+            raise
         for fetch in fetches:
             legs = Legs(fetch.path.name)
             shown.add(legs)
@@ -276,7 +290,7 @@ def _fetched(fetch: Fetch) -> dict[str, Any]:
     failed = fetch.failed
     return {
         "url": str(fetch.url.with_query(None)),
-        "path": str(fetch.path),
+        "path": str(fetch.path) if fetch.path.name else None,
         "state": "fetched" if failed is None else failed.state,
         "exit_code": Code.DONE if failed is None else failed.code,
         "size": fetch.size,

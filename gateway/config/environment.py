@@ -23,6 +23,8 @@ _PREFIX = "GATEWAY_"
 _OF_KUBERNETES = re.compile(
     r"GATEWAY(_\w+)?_(SERVICE_HOST|SERVICE_PORT(_\w+)?|PORT_\d+_(TCP|UDP|SCTP)(_(PROTO|PORT|ADDR))?)"
 )
+_OF_THE_CLIENT = ("GATEWAY_KEY", "GATEWAY_URL")
+"""What `gateway send` and `gateway get` read, perhaps on the same machine."""
 _ADDRESS = re.compile(r"(tcp|udp|sctp)://")
 """What Kubernetes puts into `..._PORT`; no key of ours has such a value."""
 
@@ -100,6 +102,7 @@ def unknown_variables(document: Mapping[str, Any]) -> list[str]:
         variable
         for variable in _ours()
         if "__" not in variable
+        and variable.upper() not in _OF_THE_CLIENT
         and variable.upper() not in tables
         and variable not in misspelt
         and not _OF_KUBERNETES.fullmatch(variable.upper())

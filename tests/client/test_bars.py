@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import asyncio
+import io
 import os
 import re
-import subprocess
-import sys
+from functools import partial
 from pathlib import Path
 
 import pytest
 from aiohttp import web
 
+import gateway
+from gateway.client.bars import Bars, screen
+from gateway.client.watching import Legs
 from tests.conftest import StartDestination, StartGateway
 from tests.support.clients import eventually
 from tests.support.terminals import Terminal
@@ -58,10 +61,10 @@ async def test_the_second_bar_is_what_the_destination_has_and_is_full_after_the_
     size = 48 * MIB
     counting = Counting(20_000_000)
     destination = await start_destination(counting.app)
-    gateway = await start_gateway(api=f"{destination.url}/upload", routes=ROUTES)
+    relay = await start_gateway(api=f"{destination.url}/upload", routes=ROUTES)
     (tmp_path / "big.bin").write_bytes(os.urandom(size))
     ahead = 0
-    async with Terminal("send", "big.bin", "--to", f"{gateway.url}/both", cwd=tmp_path) as terminal:
+    async with Terminal("send", "big.bin", "--to", f"{relay.url}/both", cwd=tmp_path) as terminal:
         while not (drawn := bars(terminal.output)) or drawn[-1] not in (("safe", 99), ("safe", 100)):
             before = counting.read_bytes  # what is drawn now was known before
             safe = max([percent for verb, percent in bars(terminal.output) if verb == "safe"], default=0)
@@ -81,7 +84,7 @@ async def test_the_second_bar_is_what_the_destination_has_and_is_full_after_the_
         assert len(set(percents)) > 3
     first_full = drawn.index(("sent", 100))
     assert first_full < drawn.index(("safe", 100))
-    assert f"big.bin: kept: {gateway.url}/uploads/" in terminal.output
+    assert f"big.bin: kept: {relay.url}/uploads/" in terminal.output
     assert "disk: kept · api: kept" in terminal.output
 
 
@@ -90,30 +93,52 @@ async def test_ctrl_c_leaves_nothing(
 ) -> None:
     counting = Counting(10_000_000)
     destination = await start_destination(counting.app)
-    gateway = await start_gateway(api=f"{destination.url}/upload", routes=ROUTES)
+    relay = await start_gateway(api=f"{destination.url}/upload", routes=ROUTES)
     (tmp_path / "big.bin").write_bytes(os.urandom(60 * MIB))
-    async with Terminal("send", "big.bin", "--to", f"{gateway.url}/both", "--json", cwd=tmp_path) as terminal:
+    async with Terminal("send", "big.bin", "--to", f"{relay.url}/both", "--json", cwd=tmp_path) as terminal:
         await eventually(lambda: any(verb == "safe" and percent >= 5 for verb, percent in bars(terminal.output)))
         terminal.press(b"\x03")
         assert await terminal.ended(10) == 130
     assert '"state": "interrupted"' in terminal.output
     assert "Traceback" not in terminal.output
-    await eventually(lambda: not gateway.stored())
+    await eventually(lambda: not relay.stored())
     assert counting.completed == 0
 
 
-async def test_without_anybody_who_tells_there_is_one_bar(start_destination: StartDestination, tmp_path: Path) -> None:
-    counting = Counting(40_000_000)
-    counting.answers.set()
-    destination = await start_destination(counting.app)
-    (tmp_path / "a\x1b[2J.bin").write_bytes(os.urandom(20 * MIB))
-    async with Terminal("send", "a\x1b[2J.bin", "--to", f"{destination.url}/upload", cwd=tmp_path) as terminal:
-        assert await terminal.ended() == 0
-    assert ("sent", 100) in bars(terminal.output)
-    assert {verb for verb, _ in bars(terminal.output)} == {"sent"}
+class FakeTerminal(io.StringIO):
+    """It says that it is one."""
+
+    def isatty(self) -> bool:
+        return True
 
 
-@pytest.mark.sockets
-def test_the_server_never_imports_what_draws() -> None:
-    script = "import sys, gateway.cli, gateway.server.serve, gateway.client.bars; sys.exit('rich' in sys.modules)"
-    assert subprocess.run([sys.executable, "-c", script], check=False, timeout=60).returncode == 0
+async def test_without_anybody_who_tells_there_is_one_bar_and_names_command_nothing() -> None:
+    terminal, legs = FakeTerminal(), Legs("a\x1b[2J[bold].bin", size=1000)
+    async with Bars(terminal) as shown:
+        shown.add(legs)
+        for hundredth in range(0, 100, 20):
+            legs.arrived = partial(float, hundredth / 100)
+            await asyncio.sleep(0.12)
+        legs.is_kept = True
+        shown.end(legs, "kept")
+    drawn = bars(re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", terminal.getvalue()))
+    assert drawn[-1] == ("sent", 100)
+    assert {verb for verb, _ in drawn} == {"sent"}
+    assert "a\ufffd[2J[bold].bin" in terminal.getvalue()
+
+
+def test_a_terminal_is_drawn_on_where_there_is_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sys.stderr", io.StringIO())
+    monkeypatch.setattr("sys.stdout", FakeTerminal())
+    assert screen(prints=False).is_terminal
+    assert not screen(prints=True).is_terminal  # JSON goes there
+    monkeypatch.setattr("sys.stderr", FakeTerminal())
+    assert screen(prints=True).is_terminal
+
+
+def test_what_draws_is_imported_when_it_draws_and_nowhere_else() -> None:
+    package = Path(gateway.__file__).parent
+    lines = [(path.name, line) for path in package.rglob("*.py") for line in path.read_text("utf-8").splitlines()]
+    found = [(name, line) for name, line in lines if re.match(r"\s*(from|import) rich\b", line)]
+    assert {name for name, _ in found} == {"bars.py"}
+    assert all(line.startswith("    ") for _, line in found)

@@ -154,8 +154,11 @@ async def test_each_kind_of_failure_has_its_exit_code(
         ("b.txt", None, 6),
     ]
     with pytest.raises(Failed) as raised:
-        await run("get", f"{nobody}/uploads/01ARZ3NDEKTSV4RRFFQ69G5FAV")
+        await run("get", "--json", f"{nobody}/uploads/01ARZ3NDEKTSV4RRFFQ69G5FAV")
     assert raised.value.code is Code.LATER
+    line = json.loads(capsys.readouterr().out)
+    assert list(line) == GET_MEMBERS
+    assert (line["path"], line["exit_code"]) == (None, 6)
 
 
 async def test_the_key_comes_from_the_environment_or_a_file(
