@@ -18,6 +18,7 @@ from pathlib import Path
 import pytest
 
 from gateway import __version__
+from gateway.cli import main
 from gateway.config.load import load
 from gateway.config.settings import Settings
 from tests.support.processes import Process, gateway_process, receiver_process
@@ -282,3 +283,33 @@ def test_lines_are_for_people_where_the_command_line_says_so_those_of_workers_to
     (read,) = [line for line in lines if "gateway.read: read not-found" in line]
     assert re.search(r" worker=[01]\b", read)
     assert " client=127.0.0.1" in read
+
+
+@pytest.mark.parametrize(
+    ("options", "wrong"),
+    [
+        (["--route", "/uplod", "--expires", "1h"], "/uplod is no route with signed in its access (/upload)"),
+        (["--route", "upload", "--expires", "1h"], "upload is no route"),
+        (["--route", "/upload?x=1", "--expires", "1h"], "is no route"),
+        (["--route", "/upload", "--expires", "0s"], "is no time between"),
+        (["--route", "/upload", "--expires", "1h", "--count", "0"], "it can be used once, or oftener"),
+        (["--route", "/upload", "--expires", "1h", "--count", "-3"], "it can be used once, or oftener"),
+        (["--route", "/upload", "--expires", "1h", "--name", ""], "a file has a name"),
+        (["--route", "/upload", "--expires", "1h", "--max-bytes", "0"], "no body is that small"),
+    ],
+)
+def test_nothing_is_signed_that_nobody_could_use_or_that_caps_nothing(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], options: list[str], wrong: str
+) -> None:
+    (tmp_path / "signing.keys").write_text("s" * 40)
+    config = tmp_path / "gateway.toml"
+    config.write_text(
+        f'[access.signed]\nsecrets_file = "{tmp_path}/signing.keys"\n'
+        '[[routes]]\npath = "/upload"\naccess = ["signed"]\nparts = [{ sinks = ["disk"] }]\n'
+    )
+    try:
+        status = main(["sign", "--config", str(config), *options])
+    except SystemExit as error:
+        status = int(str(error.code))
+    assert status == 2
+    assert wrong in capsys.readouterr().err

@@ -205,6 +205,26 @@ class TestJwks:
         assert None not in found
         assert issuer.asked == 1
 
+    @pytest.mark.parametrize("keys", [5, None, "x", [5], [[]]])
+    async def test_a_set_that_is_none_is_a_503_and_not_asked_for_each_time(
+        self, issuer: Issuer, tokens: Tokens, keys: object
+    ) -> None:
+        issuer.answer = lambda: web.json_response({"keys": keys})
+        for _ in range(5):
+            with pytest.raises(AccessUnavailable):
+                await identified(signed(headers={"kid": "1"}), tokens)
+        assert issuer.asked == 1
+
+    async def test_a_key_is_for_the_algorithm_that_it_names(
+        self, issuer: Issuer, start_destination: StartDestination
+    ) -> None:
+        destination = await start_destination(issuer.app)
+        both = ("RS256", "PS256")
+        tokens = the_tokens(JwksKeys(f"{destination.url}/jwks", both), both)
+        issuer.has({**jwk(RSA, kid="1"), "alg": "RS256"})
+        assert await identified(signed(headers={"kid": "1"}), tokens)
+        assert await is_refused(signed(RSA, "PS256", headers={"kid": "1"}), tokens)
+
     async def test_an_unknown_key_has_it_fetched_again_once_a_minute_at_most(
         self, issuer: Issuer, tokens: Tokens, monkeypatch: pytest.MonkeyPatch
     ) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import logging
 import time
@@ -497,3 +498,189 @@ async def test_the_manifest_is_read_back_as_it_was_answered(guarded: Guarded) ->
     assert list(answer.json())[:2] == ["upload", "identity"]
     stored = await guarded.ask(f"/uploads/{answer.json()['upload']}", headers=key)
     assert json.loads(stored.body) == answer.json()
+
+
+class TestFoundByAttackers:
+    async def test_a_use_is_spent_once_a_destination_has_it_though_the_client_does_not_wait(
+        self, start_guarded: StartGuarded, start_destination: StartDestination
+    ) -> None:
+        deliveries, may_answer = 0, asyncio.Event()
+
+        async def receive(request: web.Request) -> web.Response:
+            nonlocal deliveries
+            await request.read()
+            deliveries += 1
+            await may_answer.wait()
+            return web.Response()
+
+        app = web.Application()
+        app.router.add_post("/", receive)
+        guarded = await start_guarded(api=(await start_destination(app)).url + "/")
+        url = signed("/proxy", count=1)
+        async with Client(guarded.gateway.port) as client:
+            await client.send(request_head(url, "POST", {}, content_length=len(BODY)) + BODY)
+            await eventually(lambda: deliveries == 1)
+            client.reset()
+        may_answer.set()
+        await eventually(lambda: guarded.gateway.services.gate.in_flight == 0)
+        assert (await guarded.upload(url)).status == 403
+        assert deliveries == 1
+
+    async def test_a_use_is_not_spent_where_nothing_came_of_it(self, start_guarded: StartGuarded) -> None:
+        guarded = await start_guarded()
+        url = signed(count=1)
+        assert (await guarded.upload(url, {"X-Upload-ID": "no ulid"})).status == 400
+        assert (await guarded.upload(url)).status == 201
+        read = signed("/uploads/01ARZ3NDEKTSV4RRFFQ69G5FAV", count=1)
+        assert [(await guarded.ask(read)).status for _ in range(3)] == [404] * 3
+        stored = (await guarded.upload(headers=guarded.key())).json()["upload"]
+        read = signed(f"/files/{stored}/0", count=1)
+        assert [(await guarded.ask(read, method)).status for method in ("HEAD", "GET", "GET")] == [200, 200, 403]
+
+    async def test_what_is_no_text_is_no_key(self, guarded: Guarded, caplog: pytest.LogCaptureFixture) -> None:
+        async with Client(guarded.gateway.port) as client:
+            await client.send(b"POST /upload HTTP/1.1\r\nHost: a\r\nX-API-Key: \xff\r\nContent-Length: 9\r\n\r\n")
+            assert (await client.answer()).status == 401
+        assert not [record for record in caplog.records if record.exc_info]
+
+    async def test_a_signature_has_one_spelling(self, guarded: Guarded) -> None:
+        url = signed()
+        alphabet = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_"
+        for place in range(1, 8):
+            last = url[-place]
+            for other in alphabet:
+                if other != last:
+                    altered = url[:-place] + other + url[len(url) - place + 1 :]
+                    assert (await guarded.upload(altered)).status == 403, (place, other)
+        assert (await guarded.upload(url)).status == 201
+
+    async def test_who_is_refused_is_told_so_and_not_read_on(self, guarded: Guarded) -> None:
+        """64 KiB, and what the system's buffers of both sides take."""
+        async with Client(guarded.gateway.port) as client:
+            await client.send(request_head("/upload", "POST", {}, content_length=10**11))
+            assert (await client.answer()).status == 401
+            sent = 0
+            with contextlib.suppress(ConnectionError, TimeoutError):
+                while sent < 1 << 30:
+                    await client.send(bytes(1 << 18))
+                    sent += 1 << 18
+        assert sent < 32 << 20
+
+    async def test_what_a_path_is_encodes_nothing_away(self, start_gateway: StartGateway) -> None:
+        cors = {"origins": ["https://global.example"]}
+        route: dict[str, Any] = {"path": "/off", "cors": {"origins": []}, "parts": [{"sinks": ["disk"]}]}
+        gateway = await start_gateway(cors=cors, routes=[route])
+        page = {"origin": "https://global.example", "sec_fetch_site": "cross-site"}
+        for name in ("ab", "a%2Fb", "a%2fb%2Fc"):
+            answer = await ask(gateway.port, f"/off/{name}", "PUT", b"x", content_type="a/b", **page)
+            assert answer.status == 403, name
+
+    async def test_any_one_that_fits_will_do(self, guarded: Guarded) -> None:
+        reader = guarded.key("read")
+        assert (await guarded.upload(headers=reader)).status == 403
+        assert (await guarded.upload(signed(), reader)).status == 201
+
+    async def test_a_broken_credential_does_not_come_in_where_anybody_may(self, start_guarded: StartGuarded) -> None:
+        route = {"path": "/upload", "access": ["keys", "none"], "parts": [{"sinks": ["disk"]}]}
+        guarded = await start_guarded(routes=[route])
+        key = guarded.key()["X-API-Key"]
+        assert (await guarded.upload()).status == 201
+        assert (await guarded.upload(headers={"Authorization": f"Bearer {key}"})).status == 201
+        for place in range(0, len(key), 5):
+            altered = key[:place] + ("x" if key[place] != "x" else "y") + key[place + 1 :]
+            assert (await guarded.upload(headers={"Authorization": f"Bearer {altered}"})).status == 401
+            assert (await guarded.upload(headers={"X-API-Key": altered})).status == 401
+
+    async def test_what_one_route_asks_keeps_nobody_from_what_another_one_let_in(
+        self, start_guarded: StartGuarded, start_destination: StartDestination
+    ) -> None:
+        async def may(request: web.Request) -> web.Response:
+            return answers[-1]() if answers else web.json_response({})
+
+        answers: list[Callable[[], web.Response]] = []
+        app = web.Application()
+        app.router.add_post("/may", may)
+        hook = {"url": f"{(await start_destination(app)).url}/may"}
+        routes = [
+            {"path": "/upload", "access": ["keys"], "parts": [{"sinks": ["disk"]}]},
+            {"path": "/hooked", "access": ["hook"], "parts": [{"sinks": ["disk"]}]},
+        ]
+        guarded = await start_guarded(access={"hook": hook}, routes=routes)
+        key = guarded.key()
+        location = (await guarded.upload(headers=key)).headers["location"]
+        for answer in (
+            lambda: web.Response(status=403),
+            lambda: web.Response(status=500),
+            lambda: web.json_response({"identity": "ci"}),
+        ):
+            answers.append(answer)
+            assert (await guarded.ask(location, headers=key)).status == 200
+        hooked = (await guarded.upload("/hooked")).headers["location"]
+        assert (await guarded.ask(hooked)).status == 200, "it is hook:ci's"
+        answers.append(lambda: web.json_response({"identity": "other"}))
+        assert (await guarded.ask(hooked)).status == 404
+
+    async def test_a_quota_that_is_used_up_is_a_decision(
+        self, start_guarded: StartGuarded, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        guarded = await start_guarded(quotas={"bytes_per_day": len(BODY)})
+        key = guarded.key()
+        with caplog.at_level(logging.INFO):
+            assert [(await guarded.upload(headers=key)).status for _ in range(2)] == [201, 429]
+        lines = [vars(record) for record in caplog.records if hasattr(record, "decision")]
+        assert [(line["decision"], line["identity"]) for line in lines] == [
+            ("allowed", "key:ci"),
+            ("too-many-requests", "key:ci"),
+        ]
+
+    async def test_what_is_not_there_for_one_is_a_line_too(
+        self, guarded: Guarded, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        location = (await guarded.upload(headers=guarded.key())).headers["location"]
+        with caplog.at_level(logging.INFO):
+            assert (await guarded.ask(location, headers=guarded.key(name="other"))).status == 404
+        (line,) = [vars(record) for record in caplog.records if getattr(record, "decision", "") == "not-theirs"]
+        assert (line["identity"], f"/uploads/{line['upload']}") == ("key:other", location)
+
+    async def test_a_key_goes_to_no_destination(self, start_gateway: StartGateway) -> None:
+        async with HonestUpstream() as upstream:
+            routes = [{"path": "/proxy", "kind": "relay", "parts": [{"sinks": ["api"]}]}]
+            sinks = {"api": {"type": "relay", "url": upstream.url, "forward_headers": ["X-API-Key"]}}
+            gateway = await start_gateway(routes=routes, sinks=sinks)
+            key, _ = new_key("ci", SCOPES)
+            assert (await ask(gateway.port, "/proxy", "POST", BODY, x_api_key=key)).status == 200
+            (exchange,) = upstream.exchanges
+        assert key not in str(exchange.headers)
+
+    async def test_one_address_leaves_reads_to_others(self, start_gateway: StartGateway) -> None:
+        gateway = await start_gateway(server={"max_reads": 8, "max_uploads_per_address": 4})
+        location = (await ask(gateway.port, "/upload", "POST", BODY)).headers["location"]
+        async with contextlib.AsyncExitStack() as stack:
+            for _ in range(2):
+                client = await stack.enter_async_context(Client(gateway.port))
+                await client.send(head("/selftest/buffering", content_length=100) + b"x")
+            await eventually(lambda: gateway.services.gate.reads.in_flight == 2)
+            assert (await ask(gateway.port, location)).status == 429
+        await eventually(lambda: gateway.services.gate.reads.in_flight == 0)
+        assert (await ask(gateway.port, location)).status == 200
+
+
+class TestHookOnTheWay:
+    @pytest.mark.parametrize("sink", [{"length": "passthrough"}, {}])
+    async def test_fields_that_cannot_be_sent_along_or_that_the_client_has_are_no_success(
+        self, start_guarded: StartGuarded, start_destination: StartDestination, sink: dict[str, Any]
+    ) -> None:
+        async def may(request: web.Request) -> web.Response:
+            return web.json_response({"fields": {"user": "alice"}})
+
+        app = web.Application()
+        app.router.add_post("/may", may)
+        hook = {"url": f"{(await start_destination(app)).url}/may"}
+        routes = [{"path": "/proxy", "kind": "relay", "access": ["hook"], "parts": [{"sinks": ["api"]}]}]
+        async with HonestUpstream() as upstream:
+            sinks = {"api": {"type": "relay", "url": upstream.url, **sink}}
+            guarded = await start_guarded(access={"hook": hook}, routes=routes, sinks=sinks)
+            own = b'--b0undary\r\nContent-Disposition: form-data; name="user"\r\n\r\nadmin\r\n'
+            answer = await guarded.upload("/proxy", body=form(file(b"hello"), own))
+            assert answer.status == (503 if sink else 403)
+            assert not upstream.whole_bodies
