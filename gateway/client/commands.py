@@ -28,7 +28,7 @@ from gateway.client.sources import Sources, gathered
 from gateway.client.watching import Legs
 from gateway.downloads import archive_names
 
-__all__ = ["add_commands", "document_of", "get", "run_client", "send"]
+__all__ = ["add_commands", "document_of", "get", "run_client", "send", "until_signalled"]
 
 _DEFAULT_URL = "http://127.0.0.1:8080"
 _MOST_PARALLEL = 64
@@ -79,13 +79,13 @@ def run_client(options: argparse.Namespace) -> int:
     """The exit code: see `Code`; 128 and its number for a signal."""
     work = send if options.command == "send" else get
     try:
-        return asyncio.run(_until_signalled(lambda at_signal: work(options, at_signal)))
+        return asyncio.run(until_signalled(lambda at_signal: work(options, at_signal)))
     except Failed as failed:
         Quiet().complain(str(failed))
         return failed.code
 
 
-async def _until_signalled(work: Callable[[list[Callable[[], None]]], Awaitable[int]]) -> int:
+async def until_signalled(work: Callable[[list[Callable[[], None]]], Awaitable[int]]) -> int:
     """What the work returns, or 128 and the signal's number. The work may say what else is to be done at a signal.
 
     A second signal has its default effect: the process ends there and then.

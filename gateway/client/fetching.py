@@ -29,6 +29,7 @@ from gateway.client.watching import Legs
 __all__ = ["Fetch"]
 
 _CHUNK_BYTES = 1 << 20
+_HASH_BYTES = 8 << 20
 _REDIRECTS = (301, 302, 303, 307, 308)
 _MOST_REDIRECTS = 3
 _SHA256 = re.compile(r'"([0-9a-f]{64})"')
@@ -66,7 +67,7 @@ class Fetch:
         """It ends well, or has `failed`; it may be cancelled, and goes on another time."""
         began = time.monotonic()
         try:
-            if await asyncio.to_thread(self._is_there):
+            if await self._is_there():
                 return
             with await asyncio.to_thread(self._opened) as file:
                 try:
@@ -74,6 +75,7 @@ class Fetch:
                 finally:
                     if not (self.size or self._etag):  # nothing came
                         self._remove_parts()
+                await self._compare(file)
                 await asyncio.to_thread(self._finish, file)
             legs.is_kept = True
         except OSError as error:
@@ -86,13 +88,16 @@ class Fetch:
         finally:
             self.seconds = round(time.monotonic() - began, 3)
 
-    def _is_there(self) -> bool:
+    async def _is_there(self) -> bool:
         """Whether this very file is. Raises Failed where another one has its name, OSError."""
-        if self.force or not os.path.lexists(self.path):
+        if self.force or not os.path.lexists(self.path):  # noqa: ASYNC240  # one look
             return False
-        if self.sha256 is None or not self.path.is_file() or _sha256(self.path) != self.sha256:
+        if self.sha256 is not None and self.path.is_file():
+            with self.path.open("rb") as file:
+                self.verified = await _sha256(file) == self.sha256 or None
+                self.size = file.tell()
+        if not self.verified:
             raise Failed(Code.LOCAL, f"{self.path} is there already; --force is for another one in its place")
-        self.size, self.verified = self.path.stat().st_size, True
         return True
 
     def _opened(self) -> IO[bytes]:
@@ -171,10 +176,10 @@ class Fetch:
         else:
             self._beside.write_text(self._etag, "ascii")
 
-    def _finish(self, file: IO[bytes]) -> None:
-        """Compare, and give it its name. Raises Failed, OSError."""
+    async def _compare(self, file: IO[bytes]) -> None:
+        """Raises Failed, OSError."""
         file.seek(0)
-        found = hashlib.file_digest(file, hashlib.sha256).hexdigest()  # type: ignore[arg-type]
+        found = await _sha256(file)
         by_etag = _SHA256.fullmatch(self._etag or "")
         wanted = self.sha256 or (by_etag and by_etag[1])
         self.verified = None if wanted is None else wanted == found
@@ -182,6 +187,9 @@ class Fetch:
         if self.verified is False:
             self._remove_parts()
             raise Failed(Code.DIFFERS, f"{self.url.path}: what came is not what is kept there", state="differs")
+
+    def _finish(self, file: IO[bytes]) -> None:
+        """Give it its name. Raises Failed, OSError."""
         os.fsync(file.fileno())
         if self.force:
             os.replace(self._part, self.path)
@@ -197,9 +205,18 @@ class Fetch:
         self._beside.unlink(missing_ok=True)
 
 
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, hashlib.sha256).hexdigest()
+async def _sha256(file: IO[bytes]) -> str:
+    """Of what is left of it; a little in each job, since a job cannot be ended."""
+    hasher = hashlib.sha256()
+
+    def hash_some() -> bool:
+        data = file.read(_HASH_BYTES)
+        hasher.update(data)
+        return bool(data)
+
+    while await asyncio.to_thread(hash_some):
+        pass
+    return hasher.hexdigest()
 
 
 async def _gathered(content: aiohttp.StreamReader) -> AsyncIterator[bytes]:

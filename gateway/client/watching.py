@@ -22,6 +22,7 @@ FINAL = ("kept", "failed")
 _LINE_BYTES = 4 << 20
 """Of one event; a snapshot tells 1000 parts at most."""
 _FIRST_SECONDS, _PAUSE_SECONDS, _LATER_SECONDS = 0.05, 0.25, 1.0
+_MOST_MISSES = 40
 _NOT_OVER = 0.99
 """So far goes the second bar before everything is committed."""
 
@@ -94,7 +95,9 @@ async def watch(remote: Remote, bases: list[URL], upload_id: str, legs: Legs) ->
                     async for told in _events(response.content):
                         legs.told = told
                 else:
-                    number += 1  # it has not begun, or it is below another one
+                    number += 1  # it has not begun, or it is below another one, or known to another replica
+                    if number == _MOST_MISSES and legs.told is None:
+                        return
         except (*CONNECTION_ERRORS, ValueError):
             pause = _LATER_SECONDS
         await asyncio.sleep(pause)

@@ -7,15 +7,17 @@ import asyncio
 import json
 import os
 import re
+import signal
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 from aiohttp import web
 
-from gateway.access import new_key
+from gateway.access import new_key, read_secrets, signed_url
 from gateway.client import outcomes
-from gateway.client.commands import add_commands, get, send
+from gateway.client.commands import add_commands, get, send, until_signalled
 from gateway.client.outcomes import Code, Failed
 from tests.conftest import StartDestination, StartGateway
 from tests.support.ports import closed_port
@@ -203,6 +205,35 @@ async def test_all_files_of_an_upload_are_fetched_under_names_that_are_safe(
     assert code == Code.LOCAL  # what is there already, and the same, is fine
     assert [one["exit_code"] for one in lines] == [0, 0, 0, 1]
     assert Path("got/a (2).txt").read_bytes() == b"mine"
+
+
+async def test_a_signed_url_is_a_place_to_send_to(
+    start_gateway: StartGateway, capsys: pytest.CaptureFixture[str]
+) -> None:
+    Path("secrets").write_text("0" * 64)
+    Path("a").write_bytes(b"x")
+    routes = [{"path": "/mine", "access": ["signed"], "parts": [{"sinks": ["disk"]}]}]
+    gateway = await start_gateway(routes=routes, access={"signed": {"secrets_file": "secrets"}})
+    url = gateway.url + signed_url(read_secrets("secrets"), "/mine", expires_seconds=60, count=1)
+    assert (await told(capsys, "send", "a", "--to", url))[0] == Code.DONE
+    assert (await told(capsys, "send", "a", "--to", url))[0] == Code.ACCESS
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+async def test_a_signal_ends_it_and_says_so(number: signal.Signals) -> None:
+    hung_up = []
+
+    async def work(at_signal: list[Callable[[], None]]) -> int:
+        at_signal.append(lambda: hung_up.append(True))
+        os.kill(os.getpid(), number)
+        await asyncio.sleep(60)
+        return 0
+
+    before = signal.getsignal(number)
+    async with asyncio.TaskGroup() as group:
+        working = group.create_task(until_signalled(work))
+    assert (working.result(), hung_up) == (128 + number, [True])
+    signal.signal(number, before)
 
 
 async def test_many_are_sent_a_few_at_a_time(

@@ -368,9 +368,11 @@ async def test_what_is_no_header_is_refused(name: str) -> None:
         await StreamingMultipartWriter("mixed").begin_part({name: "x"})
 
 
-async def test_a_content_type_with_a_line_break_is_refused() -> None:
+async def test_a_content_type_or_a_digest_with_a_line_break_is_refused() -> None:
     with pytest.raises(ValueError, match="line break"):
         await StreamingMultipartWriter("form-data").begin_form_part("n", None, "a/b\r\nX: y")
+    with pytest.raises(ValueError, match="line break"):
+        await StreamingMultipartWriter("form-data").begin_form_part("n", content_digest=b"sha-256=::\r\nX: y")
 
 
 async def test_a_name_that_readers_would_not_agree_about_is_refused() -> None:
