@@ -145,11 +145,11 @@ class Remote:
                     name, sha256 = receipt.get("filename", part["filename"]), receipt.get("sha256", part["sha256"])
                     kept.append(Kept(upload.join(URL(receipt["location"], encoded=True)), name, sha256))
         except (KeyError, TypeError, AttributeError, ValueError) as error:
-            raise Failed(Code.FAILED, f"{upload} is no manifest") from error
+            raise Failed(Code.FAILED, f"{upload.path} is no manifest") from error
         if not kept:
-            raise Failed(Code.REFUSED, f"{upload} has no file that can be read there")
+            raise Failed(Code.REFUSED, f"{upload.path} has no file that can be read there")
         if any(one.url.origin() != upload.origin() for one in kept):
-            raise Failed(Code.FAILED, f"{upload} leads elsewhere")
+            raise Failed(Code.FAILED, f"{upload.path} leads elsewhere")
         return kept
 
     async def place(self, url: URL) -> Place:

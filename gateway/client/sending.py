@@ -56,7 +56,7 @@ class Upload:
         """It ends well, or has `failed`; it may be cancelled, which ends the connection at once."""
         began = time.monotonic()
         try:
-            self.answer = await patiently(lambda: self._attempt(remote, place, legs), say)
+            self.answer = await patiently(lambda: self._try(remote, place, legs), say)
             legs.is_kept = True
             await self._compare(remote, place.route)
         except Failed as failed:
@@ -68,10 +68,16 @@ class Upload:
         finally:
             self.seconds = round(time.monotonic() - began, 3)
 
+    async def _try(self, remote: Remote, place: Place, legs: Legs) -> Answer:
+        try:
+            return await self._attempt(remote, place, legs)
+        except Failed as failed:
+            if any(file.path == STDIN and file.sha256 is not None for file in self.sources.files):
+                failed.pause = None  # what came from standard input is gone
+            raise
+
     async def _attempt(self, remote: Remote, place: Place, legs: Legs) -> Answer:
         self.tries += 1
-        if self.tries > 1 and any(file.path == STDIN and file.sha256 is not None for file in self.sources.files):
-            raise Failed(Code.LOCAL, "what came from standard input is gone: it cannot be sent again")
         await asyncio.to_thread(self.sources.look)
         legs.told, legs.size, self._broken = None, self.sources.size, None
         writer = StreamingMultipartWriter("form-data")

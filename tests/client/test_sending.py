@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import os
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -181,6 +181,57 @@ async def test_nobody_who_listens_yet_is_waited_for(start_gateway: StartGateway,
         await start_gateway(server={"port": port})
     upload = sending.result()
     assert upload.failed is None
+
+
+@pytest.fixture
+def standard_input() -> Iterator[int]:
+    """Where to write what comes from standard input."""
+    before = os.dup(0)
+    reading, writing = os.pipe()
+    os.dup2(reading, 0)
+    os.close(reading)
+    try:
+        yield writing
+    finally:
+        os.dup2(before, 0)
+        os.close(before)
+
+
+@pytest.mark.parametrize("says_continue_first", [False, True])
+async def test_standard_input_is_sent_again_if_none_of_it_is_gone(
+    start_destination: StartDestination, standard_input: int, says_continue_first: bool
+) -> None:
+    asked, data = 0, os.urandom(50_000)
+
+    async def consider(request: web.Request) -> web.StreamResponse | None:
+        nonlocal asked
+        asked += 1
+        if asked > 2 or says_continue_first:
+            await request.writer.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+            request.writer.output_size = 0
+            return None
+        return web.Response(status=503, headers={"Connection": "close"})
+
+    async def take(request: web.Request) -> web.Response:
+        body = await read_all(request)
+        if asked < 3:
+            return web.Response(status=503)
+        assert data in body
+        return web.Response(status=201)
+
+    app = web.Application(client_max_size=0)
+    app.router.add_post("/upload", take, expect_handler=consider)
+    server = await start_destination(app)
+    os.write(standard_input, data)
+    os.close(standard_input)
+    upload = await sent(server.url, Sources("-", [Source("-", b"stdin")]))
+    if says_continue_first:
+        assert upload.failed is not None
+        assert (upload.failed.code, asked) == (Code.LATER, 1)
+        return
+    assert upload.failed is None
+    assert (upload.tries, upload.sources.files[0].size) == (3, 50_000)
+    assert upload.sources.files[0].sha256 == hashlib.sha256(data).hexdigest()
 
 
 # -- broken
