@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping
 
 from gateway.config.policies import open_to_others
 from gateway.config.settings import DownloadSettings, ManagementSettings, RouteSettings, ServerSettings, Settings
-from gateway.config.sinks import DiskSettings, ObjectsSettings, RelaySettings
+from gateway.config.sinks import DiskSettings, RelaySettings
 from gateway.flows import Flow
 from gateway.http.urls import PORTS, split_url
 from gateway.model import Limits
@@ -41,12 +41,6 @@ def doubts(settings: Settings, flows: Mapping[str, Flow]) -> list[str]:
         for url in sink.all_urls
         if _is_own(url, settings)
     ]
-    if settings.quotas.stored_bytes:
-        lines += [
-            f"quotas.stored_bytes: what is in sinks.{name} is not counted"
-            for name, sink in settings.sinks.items()
-            if isinstance(sink, ObjectsSettings)
-        ]
     lines += _of_limits(settings)
     lines += _of_connections(settings.server)
     if warning := open_to_others(settings):

@@ -49,7 +49,7 @@ def make_sinks_and_flows(settings: Settings) -> tuple[dict[str, Sink], dict[str,
     nobodys = {name for name, sink in Settings().sinks.items() if settings.sinks.get(name) == sink and name not in used}
     for name, sink in settings.sinks.items():
         with suppress(ConfigError) if name in nobodys else _collected(problems):
-            sinks[name] = _sink(name, sink, settings.limits)
+            sinks[name] = _sink(name, sink, settings)
     named = {*settings.flows, *(flow for route in routes for rule in route.rules for flow in rule.flows)}
     for name in sorted(named):
         with _collected(problems):
@@ -92,7 +92,8 @@ def _collected(found: list[str]) -> Iterator[None]:
         found += error.problems
 
 
-def _sink(name: str, settings: SinkSettings, limits: Limits) -> Sink:
+def _sink(name: str, settings: SinkSettings, all_settings: Settings) -> Sink:
+    limits = all_settings.limits
     match settings:
         case DiskSettings():
             if why := unusable(Path(settings.root)):
@@ -101,7 +102,9 @@ def _sink(name: str, settings: SinkSettings, limits: Limits) -> Sink:
         case ObjectsSettings():
             from gateway.sinks.objects.sink import ObjectSink  # only where there is one: its client is large
 
-            return ObjectSink(name=name, stall_seconds=limits.stall_seconds, **settings.model_dump(exclude={"type"}))
+            counts = bool(all_settings.quotas.stored_bytes)
+            options = settings.model_dump(exclude={"type"})
+            return ObjectSink(name=name, stall_seconds=limits.stall_seconds, counts_owners=counts, **options)
         case RelaySettings():
             return _relay(name, settings, limits)
         case DiscardSettings():

@@ -243,10 +243,3 @@ def test_what_check_prints_is_read_on_one_screen(
     monkeypatch.chdir(tmp_path)
     lines = _checked(tmp_path, document, capsys)
     assert sum(-(-len(line) // 80) for line in lines) < rows, "\n".join(lines)
-
-
-def test_a_quota_of_what_is_stored_does_not_count_buckets(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    lines = _checked(
-        tmp_path, '[sinks.b]\ntype = "objects"\nurl = "s3://bucket"\n[quotas]\nstored_bytes = 1000\n', capsys
-    )
-    assert "warning: quotas.stored_bytes: what is in sinks.b is not counted" in lines

@@ -9,12 +9,13 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import AsyncIterable, Mapping, Sequence
 from typing import Protocol
 
 from gateway.concurrency.pipe import Progress, batches
 from gateway.concurrency.tasks import OwnTasks
-from gateway.errors import Conflict
+from gateway.errors import Conflict, SinkFault
 from gateway.model import Part, Receipt, Upload
 from gateway.sinks import Delivery
 from gateway.sinks.objects import layout
@@ -36,6 +37,7 @@ class PartSizes(Protocol):
     part_bytes: int
     max_part_bytes: int
     stall_seconds: float
+    counts_owners: bool
 
 
 class ObjectDelivery(Delivery):
@@ -52,6 +54,7 @@ class ObjectDelivery(Delivery):
         self._part_bytes = layout.part_bytes_for(
             upload.content_length, part_bytes=sizes.part_bytes, max_part_bytes=sizes.max_part_bytes
         )
+        self._counts_owners = sizes.counts_owners
         self._stall_seconds = sizes.stall_seconds
         self._puts, self._removals = OwnTasks(), OwnTasks()
         self._writers: dict[int, ObjectWriter] = {}
@@ -160,6 +163,9 @@ class ObjectDelivery(Delivery):
         if self._receipts or self._manifest is not None:
             await self._put(f"{self.key}{MANIFEST}", self._manifest or b"")
         self.is_kept = True
+        if self._counts_owners and (counted := layout.counted_key(self.upload_id, self._manifest or b"")) is not None:
+            with contextlib.suppress(SinkFault):  # it is in the log; what is not counted is the owner's gain
+                await self._put(counted, b"")
         return self.receipts()
 
     async def replace_manifest(self, manifest: bytes) -> None:

@@ -4,14 +4,17 @@ prefix/01JD…/0               the bytes of part 0: names are ours, the client's
 prefix/01JD…/manifest.json   last of all; empty where another store of the route keeps the manifest
 prefix/01JD…/running         only beside an upload that has run for hours: it is not what somebody left behind
 prefix/.sweeps/…             whose turn it is to sweep
+    prefix/.owners/…/01JD…-7     an upload of somebody's, which has 7 bytes: only where there is a quota of that
 """
 
 from __future__ import annotations
 
+import hashlib
 import re
 from urllib.parse import quote
 
 from gateway.errors import SinkFull
+from gateway.manifest import HEAD_BYTES, owner_in
 from gateway.model import Limits, Part
 from gateway.multipart.filenames import safe_name
 
@@ -24,7 +27,9 @@ __all__ = [
     "WRITE_BYTES",
     "attributes_of",
     "began_at",
+    "counted_key",
     "memory_shares",
+    "owners_prefix",
     "part_bytes_for",
     "too_long",
 ]
@@ -40,6 +45,20 @@ WRITE_BYTES = 1 << 20
 """Given to the store's client at a time: a call costs a tenth of a millisecond, whatever is in it."""
 _DIGITS = {digit: value for value, digit in enumerate("0123456789ABCDEFGHJKMNPQRSTVWXYZ")}
 _FIELD_VALUE = re.compile(r"[\x21-\x7e](?:[\t\x20-\x7e]*[\x21-\x7e])?")
+
+
+def owners_prefix(owner: str) -> str:
+    """Where the uploads of one identity are counted. A digest: a name may have any characters."""
+    return f".owners/{hashlib.sha256(owner.encode()).hexdigest()}/"
+
+
+def counted_key(upload_id: str, manifest: bytes) -> str | None:
+    """The object that counts an upload whose manifest begins so; None for one that is nobody's."""
+    try:
+        owner, size = owner_in(manifest[:HEAD_BYTES])
+    except ValueError:
+        return None
+    return f"{owners_prefix(owner)}{upload_id}-{size}" if owner else None
 
 
 def began_at(upload_id: str) -> float:

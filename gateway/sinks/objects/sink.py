@@ -17,7 +17,7 @@ from gateway.errors import GatewayError, SinkUnavailable
 from gateway.model import Upload
 from gateway.sinks.objects.bucket import Bucket
 from gateway.sinks.objects.delivery import ObjectDelivery
-from gateway.sinks.objects.layout import MAX_PARTS, too_long
+from gateway.sinks.objects.layout import MAX_PARTS, owners_prefix, too_long
 from gateway.sinks.objects.sweep import Sweeper
 from gateway.sinks.objects.upload_prefix import OpenedPrefix, PrefixRemoval
 from gateway.sinks.store import Store
@@ -32,6 +32,7 @@ _PATIENCE_SECONDS = 5.0
 
 class ObjectSink(Store):
     """`url` says which store, and `prefix` where in it. `stall_seconds`: how long a request may take.
+    `counts_owners`: whether there is a quota of what is stored.
 
     With `redirect` whoever asks for a file is sent to the store itself, where he may read it for `redirect_seconds`.
     """
@@ -54,12 +55,14 @@ class ObjectSink(Store):
         redirect_seconds: float = 300,
         keep_seconds: float = 0,
         stall_seconds: float = 30,
+        counts_owners: bool = False,
     ) -> None:
         self.name = name
         self.part_bytes = part_bytes
         self.max_part_bytes = max_part_bytes
         self.keep_seconds = keep_seconds
         self.stall_seconds = stall_seconds
+        self.counts_owners = counts_owners
         self._url = url
         self._prefix = prefix
         self._redirect_seconds = redirect_seconds if redirect else 0
@@ -136,6 +139,11 @@ class ObjectSink(Store):
 
     def opened(self, upload_id: str) -> OpenedPrefix:
         return OpenedPrefix(upload_id, self._bucket, redirect_seconds=self._redirect_seconds)
+
+    async def stored_bytes(self, owner: str) -> int:
+        """The bucket is asked each time: an object for each upload of that identity says how large it is."""
+        listed = [one.key async for one in self._bucket.listed(owners_prefix(owner))]
+        return sum(int(key.rpartition("-")[2]) for key in listed)
 
     def removal(self, upload_id: str) -> PrefixRemoval:
         is_open = any(one.upload_id == upload_id for one in self._open)

@@ -25,7 +25,7 @@ from gateway.errors import GatewayError
 from gateway.sinks.objects.bucket import Bucket
 from gateway.sinks.objects.delivery import ObjectDelivery
 from gateway.sinks.objects.layout import MANIFEST, SWEEPS, began_at
-from gateway.sinks.objects.upload_prefix import remove_prefix
+from gateway.sinks.objects.upload_prefix import counted_keys, remove_prefix
 from gateway.sinks.store import UPLOAD_ID
 
 __all__ = ["Sweeper", "Turn", "sweep"]
@@ -170,7 +170,8 @@ async def sweep(bucket: Bucket, *, published_before: float = 0, touched_before: 
         due = one.touched < touched_before if one.published is None else one.published < published_before
         if due:
             try:
-                await remove_prefix(bucket, one.upload_id)
+                counted = [] if one.published is None else await counted_keys(bucket, one.upload_id)
+                await remove_prefix(bucket, one.upload_id, counted)
             except GatewayError as error:
                 log.warning("upload %s cannot be removed: %s", one.upload_id, error)
             else:

@@ -16,11 +16,12 @@ from contextlib import suppress
 from typing import Any, Literal, TypeVar
 
 from gateway.errors import Conflict, SinkFault
+from gateway.manifest import HEAD_BYTES
 from gateway.sinks.objects.bucket import Bucket, Stored
-from gateway.sinks.objects.layout import MANIFEST
+from gateway.sinks.objects.layout import MANIFEST, counted_key
 from gateway.sinks.store import PIECE_BYTES, Closable, Removal, StoredFile, StoredPieces, StoredUpload
 
-__all__ = ["OpenedPrefix", "PrefixRemoval", "remove_prefix"]
+__all__ = ["OpenedPrefix", "PrefixRemoval", "counted_keys", "remove_prefix"]
 
 log = logging.getLogger("gateway.objects")
 
@@ -121,11 +122,15 @@ class PrefixRemoval(Removal):
         self._upload_id = upload_id
         self._bucket = bucket
         self._is_open = is_open
+        self._counted: list[str] = []
 
     async def __aenter__(self) -> PrefixRemoval | None:
         if self._is_open:
             raise Conflict(f"upload {self._upload_id} has not ended")
-        return None if await self._bucket.head(f"{self._upload_id}/{MANIFEST}") is None else self
+        if await self._bucket.head(f"{self._upload_id}/{MANIFEST}") is None:
+            return None
+        self._counted = await counted_keys(self._bucket, self._upload_id)
+        return self
 
     async def __aexit__(self, *exc_info: object) -> None:
         """There is no lock."""
@@ -133,9 +138,17 @@ class PrefixRemoval(Removal):
     async def remove(self) -> None:
         await self._bucket.delete([f"{self._upload_id}/{MANIFEST}"])
         try:
-            await remove_prefix(self._bucket, self._upload_id)
+            await remove_prefix(self._bucket, self._upload_id, self._counted)
         except SinkFault as error:
             log.warning("upload %s is removed, its objects are left to a sweep: %s", self._upload_id, error)
+
+
+async def counted_keys(bucket: Bucket, upload_id: str) -> list[str]:
+    """Where a published upload is counted as somebody's, if it is. Raises the errors of a sink."""
+    async with OpenedPrefix(upload_id, bucket, redirect_seconds=0) as kept:
+        manifest = None if kept is None else await kept.manifest()
+        head = b"" if manifest is None else await manifest.read(HEAD_BYTES, 0)
+    return [] if (key := counted_key(upload_id, head)) is None else [key]
 
 
 async def remove_prefix(bucket: Bucket, upload_id: str, given: Iterable[str] = ()) -> None:

@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from urllib.parse import urlsplit
 
 import pytest
 from aiohttp import ClientSession
 
+from gateway.manifest import ManifestText
+from gateway.model import Entry, Manifest, Upload
 from gateway.sinks.objects.sink import ObjectSink
+from gateway.sinks.objects.sweep import sweep
 from gateway.sinks.store import Store
 from tests.conftest import StartGateway
-from tests.contract import answer_of, form
+from tests.contract import answer_of, file, form, source
 from tests.sinks.objects.conftest import EVERYWHERE, OVER_SOCKETS
 from tests.store_contract import StoreContract, StoreSubject
 from tests.support.buckets import Place
+from tests.support.stores import remove_kept
 
 pytestmark = pytest.mark.sockets
 
@@ -63,3 +68,25 @@ async def test_whoever_reads_a_file_is_sent_to_the_store_for_a_while(
             assert (answer.status, answer.headers["Content-Length"]) == (200, "10")
         async with session.get(place, headers={"If-None-Match": f'"{manifest["parts"][0]["sha256"]}"'}) as answer:
             assert answer.status == 304
+
+
+@pytest.mark.parametrize("kind", EVERYWHERE)
+async def test_what_is_stored_is_counted_for_whom_it_belongs_to_until_it_is_removed(
+    kind: str, place_of: Callable[[str], Place]
+) -> None:
+    def manifest(owner: str, size: int) -> bytes:
+        entry = Entry(file(0), size)
+        return ManifestText(Manifest(ulids[0], [entry], owner), sinks=["bucket"], limit=0).finish()
+
+    ulids = [f"01JD{number:022d}" for number in range(3)]
+    async with place_of(kind).sink(counts_owners=True) as sink:
+        for upload_id, owner in zip(ulids, ("key:ci", "key:ci", "jwt:ä"), strict=True):
+            async with sink.open(Upload(upload_id, "/in", identity=owner)) as delivery:
+                await delivery.accept(file(0), source(b"x" * 10))
+                delivery.keep_manifest(manifest(owner, 10))
+                await delivery.commit()
+        assert [await sink.stored_bytes(owner) for owner in ("key:ci", "jwt:ä", "key:x")] == [20, 10, 0]
+        assert await remove_kept(sink, ulids[0])
+        assert await sink.stored_bytes("key:ci") == 10
+        assert await sweep(sink._bucket, published_before=time.time() + 60) == 2
+        assert [one.key async for one in sink._bucket.listed() if not one.key.startswith(".sweeps/")] == []
