@@ -2,9 +2,9 @@
 
 prefix/01JD…/0               the bytes of part 0: names are ours, the client's is an attribute
 prefix/01JD…/manifest.json   last of all; empty where another store of the route keeps the manifest
-prefix/01JD…/running         only beside an upload that has run for hours: it is not what somebody left behind
+prefix/01JD…/running         beside an upload that has run for hours, or whose id its client chose: it is somebody's
 prefix/.sweeps/…             whose turn it is to sweep
-    prefix/.owners/…/01JD…-7     an upload of somebody's, which has 7 bytes: only where there is a quota of that
+prefix/.owners/…/01JD…-7     an upload of somebody's, which has 7 bytes: only where there is a quota of that
 """
 
 from __future__ import annotations
