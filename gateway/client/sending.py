@@ -58,7 +58,9 @@ class Upload:
         try:
             self.answer = await patiently(lambda: self._try(remote, place, legs), say)
             legs.is_kept = True
-            await self._compare(remote, place.route)
+            parts = await self._compare(remote, place.route)
+            if parts and legs.told is None:  # it was over before anybody had asked
+                legs.told = {"parts": [], "sinks": _sinks(parts)}
         except Failed as failed:
             self.failed = failed
             legs.is_kept = False
@@ -214,8 +216,8 @@ class Upload:
             return Failed(Code.UNKNOWN, f"interrupted, and kept all the same: {url}", state="kept")
         return Failed(Code.UNKNOWN, f"interrupted, but sent whole: {self.id} may be kept", state="unknown")
 
-    async def _compare(self, remote: Remote, route: URL) -> None:
-        """What was sent with what the manifest says. Raises Failed."""
+    async def _compare(self, remote: Remote, route: URL) -> dict[int, dict[str, Any]]:
+        """What was sent with what the manifest says: its parts, if there is one. Raises Failed."""
         assert self.answer is not None
         location = self.answer.headers.get("Location")
         self.url = None if location is None else str(route.join(URL(location)))
@@ -243,6 +245,7 @@ class Upload:
         if problems or self.answer.status == 207:
             problem = problems[0] if problems else {"title": "some of it is not kept"}
             raise Failed(Code.PARTLY, _in_words(problem), problem=problem, state="partly")
+        return parts
 
     def _parts(self, document: Any) -> dict[int, dict[str, Any]]:
         """Those of the manifest, or of what a route converted, by index; none of what a destination has answered."""
@@ -252,6 +255,15 @@ class Upload:
         elif isinstance(document, list) and all(isinstance(one, dict) and "input" in one for one in document):
             listed = document
         return {one["index"]: one for one in listed or ()}
+
+
+def _sinks(parts: dict[int, dict[str, Any]]) -> list[dict[str, str]]:
+    """As progress has them."""
+    receipts = [one for part in parts.values() for one in part.get("receipts", ())]
+    return [
+        {"sink": name, "state": "dropped" if is_dropped else "kept"}
+        for name, is_dropped in {str(one["sink"]): bool(one.get("dropped")) for one in receipts}.items()
+    ]
 
 
 def _location(part: dict[str, Any]) -> str | None:

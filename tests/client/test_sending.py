@@ -74,6 +74,16 @@ async def test_what_is_kept_is_what_was_sent_and_was_declared(
     assert (gateway.root / upload.id / "2").read_bytes() == data
 
 
+async def test_what_was_kept_before_anybody_asked_is_told_to_be_safe(
+    start_gateway: StartGateway, tmp_path: Path
+) -> None:
+    gateway = await start_gateway()
+    upload, legs = Upload(file(tmp_path, b"x")), Legs("a", is_watched=False)
+    async with connected("") as remote:
+        await upload.send(remote, Place(URL(f"{gateway.url}/upload"), [URL(gateway.url)]), legs, print)
+    assert (legs.sent, legs.safe, legs.sinks) == (1.0, 1.0, "disk: kept")
+
+
 async def test_a_long_file_is_compared_afterwards(
     start_gateway: StartGateway, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
