@@ -202,9 +202,14 @@ def test_what_is_sent_and_fetched_in_a_terminal_goes_as_shown(demo: Process, tmp
     (tmp_path / "docs").mkdir()
     (tmp_path / "docs" / "a.md").write_text("a")
     env = {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}", "GATEWAY_URL": demo.url}
-    told = json.loads(shell(aimed(block("sh", "gateway send README.md LICENSE"), demo), tmp_path, **env))
-    assert (told["state"], told["files"][0]["name"]) == ("kept", "stdin")
-    shell(aimed(block("sh", "gateway get"), demo), tmp_path, **env)
+    sending = aimed(block("sh", "gateway send README.md LICENSE"), demo).splitlines()
+    *quiet, told = [shell(line, tmp_path, **env) for line in sending]
+    assert quiet == ["", ""]
+    assert json.loads(told)["files"][0]["verified"] is True
+    send, *fetching = aimed(block("sh", "gateway get"), demo).splitlines()
+    upload = shell(f"{send}\necho $id", tmp_path, **env)
+    for line in fetching:
+        shell(f"id={upload}{line}", tmp_path, **env)
     assert (tmp_path / "copies").read_text() == (tmp_path / "0").read_text() == (tmp_path / "README.md").read_text()
 
 
