@@ -30,7 +30,7 @@ _CONFIG = """
 workers = {workers}
 max_uploads = 64
 [limits]
-idle_seconds = 5
+idle_seconds = 20
 max_body_bytes = 67108864
 [sinks.disk]
 root = "{place}/uploads"
@@ -54,6 +54,8 @@ class Soak:
     port: int
     keys: list[str]
     random: random.Random
+    pause_seconds: float = 0
+    """Between what a client has done and what it does next: a machine may have other work, too."""
     outcomes: Counter[str] = field(default_factory=Counter)
     wrong: list[str] = field(default_factory=list)
 
@@ -157,6 +159,7 @@ CLIENTS: dict[Callable[[Soak], Awaitable[None]], int] = {good: 6, slow: 4, abort
 async def _forever(client: Callable[[Soak], Awaitable[None]], soak: Soak, until: float) -> None:
     while time.monotonic() < until:
         try:
+            await asyncio.sleep(soak.pause_seconds)
             await client(soak)
         except (ConnectionError, TimeoutError) as error:
             soak.outcomes[f"{client.__name__} {type(error).__name__}"] += 1
@@ -187,8 +190,8 @@ async def _tell(process: Process, soak: Soak, minutes: float, until: float) -> t
     return early or _held(process), _held(process)
 
 
-async def _soak(process: Process, keys: list[str], minutes: float, seed: int) -> Soak:
-    soak = Soak(process.port, keys, random.Random(seed))
+async def _soak(process: Process, keys: list[str], minutes: float, seed: int, pause_seconds: float) -> Soak:
+    soak = Soak(process.port, keys, random.Random(seed), pause_seconds)
     until = time.monotonic() + 60 * minutes
     async with asyncio.TaskGroup() as group:
         for client, count in CLIENTS.items():
@@ -196,7 +199,7 @@ async def _soak(process: Process, keys: list[str], minutes: float, seed: int) ->
                 group.create_task(_forever(client, soak, until))
         telling = group.create_task(_tell(process, soak, minutes, until))
     early, late = telling.result()
-    await asyncio.sleep(6)  # what is idle is cut off
+    await asyncio.sleep(6)  # what its clients have left is seen
     rest, _ = _held(process)
     soak.check(f"{early[1]} MiB became {late[1]}", late[1] <= early[1] * _GROWTH + 8)
     soak.check(f"{rest} descriptors stay of {early[0]}", rest <= early[0])
@@ -208,6 +211,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.bench.soak")
     parser.add_argument("--minutes", type=float, default=2)
     parser.add_argument("--workers", type=int, default=1)
+    parser.add_argument("--pause", type=float, default=0, metavar="SECONDS", help="of each client between two requests")
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
     with TemporaryDirectory() as name:
@@ -216,7 +220,7 @@ def main() -> int:
         (place / "keys.toml").write_text("\n".join(line for _, line in made))
         config = _CONFIG.format(place=place, workers=options.workers)
         with gateway_process(place, config) as process:
-            soak = asyncio.run(_soak(process, [key for key, _ in made], options.minutes, options.seed))
+            soak = asyncio.run(_soak(process, [key for key, _ in made], options.minutes, options.seed, options.pause))
             left = [path.name for path in (place / "uploads").iterdir() if path.name.startswith(".")]
             soak.check(f"left over: {left}", not left)
         loud = [line for line in process.log.read_text().splitlines() if '"level": "ERROR"' in line]
