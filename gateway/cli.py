@@ -233,14 +233,16 @@ def _sign(settings: Settings, options: argparse.Namespace) -> int:
 
 _SIGNED_READ = re.compile(r"/uploads/[0-9A-Z]{26}(/archive\.zip)?|/files/[0-9A-Z]{26}/[0-9]+")
 
+_SIGNED_ROUTE = re.compile(r"(/[A-Za-z0-9._~-]+)+")
+
 
 def _unsignable(settings: Settings, route: str) -> str | None:
-    """Why nobody could use a url of this route."""
+    """Why nobody could use a url of this route. Whoever signs may have the secret, and not the routes."""
     takes = [one.path for one in settings.routes if "signed" in (one.access or ())]
-    if route in takes:
+    if _SIGNED_READ.fullmatch(route) or route in takes:
         return None
-    if _SIGNED_READ.fullmatch(route):
-        return None if takes else "no route has signed in its access, so nobody reads by signed urls"
+    if settings.routes == Settings().routes and _SIGNED_ROUTE.fullmatch(route):
+        return None
     listed = ", ".join(takes) or "none"
     return f"{route} is no route with signed in its access ({listed}), nor /uploads/{{id}} or /files/{{id}}/{{index}}"
 

@@ -114,7 +114,7 @@ REFUSED: dict[str, tuple[bytes, int]] = {
     },
     "gzip, chunked": (_post_head(FORM, "Transfer-Encoding: gzip, chunked"), 501),
     "no path of ours": (_raw_head("POST /nowhere HTTP/1.1", FORM, LENGTH), 404),
-    "the root": (_raw_head("POST / HTTP/1.1", FORM, LENGTH), 404),
+    "the root": (_raw_head("POST / HTTP/1.1", FORM, LENGTH), 405),
     "an upload that is not there": (_raw_head("DELETE /uploads/nope HTTP/1.1", LENGTH), 404),
     "PATCH": (_raw_head("PATCH /upload HTTP/1.1", FORM, LENGTH), 405),
     "DELETE on a relay route": (_raw_head("DELETE /proxy HTTP/1.1", FORM, LENGTH), 405),

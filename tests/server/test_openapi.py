@@ -121,7 +121,7 @@ async def test_what_is_answered_is_what_the_schemas_say(start_gateway: StartGate
     check(await ask(gateway.port, f"{location}/progress", accept="application/json"), "/uploads/{id}/progress", "get")
     check(await ask(gateway.port, "/upload", "POST", b"--b0undary\r\nbroken"), "/upload", "post")
     check(await ask(gateway.port, "/uploads/01ARZ3NDEKTSV4RRFFQ69G5FAV"), "/uploads/{id}", "get")
-    check(await ask(gateway.port, "/"), "/", "get")
+    check(await ask(gateway.port, "/", accept="application/json"), "/", "get")
     check(await ask(gateway.port, f"{location}/links/0"), "/uploads/{id}/links/{what}", "get")
     check(await ask(gateway.port, "/problems/truncated"), "/problems/{slug}", "get")
     check(await ask(gateway.port, "/download/http://127.0.0.1/x"), "/download/{url}", "get")
