@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import tomllib
 from collections.abc import Callable, Iterable, Iterator
 
@@ -22,6 +23,7 @@ from gateway.multipart.rendering import render_head
 __all__ = ["TARGETS"]
 
 _BOUNDARY = b"b"
+_ESCAPED = re.compile(rb"%(22|0A|0D)", re.IGNORECASE)
 
 
 def codec(data: bytes) -> None:
@@ -122,6 +124,8 @@ def names(data: bytes) -> None:
         head = render_head(name, filename, None)
     except GatewayError:
         return
+    if _ESCAPED.search(name + (filename or b"")):
+        return  # browsers escape a quote as %22, and %22 not at all: nobody can tell one from the other
     again = form_fields(parse_header_block(head.removesuffix(b"\r\n\r\n"), max_headers=64))
     assert again[:2] == (name, filename)
 

@@ -52,7 +52,13 @@ def trusting(authority: Authority, pair: Pair | None = None) -> ssl.SSLContext:
 async def connected(
     port: int, context: ssl.SSLContext | None
 ) -> AsyncIterator[tuple[asyncio.StreamReader, asyncio.StreamWriter]]:
-    reader, writer = await asyncio.open_connection("127.0.0.1", port, ssl=context)
+    sock = socket.socket()
+    # What is not read waits at the gateway, and not in a buffer of this side that grows to tens of megabytes.
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 256 << 10)
+    sock.setblocking(False)
+    await asyncio.get_running_loop().sock_connect(sock, ("127.0.0.1", port))
+    hostname = "127.0.0.1" if context is not None else None
+    reader, writer = await asyncio.open_connection(sock=sock, ssl=context, server_hostname=hostname)
     try:
         yield reader, writer
     finally:
