@@ -10,7 +10,7 @@ from ipaddress import ip_address
 
 from multidict import CIMultiDict, CIMultiDictProxy
 
-from gateway.errors import Forbidden, NotMultipart, Unauthenticated
+from gateway.errors import Forbidden, NotMultipart, TooLarge, Unauthenticated
 from gateway.model import Limits, Part, text
 
 __all__ = ["ANYBODY", "SCOPES", "Asked", "Caps", "Identity", "bearer", "is_loopback"]
@@ -70,7 +70,12 @@ class Caps:
         if self.max_bytes is None:
             return limits
         most = min(self.max_bytes, limits.max_body_bytes or self.max_bytes)
-        return replace(limits, max_body_bytes=max(most, 1))  # 0 is unlimited there, and no form is that short
+        return replace(limits, max_body_bytes=max(most, 1))  # 0 is unlimited there; see check_length
+
+    def check_length(self, length: int | None) -> None:
+        """Raises TooLarge where no byte is allowed, and the body is not known to have none."""
+        if self.max_bytes == 0 and length != 0:
+            raise TooLarge("no byte is allowed here", limit=0)
 
     @property
     def are_of_files(self) -> bool:

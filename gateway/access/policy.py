@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import replace
 from typing import Protocol
 
@@ -39,29 +39,28 @@ class Policy:
 
     async def admit(self, asked: Asked) -> Identity:
         """Who asks, and may. Raises Unauthenticated, Forbidden, AccessUnavailable, RefusedByHook."""
+        return await AnyPolicy([self]).admit(asked)
+
+    async def of(self, shown: _Shown) -> Identity:
+        """The same, of what others may look at, too."""
         if self.is_open:
             return ANYBODY
-        identity = await self._identify(asked)
-        try:
-            if self._hook is not None:
-                identity = await self._hook.ask(asked, identity)
-            elif identity is None:
-                raise Unauthenticated
-            _check_scope(identity, asked)
-        except Refused as error:
-            if identity is not None:
-                error.identity = identity.name
-                await self.give_back(identity)
-            raise
+        identity = await self._identify(shown)
+        if self._hook is not None:
+            identity = await shown.to_hook(self._hook, identity)
+        elif identity is None:
+            raise Unauthenticated
+        _check_scope(identity, shown.asked)
         return identity
 
-    async def give_back(self, identity: Identity) -> bool:
-        """Nothing came of what was admitted. Whether it was admitted here."""
-        for kind in self._kinds:
-            if isinstance(kind, SignedUrls):
-                await kind.give_back(identity)
-                return True
-        return False
+    async def give_back(self, identity: Identity) -> None:
+        """Nothing came of what was admitted."""
+        await AnyPolicy([self]).give_back(identity)
+
+    @property
+    def signed(self) -> SignedUrls | None:
+        """The kind whose credentials are used up, if it is one of these."""
+        return next((kind for kind in self._kinds if isinstance(kind, SignedUrls)), None)
 
     def without_keys(self, headers: Sequence[tuple[str, str]]) -> Sequence[tuple[str, str]]:
         """What goes on: keys that are for this gateway do not, wherever they were sent."""
@@ -74,20 +73,20 @@ class Policy:
             return query
         return "&".join(piece for piece in query.split("&") if not is_signature(piece))
 
-    async def _identify(self, asked: Asked) -> Identity | None:
+    async def _identify(self, shown: _Shown) -> Identity | None:
         """By the first kind that fits, and is for this; None where there is no credential."""
         problem: GatewayError | None = None
         for kind in self._kinds:
             try:
-                identity = await kind.identify(asked)
+                identity = await shown.to(kind)
                 if identity is not None:
-                    _check_scope(identity, asked)
+                    _check_scope(identity, shown.asked)
                     return identity
             except (Unauthenticated, Forbidden) as error:
                 problem = problem or error
         if problem is not None:
             raise problem
-        if self._for_anybody and self._hook is None and _shows_something(asked):
+        if self._for_anybody and self._hook is None and _shows_something(shown.asked):
             raise Unauthenticated
         return ANYBODY if self._for_anybody else None
 
@@ -101,26 +100,78 @@ class AnyPolicy:
 
     async def admit(self, asked: Asked) -> Identity:
         """As a Policy's. One that cannot be asked keeps nobody away whom another one lets in."""
+        shown = _Shown(asked)
+        try:
+            return await self._admitted(shown)
+        except BaseException:
+            await self._give_back(shown.used())
+            raise
+
+    async def give_back(self, identity: Identity) -> None:
+        """As a Policy's."""
+        await self._give_back({one.use for one in (identity, *identity.others) if one.use})
+
+    async def _admitted(self, shown: _Shown) -> Identity:
         problem: GatewayError | None = None
         found: list[Identity] = []
         for policy in self._policies:
             try:
-                found.append(await policy.admit(asked))
+                found.append(await policy.of(shown))
             except GatewayError as error:
-                problem = problem or error
+                if problem is None or isinstance(problem, Unauthenticated):  # any other says more
+                    problem = error
         known = [identity for identity in found if identity.by != ANYBODY.by]
-        is_broken = isinstance(problem, Forbidden) or _shows_something(asked)
+        is_broken = isinstance(problem, Forbidden) or _shows_something(shown.asked)
         if problem is not None and (not found or (not known and is_broken)):
             raise problem
         known = known or found
-        return replace(known[0], others=tuple(known[1:]))
+        return replace(known[0], others=tuple(known[1:])) if len(known) > 1 else known[0]
 
-    async def give_back(self, identity: Identity) -> None:
-        """As a Policy's."""
-        for one in (identity, *identity.others):
-            for policy in self._policies:
-                if await policy.give_back(one):
-                    break
+    async def _give_back(self, uses: set[str]) -> None:
+        signed = next((policy.signed for policy in self._policies if policy.signed is not None), None)
+        if signed is not None:
+            for use in uses:
+                await signed.give_back(use)
+
+
+class _Shown:
+    """What one request shows: each kind looks at it once, and the hook once for each identity, whichever policies want
+    to know. So a signed url is used once.
+    """
+
+    def __init__(self, asked: Asked) -> None:
+        self.asked = asked
+        self._found: dict[object, Identity | Refused | None] = {}
+
+    async def to(self, kind: Kind) -> Identity | None:
+        """Who that is to this kind, as its `identify` says."""
+        return await self._once(kind, lambda: kind.identify(self.asked))
+
+    async def to_hook(self, hook: Hook, identity: Identity | None) -> Identity:
+        """Who that is to the application. Raises as its `ask` does."""
+        name = identity.name if identity is not None else None
+        try:
+            found = await self._once((hook, name), lambda: hook.ask(self.asked, identity))
+        except Refused as error:
+            error.identity = name or ""
+            raise
+        assert found is not None
+        return found
+
+    def used(self) -> set[str]:
+        """What was used up by looking at it."""
+        return {found.use for found in self._found.values() if isinstance(found, Identity) and found.use}
+
+    async def _once(self, key: object, look: Callable[[], Awaitable[Identity | None]]) -> Identity | None:
+        if key not in self._found:
+            try:
+                self._found[key] = await look()
+            except Refused as error:
+                self._found[key] = error
+        found = self._found[key]
+        if isinstance(found, Refused):
+            raise found
+        return found
 
 
 def _check_scope(identity: Identity, asked: Asked) -> None:

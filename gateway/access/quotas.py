@@ -186,11 +186,16 @@ class _Stored:
         counts, most = self._quotas.counts, self._quotas.stored_bytes
         until = time.time() + _DAY
         if await counts.add(self._name, size, most=most, until=until):
-            # Asked only now: what another upload has just kept is seen here, or still counts as in progress.
-            room = most - await self._quotas.stored(self._owner)
-            if await counts.add(self._name, 0, most=room, until=until):
+            has_room = False
+            try:
+                # Asked only now: what another upload has just kept is seen here, or still counts as in progress.
+                room = most - await self._quotas.stored(self._owner)
+                has_room = await counts.add(self._name, 0, most=room, until=until)
+            finally:
+                if not has_room:
+                    await counts.take_back(self._name, size)
+            if has_room:
                 return
-            await counts.take_back(self._name, size)
         detail = f"more than {most} bytes of yours would be kept"
         raise TooManyRequests(detail, limit=most, retry_after=_MINUTE, quota="stored-bytes")
 

@@ -9,6 +9,7 @@ believed, so that one can be changed for another: the newest signs.
 from __future__ import annotations
 
 import hashlib
+import logging
 import secrets
 import time
 from collections.abc import Mapping, Sequence
@@ -21,9 +22,11 @@ from itsdangerous.encoding import base64_decode, base64_encode
 
 from gateway.access.asked import Asked, Caps, Identity
 from gateway.access.counts import Counts, MemoryCounts
-from gateway.errors import Forbidden
+from gateway.errors import AccessUnavailable, Forbidden
 
 __all__ = ["PARAMETER", "SignedUrls", "is_signature", "read_secrets", "signed_url"]
+
+log = logging.getLogger("gateway.access")
 
 PARAMETER = "signature"
 _SALT = "gateway.signed-url"
@@ -66,10 +69,12 @@ class SignedUrls:
         caps = Caps.of(max_bytes=signed.get("b"), types=signed.get("t", ()), filename=signed.get("f"))
         return Identity(signed.get("i", ""), self.kind, frozenset([asked.scope]), caps, use=use)
 
-    async def give_back(self, identity: Identity) -> None:
-        """Nothing came of it: it may be used again."""
-        if identity.use:
-            await self._counts.take_back(f"url {identity.use}", 1)
+    async def give_back(self, use: str) -> None:
+        """Nothing came of it: it may be used again, unless that cannot be counted now."""
+        try:
+            await self._counts.take_back(f"url {use}", 1)
+        except AccessUnavailable as error:
+            log.warning("a use of a signed url was not given back: %s", error)
 
 
 def _is_canonical(token: str) -> bool:

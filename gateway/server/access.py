@@ -117,11 +117,11 @@ class Charge:
         """Give back what was counted and did not come, or came to nothing. What cannot be given back now is lost to its
         client, for a day or so: the upload has ended as it has.
         """
+        if not self.is_used:
+            await self._policy.give_back(self.who)
         try:
             if self.meter is not None:
                 await self.meter.end(self.received_bytes)
-            if not self.is_used:
-                await self._policy.give_back(self.who)
         except AccessUnavailable as error:
             log.warning("a quota was not given back: %s", error)
 
@@ -156,7 +156,11 @@ async def _asked(
     handler: Handler, request: web.Request, policy: Policy | AnyPolicy, scope: str, route: str, called: str = ""
 ) -> web.StreamResponse:
     async def counted(who: Identity) -> Identity:
-        await request.app[SERVICES].quotas.count_request(who)
+        try:
+            await request.app[SERVICES].quotas.count_request(who)
+        except BaseException:
+            await policy.give_back(who)
+            raise
         return who
 
     who = await admitted(request, policy, scope=scope, route=route, called=called, then=counted)

@@ -93,6 +93,7 @@ class UploadHandler:
         limits = who.caps.applied(services.limits)
         form = check_headers(request, limits, kind=self._route.kind)
         upload = self._described(request, services, who, multipart=form is not None)
+        who.caps.check_length(upload.content_length)
         await charge.begin(upload.content_length)
         held.enter_context(services.quotas.share(who, request[CLIENT]))
         return charge, limits, form, upload

@@ -5,14 +5,15 @@ from dataclasses import dataclass
 import pytest
 
 from gateway.access.asked import ANYBODY, Asked, Identity
-from gateway.access.policy import Policy
-from gateway.errors import AccessUnavailable, Forbidden, GatewayError, Unauthenticated
+from gateway.access.hook import Hook
+from gateway.access.policy import AnyPolicy, Policy
+from gateway.errors import AccessUnavailable, Forbidden, GatewayError, RefusedByHook, Unauthenticated
 
 ASKED = Asked("upload", "/upload")
 CI = Identity("key:ci", "keys")
 
 
-@dataclass
+@dataclass(eq=False)
 class Kind:
     """Finds this."""
 
@@ -72,3 +73,30 @@ def test_keys_and_signatures_stay_here_where_they_are_for_us() -> None:
     assert Policy([Kind(None, "signed")]).without_signature(query) == "a=b&c=%20d&"
     assert Policy([Kind(None)]).without_signature(query) == query
     assert Policy([Kind(None, "signed")]).without_signature("") == ""
+
+
+class RefusingHook(Hook):
+    """Says no, and counts how often."""
+
+    def __init__(self) -> None:
+        super().__init__("http://127.0.0.1:9/", timeout_seconds=1, lets_in_on_error=False, forward=())
+        self.asked = 0
+
+    async def ask(self, asked: Asked, identity: Identity | None) -> Identity:
+        self.asked += 1
+        raise RefusedByHook("pay first")
+
+
+async def test_of_several_policies_each_looks_once_and_the_one_that_says_most_is_heard() -> None:
+    hook, keys = RefusingHook(), Kind(None)
+    several = AnyPolicy([Policy([keys]), Policy(hook=hook), Policy([keys], hook=hook)])
+    with pytest.raises(RefusedByHook, match="pay first"):
+        await several.admit(ASKED)
+    assert hook.asked == 1
+    assert await AnyPolicy([Policy(hook=hook), Policy([Kind(CI)])]).admit(ASKED) == CI
+
+
+async def test_who_is_somebody_to_two_routes_is_both() -> None:
+    alice = Identity("jwt:alice", "jwt")
+    both = await AnyPolicy([Policy(for_anybody=True), Policy([Kind(CI)]), Policy([Kind(alice)])]).admit(ASKED)
+    assert [both.may_see(owner) for owner in ("key:ci", "jwt:alice", "key:other", "")] == [True, True, False, True]

@@ -7,7 +7,7 @@ import pytest
 from gateway.access.asked import ANYBODY, Identity
 from gateway.access.counts import MemoryCounts
 from gateway.access.quotas import Holders, Meter, Quotas, neighbourhood
-from gateway.errors import TooManyRequests
+from gateway.errors import SinkUnavailable, TooManyRequests
 
 CI, OTHER = Identity("key:ci", "keys"), Identity("key:other", "keys")
 
@@ -116,6 +116,22 @@ class TestBytes:
             await metered(those).expect(1)
         kept = 0
         await metered(those).expect(90)
+
+    async def test_a_store_that_does_not_answer_leaves_nothing_counted(self) -> None:
+        answers = True
+
+        async def stored(owner: str) -> int:
+            if not answers:
+                raise SinkUnavailable("it hangs", sink="disk")
+            return 0
+
+        those = Quotas(counts=MemoryCounts(), holders=Holders(), stored=stored, stored_bytes=100)
+        answers = False
+        for _ in range(3):
+            with pytest.raises(SinkUnavailable):
+                await metered(those).expect(60)
+        answers = True
+        await metered(those).expect(100)
 
     async def test_what_one_quota_refuses_counts_for_none(self) -> None:
         those = quotas(bytes_per_day=100, stored_bytes=50)

@@ -85,7 +85,7 @@ class TestSignedUrls:
         assert await refusal(urls, asked(url)) == "this signed url has been used as often as it may be"
         assert await urls.identify(asked(other)) is not None, "another one is counted by itself"
         assert isinstance(first, Identity)
-        await urls.give_back(first)
+        await urls.give_back(first.use)
         assert await urls.identify(asked(url)) is not None
         assert await refusal(urls, asked(url))
 

@@ -537,6 +537,32 @@ class TestFoundByAttackers:
         read = signed(f"/files/{stored}/0", count=1)
         assert [(await guarded.ask(read, method)).status for method in ("HEAD", "GET", "GET")] == [200, 200, 403]
 
+    async def test_a_read_is_one_use_however_many_routes_would_let_it_in(self, start_guarded: StartGuarded) -> None:
+        routes = [
+            {"path": "/upload", "access": ["keys", "signed"], "parts": [{"sinks": ["disk"]}]},
+            {"path": "/other", "access": ["signed"], "parts": [{"sinks": ["disk"]}]},
+        ]
+        guarded = await start_guarded(routes=routes, quotas={"requests_per_minute": 1000})
+        key = guarded.key()
+        stored = (await guarded.upload(headers=key)).json()["upload"]
+        url = signed(f"/files/{stored}/0", count=3)
+        assert [(await guarded.ask(url, method)).status for method in ("GET", "HEAD", "GET", "GET", "GET")] == [
+            *(200, 200, 200, 200),
+            403,
+        ]
+
+    async def test_a_read_that_is_one_too_many_uses_nothing_up(
+        self, start_guarded: StartGuarded, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr("gateway.access.quotas._MINUTE", 3600)  # none ends meanwhile
+        guarded = await start_guarded(quotas={"requests_per_minute": 2})
+        key = guarded.key()
+        stored = (await guarded.upload(headers=key)).json()["upload"]
+        other = signed(f"/files/{stored}/0", identity="key:ci", count=2)
+        assert [(await guarded.ask(other)).status for _ in range(4)] == [200, 429, 429, 429]
+        monkeypatch.setattr(guarded.gateway.services.quotas, "requests_per_minute", 0)
+        assert [(await guarded.ask(other)).status for _ in range(2)] == [200, 403]
+
     async def test_what_is_no_text_is_no_key(self, guarded: Guarded, caplog: pytest.LogCaptureFixture) -> None:
         async with Client(guarded.gateway.port) as client:
             await client.send(b"POST /upload HTTP/1.1\r\nHost: a\r\nX-API-Key: \xff\r\nContent-Length: 9\r\n\r\n")
@@ -666,6 +692,26 @@ class TestFoundByAttackers:
 
 
 class TestHookOnTheWay:
+    async def test_where_no_byte_is_allowed_none_comes_in(
+        self, start_guarded: StartGuarded, start_destination: StartDestination
+    ) -> None:
+        async def may(request: web.Request) -> web.Response:
+            return web.json_response({"limits": {"max_bytes": 0}})
+
+        app = web.Application()
+        app.router.add_post("/may", may)
+        hook = {"url": f"{(await start_destination(app)).url}/may"}
+        routes = [{"path": "/upload", "access": ["hook"], "parts": [{"sinks": ["disk"]}]}]
+        guarded = await start_guarded(access={"hook": hook}, routes=routes)
+        raw = {"Content-Type": "a/b"}
+        assert (await guarded.ask("/upload/a", "PUT", b"x", raw)).status == 413
+        async with Client(guarded.gateway.port) as client:
+            await client.send(
+                request_head("/upload/a", "PUT", raw, transfer_encoding="chunked") + b"1\r\nx\r\n0\r\n\r\n"
+            )
+            assert (await client.answer()).status == 413
+        assert (await guarded.ask("/upload/a", "PUT", b"", {**raw, "Content-Length": "0"})).status == 201
+
     @pytest.mark.parametrize("sink", [{"length": "passthrough"}, {}])
     async def test_fields_that_cannot_be_sent_along_or_that_the_client_has_are_no_success(
         self, start_guarded: StartGuarded, start_destination: StartDestination, sink: dict[str, Any]
