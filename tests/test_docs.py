@@ -37,18 +37,16 @@ from gateway.config.access import (
     QuotasSettings,
     SignedSettings,
 )
+from gateway.config.listening import ListeningTlsSettings, ManagementSettings, ServerSettings
 from gateway.config.load import load
 from gateway.config.settings import (
     BUILT_IN_FLOWS,
     DownloadSettings,
     FlowSettings,
-    ListeningTlsSettings,
-    ManagementSettings,
     MatchSettings,
     PageSettings,
     PartsSettings,
     RouteSettings,
-    ServerSettings,
     Settings,
     SinkUseSettings,
 )

@@ -16,8 +16,9 @@ import pytest
 from pydantic import BaseModel
 
 from gateway.config.access import CorsSettings, HookSettings, JwtSettings, KeysSettings, QuotasSettings, SignedSettings
+from gateway.config.listening import ServerSettings
 from gateway.config.load import load
-from gateway.config.settings import MatchSettings, PartsSettings, RouteSettings, ServerSettings
+from gateway.config.settings import MatchSettings, PartsSettings, RouteSettings
 from gateway.config.sinks import DiscardSettings, DiskSettings, ObjectsSettings, RelaySettings, TlsSettings
 from gateway.errors import LEAVES
 from gateway.model import Limits
@@ -76,6 +77,7 @@ TESTED_ELSEWHERE = {
     "http.tls": ("server.test_tls", "over sockets, and what is said of files"),
     "client.watching": ("client.test_bars", "beside what a destination has counted"),
     "config.access": ("config.test_policies", "what each key makes, and what is wrong with it"),
+    "config.listening": ("config.test_mistakes", "what may not be written; what is made of it: the tests of server"),
     "__main__": ("server.test_serve", "two lines, which every process of these tests runs"),
     "config.make": ("config.test_load", "sinks and flows of the user's that cannot be made"),
     "config.environment": ("config.test_mistakes", "variables that are misspelt, or somebody else's"),

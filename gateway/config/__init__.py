@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from gateway.config.environment import unknown_variables
+from gateway.config.listening import ServerSettings
 from gateway.config.make import make_sinks_and_flows, make_tls
 from gateway.config.memory import connection_bound_bytes, memory_bound_bytes, read_bound_bytes, unlimited_keys
 from gateway.config.messages import ConfigError
 from gateway.config.policies import make_browsers, make_management_browsers, make_policies, open_to_others
-from gateway.config.settings import HEALTH_PATHS, OWN_PATHS, RouteSettings, ServerSettings, Settings
+from gateway.config.settings import HEALTH_PATHS, OWN_PATHS, RouteSettings, Settings
 from gateway.config.sinks import RelaySettings
 
 __all__ = [

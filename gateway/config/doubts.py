@@ -6,8 +6,9 @@ import inspect
 import os
 from collections.abc import Iterator, Mapping
 
+from gateway.config.listening import ManagementSettings, ServerSettings
 from gateway.config.policies import open_to_others
-from gateway.config.settings import DownloadSettings, ManagementSettings, RouteSettings, ServerSettings, Settings
+from gateway.config.settings import DownloadSettings, RouteSettings, Settings
 from gateway.config.sinks import DiskSettings, RelaySettings
 from gateway.flows import Flow
 from gateway.http.urls import PORTS, split_url

@@ -16,14 +16,13 @@ from gateway.config.access import (
     QuotasSettings,
     SignedSettings,
 )
+from gateway.config.listening import ManagementSettings, ServerSettings
 from gateway.config.settings import (
     DownloadSettings,
-    ManagementSettings,
     MatchSettings,
     PageSettings,
     PartsSettings,
     RouteSettings,
-    ServerSettings,
     Settings,
     SinkUseSettings,
 )

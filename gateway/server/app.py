@@ -13,10 +13,11 @@ from typing import Any
 from aiohttp import web
 
 from gateway.access import Browsers, Counts, FileCounts, Holders, MemoryCounts, PostgresCounts, Quotas
+from gateway.config.listening import ServerSettings
 from gateway.config.make import make_sinks_and_flows
 from gateway.config.messages import ConfigError
 from gateway.config.policies import make_browsers, make_management_browsers, make_policies
-from gateway.config.settings import ServerSettings, Settings
+from gateway.config.settings import Settings
 from gateway.downloads.remote import Downloader
 from gateway.http.origin import TrustedNetworks
 from gateway.intake.admission import Gate, Slots

@@ -12,10 +12,11 @@ from typing import Any
 import pytest
 
 from gateway.cli import main
+from gateway.config.listening import ServerSettings
 from gateway.config.load import load
 from gateway.config.memory import memory_bound_bytes
 from gateway.config.messages import ConfigError
-from gateway.config.settings import ServerSettings, Settings
+from gateway.config.settings import Settings
 from gateway.config.sinks import RelaySettings
 from gateway.model import Limits, Upload
 from gateway.server.app import build_app
