@@ -7,6 +7,7 @@ sources    the files that are sent
 sending    one upload, whole or not at all
 watching   both legs of it, as far as they are told
 fetching   one file, whole and verified or not at all
+partial    what there is of it until then
 bars       what a terminal shows
 """
 

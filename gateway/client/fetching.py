@@ -1,20 +1,19 @@
 """One file, fetched: it has its name when all of it is there and verified, and not before.
 
-Until then it is `NAME.part`, and its strong ETag beside it (`NAME.part.etag`), so that what breaks off goes on where it
-was, by a range of that very file (RFC 9110 13.1.5), and what has changed meanwhile begins anew.
+Until then it is a `Partial`, with its strong ETag beside it, so that what breaks off goes on where it was, by a range
+of that very file (RFC 9110 13.1.5), and what has changed meanwhile begins anew.
 """
 
 from __future__ import annotations
 
 import asyncio
-import fcntl
 import hashlib
 import os
 import re
 import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
@@ -23,6 +22,7 @@ from aiohttp import hdrs
 from yarl import URL
 
 from gateway.client.outcomes import Code, Failed, patiently, refused, translated
+from gateway.client.partial import Partial
 from gateway.client.remote import CONNECTION_ERRORS, Remote
 from gateway.client.watching import Legs
 
@@ -33,7 +33,6 @@ _HASH_BYTES = 8 << 20
 _REDIRECTS = (301, 302, 303, 307, 308)
 _MOST_REDIRECTS = 3
 _SHA256 = re.compile(r'"([0-9a-f]{64})"')
-_STRONG = re.compile(r'"[^"]*"')
 _RANGE = re.compile(r"bytes (\d+)-\d+/(\d+)")
 
 
@@ -53,15 +52,6 @@ class Fetch:
     """None: there was nothing to compare with."""
     seconds: float = 0.0
     failed: Failed | None = None
-    _etag: str | None = field(default=None)
-
-    @property
-    def _part(self) -> Path:
-        return self.path.with_name(self.path.name + ".part")
-
-    @property
-    def _beside(self) -> Path:
-        return self.path.with_name(self.path.name + ".part.etag")
 
     async def fetch(self, remote: Remote, legs: Legs, say: Callable[[str], None]) -> None:
         """It ends well, or has `failed`; it may be cancelled, and goes on another time."""
@@ -69,14 +59,15 @@ class Fetch:
         try:
             if await self._is_there():
                 return
-            with await asyncio.to_thread(self._opened) as file:
+            with Partial(self.path, force=self.force) as part:  # in no thread, which could be left with it
                 try:
-                    await patiently(lambda: self._attempt(remote, file, legs), say)
-                finally:
-                    if not (self.size or self._etag):  # nothing came
-                        self._remove_parts()
-                await self._compare(file)
-                await asyncio.to_thread(self._finish, file)
+                    await patiently(lambda: self._attempt(remote, part, legs), say)
+                except BaseException:
+                    with suppress(OSError):
+                        part.give_up()
+                    raise
+                await self._compare(part)
+                await asyncio.to_thread(part.finish)
             legs.is_kept = True
         except OSError as error:
             self.failed = Failed(Code.LOCAL, f"{error.filename or self.path}: {error.strerror}")
@@ -100,32 +91,19 @@ class Fetch:
             raise Failed(Code.LOCAL, f"{self.path} is there already; --force is for another one in its place")
         return True
 
-    def _opened(self) -> IO[bytes]:
-        """What is there of it, for nobody else. Raises OSError, Failed."""
-        descriptor = os.open(self._part, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666)
-        file = os.fdopen(descriptor, "r+b", buffering=0)
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            file.close()
-            raise Failed(Code.LOCAL, f"{self._part} is being fetched by somebody else") from error
-        with suppress(OSError, ValueError):
-            self._etag = self._beside.read_text("ascii")
-        return file
-
-    async def _attempt(self, remote: Remote, file: IO[bytes], legs: Legs) -> None:
-        have = file.seek(0, os.SEEK_END) if self._etag else 0
+    async def _attempt(self, remote: Remote, part: Partial, legs: Legs) -> None:
+        have = part.file.seek(0, os.SEEK_END) if part.etag else 0
         headers = remote.headers()
-        if have and self._etag:
-            headers |= {hdrs.RANGE: f"bytes={have}-", hdrs.IF_RANGE: self._etag}
+        if have and part.etag:
+            headers |= {hdrs.RANGE: f"bytes={have}-", hdrs.IF_RANGE: part.etag}
         url = self.url
         try:
             for _ in range(_MOST_REDIRECTS):
                 async with remote.session.get(url, headers=headers, allow_redirects=False) as response:
                     if response.status not in _REDIRECTS or hdrs.LOCATION not in response.headers:
-                        await self._take(response, file, have, legs)
+                        await self._take(response, part, have, legs)
                         return
-                    url = url.join(URL(response.headers[hdrs.LOCATION], encoded=True))
+                    url = _led(url, response.headers[hdrs.LOCATION])
                     headers.pop(hdrs.AUTHORIZATION, None)  # a bucket has no use for it
             raise Failed(Code.FAILED, "it leads from one place to the next")
         except CONNECTION_ERRORS as error:
@@ -137,23 +115,23 @@ class Fetch:
             failed.code = Code.LATER
             raise failed from error
 
-    async def _take(self, response: aiohttp.ClientResponse, file: IO[bytes], have: int, legs: Legs) -> None:
+    async def _take(self, response: aiohttp.ClientResponse, part: Partial, have: int, legs: Legs) -> None:
         etag, total = response.headers.get(hdrs.ETAG, ""), response.content_length
         if response.status == 416 and response.headers.get(hdrs.CONTENT_RANGE) == f"bytes */{have}":
             self.size = self.resumed_from = have
             return
         if response.status == 206 and have:
             found = _RANGE.fullmatch(response.headers.get(hdrs.CONTENT_RANGE, ""))
-            if found is None or int(found[1]) != have or etag not in ("", self._etag):
-                self._etag = None
+            if found is None or int(found[1]) != have or etag not in ("", part.etag):
+                part.etag = None
                 raise Failed(Code.FAILED, "what was answered is not the range that was asked for", pause=0.0)
             total = int(found[2])
         elif response.status == 200:
-            await asyncio.to_thread(self._begin, file, etag)
-            have = 0
+            await asyncio.to_thread(part.begin, etag)
+            have = self.resumed_from = 0
         else:
             body = await response.content.read(64 << 10)
-            self._etag = None if response.status == 416 else self._etag
+            part.etag = None if response.status == 416 else part.etag
             failed = refused(response.status, response.headers, body)
             failed.pause = 0.0 if response.status == 416 else failed.pause
             raise failed
@@ -161,48 +139,36 @@ class Fetch:
         self.size, legs.size = have, total
         legs.arrived = lambda: self.size / (total or 1) if total is not None else float(self.size)
         async for chunk in _gathered(response.content):
-            await asyncio.to_thread(file.write, chunk)
+            await asyncio.to_thread(part.write, chunk)
             self.size += len(chunk)
         if total is not None and self.size != total:
             raise aiohttp.ClientPayloadError("it ended early")
 
-    def _begin(self, file: IO[bytes], etag: str) -> None:
-        """Anew."""
-        file.seek(0)
-        file.truncate()
-        self._etag = etag if _STRONG.fullmatch(etag) and etag.isascii() else None
-        if self._etag is None:
-            self._beside.unlink(missing_ok=True)
-        else:
-            self._beside.write_text(self._etag, "ascii")
-
-    async def _compare(self, file: IO[bytes]) -> None:
+    async def _compare(self, part: Partial) -> None:
         """Raises Failed, OSError."""
-        file.seek(0)
-        found = await _sha256(file)
-        by_etag = _SHA256.fullmatch(self._etag or "")
+        part.file.seek(0)
+        found = await _sha256(part.file)
+        by_etag = _SHA256.fullmatch(part.etag or "")
         wanted = self.sha256 or (by_etag and by_etag[1])
         self.verified = None if wanted is None else wanted == found
         self.sha256 = found
         if self.verified is False:
-            self._remove_parts()
+            part.remove()
             raise Failed(Code.DIFFERS, f"{self.url.path}: what came is not what is kept there", state="differs")
 
-    def _finish(self, file: IO[bytes]) -> None:
-        """Give it its name. Raises Failed, OSError."""
-        os.fsync(file.fileno())
-        if self.force:
-            os.replace(self._part, self.path)
-        else:
-            try:
-                os.link(self._part, self.path)  # unlike a rename it takes nobody's place
-            except FileExistsError:
-                raise Failed(Code.LOCAL, f"{self.path} is there already, since a moment ago") from None
-        self._remove_parts()
 
-    def _remove_parts(self) -> None:
-        self._part.unlink(missing_ok=True)
-        self._beside.unlink(missing_ok=True)
+def _led(url: URL, location: str) -> URL:
+    """Where a redirect leads. Raises Failed for what is no URL of HTTP, or would go on without TLS."""
+    try:
+        led = url.join(URL(location, encoded=True))
+        is_one = led.scheme in ("http", "https") and bool(led.host)
+    except ValueError:
+        is_one = False
+    if not is_one:
+        raise Failed(Code.FAILED, f"{url.path} leads to what is no URL of HTTP")
+    if url.scheme == "https" and led.scheme == "http":
+        raise Failed(Code.FAILED, f"{url.path} leads from https to http, where anybody on the way could change it")
+    return led
 
 
 async def _sha256(file: IO[bytes]) -> str:

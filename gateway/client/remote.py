@@ -1,6 +1,6 @@
 """The gateway at the other end: where it is, and its answers.
 
-1. The key goes to one origin only, the one that was named: redirects are not followed, or without it.
+1. The key goes to one origin only, the one that was named: redirects are followed without it, or not at all.
 2. Answers are read up to a bound.
 """
 

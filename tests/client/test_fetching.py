@@ -11,13 +11,14 @@ import pytest
 from aiohttp import web
 from yarl import URL
 
-from gateway.client import outcomes
+from gateway.client import fetching, outcomes
 from gateway.client.fetching import Fetch
-from gateway.client.outcomes import Code
+from gateway.client.outcomes import Code, Failed
 from gateway.client.remote import connected
 from gateway.client.watching import Legs
 from tests.conftest import StartDestination, StartGateway
 from tests.support.clients import Client, file, form, head
+from tests.support.ports import closed_port
 
 MIB = 1 << 20
 
@@ -81,11 +82,11 @@ async def test_it_goes_on_another_time_too_and_of_another_file_it_begins_anew(
     fetch = await fetched(f"{server.url}/files/a", tmp_path / "a")
     assert fetch.failed is not None
     assert fetch.failed.code is Code.LATER
-    assert sorted(one.name for one in tmp_path.iterdir()) == ["a.part", "a.part.etag"]
+    assert sorted(one.name for one in tmp_path.iterdir()) == [".a.part", ".a.part.etag"]
     changed = BrokenServer(os.urandom(MIB), 2 * MIB)
     other = await start_destination(changed.app)
-    (tmp_path / "b.part").write_bytes((tmp_path / "a.part").read_bytes())
-    (tmp_path / "b.part.etag").write_text(broken.etag)
+    (tmp_path / ".b.part").write_bytes((tmp_path / ".a.part").read_bytes())
+    (tmp_path / ".b.part.etag").write_text(broken.etag)
     assert (await fetched(f"{other.url}/files/b", tmp_path / "b")).resumed_from == 0
     assert (tmp_path / "b").read_bytes() == changed.data
     assert (await fetched(f"{server.url}/files/a", tmp_path / "a")).resumed_from == 600_000
@@ -135,13 +136,13 @@ async def test_the_etag_of_a_real_gateway_verifies_and_resumes(start_gateway: St
     async with Client(gateway.port) as client:
         await client.send(head(content_length=len(body)) + body)
         location = (await client.answer()).json()["parts"][0]["receipts"][0]["location"]
-    (tmp_path / "a.part").write_bytes(data[:1000])
-    (tmp_path / "a.part.etag").write_text(f'"{hashlib.sha256(data).hexdigest()}"')
+    (tmp_path / ".a.part").write_bytes(data[:1000])
+    (tmp_path / ".a.part.etag").write_text(f'"{hashlib.sha256(data).hexdigest()}"')
     fetch = await fetched(gateway.url + location, tmp_path / "a")
     assert (fetch.failed, fetch.verified, fetch.resumed_from) == (None, True, 1000)
     assert (tmp_path / "a").read_bytes() == data
-    (tmp_path / "b.part").write_bytes(data)  # all of it was there
-    (tmp_path / "b.part.etag").write_text(f'"{hashlib.sha256(data).hexdigest()}"')
+    (tmp_path / ".b.part").write_bytes(data)  # all of it was there
+    (tmp_path / ".b.part.etag").write_text(f'"{hashlib.sha256(data).hexdigest()}"')
     fetch = await fetched(gateway.url + location, tmp_path / "b")
     assert (fetch.failed, fetch.verified, fetch.resumed_from) == (None, True, MIB)
     missing = await fetched(f"{gateway.url}{location}x"[:-40], tmp_path / "c")
@@ -172,3 +173,86 @@ async def test_a_redirect_is_asked_without_the_key(start_destination: StartDesti
     async with connected("gw_secret") as remote:
         await fetch.fetch(remote, Legs("a"), print)
     assert (fetch.failed, seen) == (None, ["Bearer gw_secret", None])
+
+
+async def test_an_upload_may_have_files_that_are_called_as_parts_once_were(
+    start_destination: StartDestination, tmp_path: Path
+) -> None:
+    first, second = BrokenServer(os.urandom(1000), 2000), BrokenServer(os.urandom(2000), 4000)
+    for name, broken in (("a.part", first), ("a.part.etag", first), ("a", second)):
+        server = await start_destination(broken.app)
+        assert (await fetched(f"{server.url}/files/{name}", tmp_path / name)).failed is None
+    assert (tmp_path / "a.part").read_bytes() == (tmp_path / "a.part.etag").read_bytes() == first.data
+    assert (tmp_path / "a").read_bytes() == second.data
+    assert sorted(one.name for one in tmp_path.iterdir()) == ["a", "a.part", "a.part.etag"]
+
+
+@pytest.mark.sockets
+async def test_what_was_not_begun_removes_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(outcomes, "MOST_TRIES", 1)
+    (tmp_path / "mine.part").write_bytes(b"mine")
+    (tmp_path / ".mine.part").write_bytes(b"mine, too")
+    fetch = await fetched(f"http://127.0.0.1:{closed_port()}/files/mine", tmp_path / "mine")
+    assert fetch.failed is not None
+    assert fetch.failed.code is Code.LOCAL
+    assert (tmp_path / "mine.part").read_bytes() == b"mine"
+    assert (tmp_path / ".mine.part").read_bytes() == b"mine, too"
+    fetch = await fetched(f"http://127.0.0.1:{closed_port()}/files/other", tmp_path / "other")
+    assert fetch.failed is not None
+    assert fetch.failed.code is Code.LATER
+    assert sorted(one.name for one in tmp_path.iterdir()) == [".mine.part", "mine.part"]
+
+
+async def test_what_cannot_be_gone_on_with_is_not_left_there(
+    start_destination: StartDestination, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(outcomes, "MOST_TRIES", 1)
+    broken = BrokenServer(os.urandom(MIB), 600_000)
+    broken.etag = 'W/"weak"'
+    server = await start_destination(broken.app)
+    assert (await fetched(f"{server.url}/files/a", tmp_path / "a")).failed is not None
+    assert list(tmp_path.iterdir()) == []
+
+
+async def test_what_began_anew_was_not_resumed(start_destination: StartDestination, tmp_path: Path) -> None:
+    broken = BrokenServer(os.urandom(MIB), 600_000)
+    server = await start_destination(broken.app)
+    (tmp_path / ".a.part").write_bytes(broken.data[:1000])
+    (tmp_path / ".a.part.etag").write_text(broken.etag)
+    give = broken._give
+
+    async def change(request: web.Request) -> web.StreamResponse:
+        if len(broken.asked) == 1:  # it was gone on with, and broke off; now it is another file
+            broken.data, broken.each = os.urandom(2 * MIB), 3 * MIB
+            broken.etag = f'"{hashlib.sha256(broken.data).hexdigest()}"'
+        return await give(request)
+
+    app = web.Application()
+    app.router.add_get("/files/{rest:.*}", change)
+    server = await start_destination(app)
+    fetch = await fetched(f"{server.url}/files/a", tmp_path / "a")
+    assert (fetch.failed, fetch.verified, fetch.size, fetch.resumed_from) == (None, True, 2 * MIB, 0)
+
+
+@pytest.mark.parametrize("location", ["http://[bad", "mailto:a@example.org", "//", "http://127.0.0.1:99999/"])
+async def test_a_redirect_to_what_is_no_url_fails(
+    start_destination: StartDestination, tmp_path: Path, location: str
+) -> None:
+    async def lead(request: web.Request) -> web.Response:
+        return web.Response(status=302, headers={"Location": location})
+
+    app = web.Application()
+    app.router.add_get("/a", lead)
+    server = await start_destination(app)
+    fetch = await fetched(f"{server.url}/a", tmp_path / "a")
+    assert fetch.failed is not None
+    assert fetch.failed.code is Code.FAILED
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_no_redirect_leads_from_https_to_http() -> None:
+    with pytest.raises(Failed):
+        fetching._led(URL("https://example.org/a"), "http://example.org/a")
+    for base in ("https://example.org/a", "http://example.org/a"):
+        assert str(fetching._led(URL(base), "https://example.net/b")) == "https://example.net/b"
+    assert str(fetching._led(URL("http://example.org/a"), "/b?c=%2F")) == "http://example.org/b?c=%2F"
