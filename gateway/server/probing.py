@@ -18,7 +18,12 @@ _DATA = b"written by gateway check --probe"
 
 
 async def probe(sink: Sink) -> str:
-    """What was found, in words; nothing of it stays. Raises GatewayError, and OSError for a sink that cannot start."""
+    """What was found, in words; nothing of it stays. Raises GatewayError, and OSError for a sink that cannot start.
+
+    No upload expires by it: the configuration is looked at, and may be wrong.
+    """
+    if isinstance(sink, Store):
+        sink.sweeps = False
     async with sink:
         await sink.check()
         if not isinstance(sink, Store):

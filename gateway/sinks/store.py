@@ -52,6 +52,8 @@ class Store(Sink):
     stage = Stage.STORE
     keep_seconds: float = 0
     """After so many seconds an upload expires, and is gone; 0: never. The store itself sees to that."""
+    sweeps: bool = True
+    """Whether uploads expire by it while it is entered. Who looks whether it can be used sets it before: to False."""
     remark: str = ""
     """What its operator has to see to elsewhere; told by `gateway check --probe`."""
 

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 from pathlib import Path
 
 import pytest
 
 from gateway.errors import SinkRefused, SinkUnavailable
+from gateway.model import Upload
 from gateway.server.probing import probe
 from gateway.sinks.discard import DiscardSink
 from gateway.sinks.disk import DiskSink
+from gateway.sinks.store import Store
+from tests.contract import file, source
 from tests.support.buckets import in_directory, in_memory, moto_place
 from tests.support.doubles import MemoryStore
 from tests.support.failing_store import failing_store
@@ -35,6 +39,35 @@ async def test_of_a_bucket_it_says_what_a_rule_of_its_own_has_to_see_to(tmp_path
     assert [path for path in (tmp_path / "objects").rglob("*") if path.is_file()] == []
 
 
+async def _kept(store: Store) -> None:
+    async with store, store.open(Upload("01JD0000000000000000000001", "/")) as delivery:
+        await delivery.accept(file(0), source(b"x"))
+        delivery.keep_manifest(b"{}")
+        await delivery.commit()
+
+
+async def test_no_upload_expires_by_it_and_no_turn_to_sweep_is_taken(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with moto_place() as place:
+        for name, value in place.environment.items():
+            monkeypatch.setenv(name, value)
+        await _kept(place.sink())
+        await _kept(DiskSink(name="disk", root=str(tmp_path)))
+        for key in [name for name in place.left() if name.startswith(".sweeps/")]:
+            place.client().delete_object(Bucket="uploads", Key=f"{place.prefix}/{key}")
+        os.utime(tmp_path / "01JD0000000000000000000001", (1, 1))
+        os.utime(tmp_path / "01JD0000000000000000000001" / "manifest.json", (1, 1))
+        before = place.left()
+        await asyncio.sleep(1.5)
+        for _ in range(2):
+            await probe(place.sink(keep_seconds=1))
+            await probe(DiskSink(name="disk", root=str(tmp_path), keep_seconds=1))
+        assert place.left() == before
+        assert before == [f"01JD0000000000000000000001/{name}" for name in ("0", "manifest.json")]
+        assert os.listdir(tmp_path) == ["01JD0000000000000000000001"]
+
+
 async def test_a_store_that_refuses_or_fails_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
     with moto_place() as place:
         for name, value in place.environment.items():
@@ -48,7 +81,7 @@ async def test_a_store_that_refuses_or_fails_says_so(monkeypatch: pytest.MonkeyP
             store.fails = lambda call: 500 if call.kind == "reads" and call.number < 6 else None
             with pytest.raises(SinkUnavailable):
                 await probe(place.sink())
-        assert [name for name in place.left() if not name.startswith(".sweeps/")] == []
+        assert place.left() == []
 
 
 @pytest.mark.parametrize("exists", [True, False])

@@ -173,21 +173,26 @@ class DiskSink(Store):
         """An upload outlives its time by a quarter of it, and by a minute at most."""
         return max(1, min(self.keep_seconds / 4, 60))
 
+    @property
+    def _expires(self) -> bool:
+        return self.sweeps and self.keep_seconds > 0
+
     def _start(self) -> None:
         self._volume.start()
-        self._sweep()
+        if self.sweeps:
+            self._sweep()
 
     def _sweep(self) -> None:
         self._volume.remove_left()
-        if self.keep_seconds:
+        if self._expires:
             removed = remove_expired(self._volume, self.keep_seconds, self._stopped)
             log.debug("disk %s: %d uploads have expired", self.name, removed)
 
     def _sweep_later(self) -> None:
         if self._timer is not None:
             self._timer.cancel()
-        if not self._stopped.is_set() and (self.keep_seconds or self._volume.has_left):
-            seconds = self.sweep_seconds if self.keep_seconds else _RETRY_SECONDS
+        if not self._stopped.is_set() and (self._expires or self._volume.has_left):
+            seconds = self.sweep_seconds if self._expires else _RETRY_SECONDS
             self._timer = asyncio.get_running_loop().call_later(seconds, self._sweep_now)
 
     def _sweep_now(self) -> None:

@@ -78,7 +78,8 @@ class ObjectSink(Store):
             raise OSError(f"sinks.{self.name}.url: {error}") from error
         self._sweeper = Sweeper(self._started, self._open, keep_seconds=self.keep_seconds)
         self._ending = OwnTasks()
-        self._sweeper.start()
+        if self.sweeps:
+            self._sweeper.start()
         return self
 
     async def __aexit__(self, *exc_info: object) -> None:

@@ -49,10 +49,12 @@ class Sweeper:
         """Uploads that could not be removed, by identifier."""
         self._tasks = OwnTasks()
         self._timer = RearmingTimer(self._tick)
-        self._due_at = self._looks_at = 0.0
+        self._due_at = self._looks_at = float("inf")
+        """Until it is started: what could not be removed is tried again all the same."""
 
     def start(self) -> None:
         """At once for the first time, then every `sweep_seconds`, until it is stopped."""
+        self._due_at = self._looks_at = 0.0
         self._timer.look()
 
     async def stop(self) -> None:
@@ -134,13 +136,25 @@ class Turn:
         self.is_ours = await self.bucket.put(self._key, b"", create=True)
         if not self.is_ours:
             return False
-        over = [one.key async for one in self.bucket.listed(f"{SWEEPS}/") if one.key.startswith(self._kind)]
-        await self.bucket.delete([key for key in over if key != self._key])
+        try:
+            over = [one.key async for one in self.bucket.listed(f"{SWEEPS}/") if one.key.startswith(self._kind)]
+            await self.bucket.delete([key for key in over if key != self._key])
+        except asyncio.CancelledError:
+            await self._give_back()
+            raise
         return True
 
     async def __aexit__(self, kind: type[BaseException] | None, *exc_info: object) -> None:
         if kind is None and self.is_ours:
             await self.bucket.delete([self._key])
+        elif kind is asyncio.CancelledError and self.is_ours:
+            await self._give_back()
+
+    async def _give_back(self) -> None:
+        """A gateway that ends while it sweeps leaves the turn to others, unless that takes long."""
+        with contextlib.suppress(GatewayError, TimeoutError):
+            async with asyncio.timeout(_RETRY_SECONDS):
+                await self.bucket.delete([self._key])
 
     @property
     def _kind(self) -> str:

@@ -74,6 +74,23 @@ async def test_who_dies_while_he_sweeps_has_wasted_his_turn_only(bucket: Bucket)
     assert await keys_in(bucket) == []
 
 
+async def test_who_is_told_to_end_while_he_sweeps_gives_his_turn_back(bucket: Bucket) -> None:
+    async def sweeping() -> None:
+        async with Turn(bucket, "left", 60, now=600) as is_ours:
+            assert is_ours
+            sweeps.set()
+            await asyncio.Event().wait()
+
+    sweeps = asyncio.Event()
+    async with asyncio.TaskGroup() as group:
+        task = group.create_task(sweeping())
+        await sweeps.wait()
+        task.cancel()
+    assert await keys_in(bucket) == []
+    async with Turn(bucket, "left", 60, now=630) as same:
+        assert same
+
+
 async def test_an_upload_that_runs_for_longer_than_a_day_is_not_taken_for_one_that_was_left(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
