@@ -94,7 +94,6 @@ TESTED_ELSEWHERE = {
     "multipart.part_reader": ("multipart.test_reader", "a reader makes it"),
     "server.app": ("server.test_serve", "it is built in every test over a socket"),
     "server.board": ("server.test_watching", "what it tells, to whoever watches"),
-    "server.neighbours": ("server.test_workers", "between processes"),
     "server.page_handlers": ("server.test_page", "over a socket; signed links: test_page_in_browser"),
     "server.record": ("server.test_handlers", "a line and counts for each upload over a socket"),
     "server.results": ("server.test_handlers", "what the client reads, over a socket"),
@@ -127,6 +126,7 @@ TESTED_ELSEWHERE = {
     "upload.failures": ("upload.test_garbage", "what is let go of; which is told: test_dispatch_failures"),
     "upload.flow_run": ("flows.test_flows", "what flows do to a file on its way"),
     "upload.progress": ("server.test_watching", "what is told, against what destinations have read"),
+    "upload.standing": ("server.test_watching", "what is told of files and sinks"),
     "upload.stalls": ("upload.test_dispatch_failures", "sinks that are stuck, and who is blamed"),
 }
 """Why a module has no test file of its name in the folder of its wing, and which one tests it."""

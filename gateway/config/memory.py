@@ -16,7 +16,7 @@ from gateway.multipart import reader
 from gateway.sinks.disk import delivery
 from gateway.sinks.objects import layout as objects
 from gateway.sinks.relay import sink as relay
-from gateway.upload import lanes
+from gateway.upload import lanes, standing
 from gateway.upload.routes import Route
 
 __all__ = ["connection_bound_bytes", "memory_bound_bytes", "read_bound_bytes", "unlimited_keys"]
@@ -29,6 +29,8 @@ _TLS_IDLE_BYTES, _TLS_BUSY_BYTES = 320 << 10, 1 << 20
 """What TLS of ours holds of a connection, and what more while something goes through it: asyncio has a buffer of
 256 KiB for what comes, a copy of it, what is decrypted of it, and up to 512 KiB that waits for the client.
 """
+_UNTAKEN_BYTES = 256 << 10
+"""Of what whoever watches an upload is told, beside the text: a slice of it that waits for him, and its head."""
 
 
 def memory_bound_bytes(settings: Settings) -> tuple[int, dict[str, int]]:
@@ -41,11 +43,15 @@ def memory_bound_bytes(settings: Settings) -> tuple[int, dict[str, int]]:
 
 def read_bound_bytes(settings: Settings) -> int:
     """What one read may hold at most."""
-    return _READ_BYTES + connection_bound_bytes(settings) + (_TLS_BUSY_BYTES if settings.tls else 0)
+    return _READ_BYTES + _idle_bytes(settings) + (_TLS_BUSY_BYTES if settings.tls else 0)
 
 
 def connection_bound_bytes(settings: Settings) -> int:
-    """What a connection may hold at most whose request is neither an upload nor a read."""
+    """What a connection may hold at most whose request is neither an upload nor a read: it may watch an upload."""
+    return _idle_bytes(settings) + standing.TOLD_BYTES + _UNTAKEN_BYTES + (_UNTAKEN_BYTES if settings.tls else 0)
+
+
+def _idle_bytes(settings: Settings) -> int:
     head = sum(request_heads.memory_shares(settings.server.max_head_bytes).values())
     return head + (_TLS_IDLE_BYTES if settings.tls else 0)
 

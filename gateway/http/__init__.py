@@ -22,7 +22,7 @@ from gateway.http.forwarding import (
 from gateway.http.lent_connection import ConnectionLost, LentConnection
 from gateway.http.obs_text import ForwardedResponse, restore_obs_text
 from gateway.http.origin import TOKEN, Family, TrustedNetworks, client_address
-from gateway.http.prefix import PREFIX, forwarded_prefix, is_prefix, prefixed, without_base
+from gateway.http.prefix import PREFIX, cut, forwarded_prefix, is_prefix, prefixed, without_base
 from gateway.http.problems import CHALLENGE, problem, problem_document, severity
 from gateway.http.query import with_query
 from gateway.http.request_bodies import Body, ChunkedBody, LengthBody
@@ -78,6 +78,7 @@ __all__ = [
     "checked_head",
     "chosen",
     "client_address",
+    "cut",
     "delivered",
     "destination_socket",
     "destination_url",

@@ -18,7 +18,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mappin
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 
-from gateway.errors import Conflict
+from gateway.errors import Busy, Conflict, NoDescriptors
 from gateway.sinks.store import Store
 from gateway.upload.progress import UploadProgress
 
@@ -29,6 +29,8 @@ _MOST_ENDED, _MOST_UNASKED, _MOST_PARTS = 4096, 256, 16384
 _INTERVAL_SECONDS = 0.1
 _SHARE = 20
 """Of a processor, to make texts: one in so many seconds of a second."""
+_LONGEST_SECONDS = 1.0
+"""Between two texts, however long one takes."""
 _WATCHER_SECONDS = 0.001
 """To send a text to one more, about, and that with a share of it."""
 
@@ -41,7 +43,7 @@ class Told:
     """Whose it is; empty: nobody's."""
     is_last: bool
     """Whether it has ended, so that nothing changes any more."""
-    text: str
+    text: bytes
     """JSON, without a prefix."""
 
 
@@ -49,11 +51,11 @@ class Others:
     """The other processes; none, unless this is one of several."""
 
     async def find(self, upload_id: str) -> Told | None:
-        """What the one that has it tells of an upload."""
+        """What the one that has it tells of an upload. Raises Busy, NoDescriptors where that cannot be found out."""
         return None
 
     async def has_taken(self, upload_id: str) -> bool:
-        """Whether one of them has an upload of that id."""
+        """Whether one of them has an upload of that id, or may have it. Raises NoDescriptors."""
         return False
 
 
@@ -120,7 +122,7 @@ class Board:
         if progress is None:
             return None
         progress.is_asked = True
-        text = json.dumps(progress.snapshot(), ensure_ascii=False)
+        text = json.dumps(progress.snapshot(), ensure_ascii=False).encode()
         return Told(progress.identity, progress.ended_at > 0, text)
 
     async def find(self, upload_id: str) -> Told | None:
@@ -177,13 +179,18 @@ class Watch:
         self._asking = asyncio.Lock()
 
     async def newest(self) -> Told | None:
-        """None where nobody knows the upload any more."""
+        """None where nobody knows the upload any more. Raises Busy, NoDescriptors where that cannot be found out."""
         async with self._asking:
             began = time.monotonic()
-            if began >= self._next_at and (self._told is None or not self._told.is_last):
-                self._told = await self._find()
+            if began >= self._next_at:  # also of what has ended: an upload that failed gives its id back
+                try:
+                    self._told = await self._find()
+                except (Busy, NoDescriptors):
+                    if self._told is None:
+                        raise  # else what was known last is what is known now
                 now = time.monotonic()
-                pause = max(_INTERVAL_SECONDS, _SHARE * (now - began), self.watchers * _WATCHER_SECONDS)
+                making = min(_SHARE * (now - began), _LONGEST_SECONDS)  # other processes may have been slow to answer
+                pause = max(_INTERVAL_SECONDS, making, self.watchers * _WATCHER_SECONDS)
                 self._next_at = now + pause
             return self._told
 

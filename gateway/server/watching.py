@@ -1,13 +1,16 @@
 """Who watches an upload: `GET /uploads/{id}/progress`, as Server-Sent Events, or once as JSON.
 
 1. Each event is all that is known then; a watcher who reads slowly is sent the newest when the one before was taken,
-   and what the system holds for it is little. Nothing waits for a watcher.
+   and what is held for it is little: that text, and a slice of it. Who takes nothing for `_PATIENCE_SECONDS` is left.
+   Nothing waits for a watcher.
 2. An upload that is somebody's is not there for others.
 3. The stream ends with the upload. Its last event says `kept` or `failed`.
 """
 
 from __future__ import annotations
 
+import asyncio
+import logging
 import socket
 from contextlib import suppress
 
@@ -16,18 +19,24 @@ from aiohttp import hdrs, web
 from gateway.access import ANYBODY
 from gateway.downloads.stored import READER
 from gateway.errors import Malformed, NotFound
-from gateway.http.prefix import PREFIX, prefixed
+from gateway.http.answers import delivered, reset
+from gateway.http.prefix import PREFIX, cut, prefixed
 from gateway.server.board import REMEMBERED_SECONDS, Told, Watch
 from gateway.server.services import SERVICES
 from gateway.sinks.store import UPLOAD_ID
 
 __all__ = ["CHOSEN_ID", "PROGRESS_PATH", "check_chosen_id", "chosen_id", "get_progress"]
 
+log = logging.getLogger("gateway.answers")
+
 PROGRESS_PATH = "/uploads/{id}/progress"
 CHOSEN_ID = "X-Upload-ID"
 _JSON, _EVENTS = "application/json", "text/event-stream"
 _HELD_BYTES = 32 << 10
 """Of one watcher, by the system: old texts in there come before the newest."""
+_SLICE_BYTES = 32 << 10
+"""Written at once, and no more before that is the system's."""
+_PATIENCE_SECONDS = 10.0
 _QUIET_TEXTS = 100
 """After so many texts that were the same, a comment: so a watcher who has gone away is found."""
 
@@ -62,8 +71,9 @@ async def get_progress(request: web.Request) -> web.StreamResponse:
                 f"{REMEMBERED_SECONDS:g} seconds ago; of several replicas another one may"
             )
         if _prefers_json(request.headers.get(hdrs.ACCEPT, "")):
-            body = prefixed(told.text.encode(), request[PREFIX])
-            return web.Response(body=body, content_type=_JSON, headers={hdrs.CACHE_CONTROL: "no-store"})
+            headers = {hdrs.CACHE_CONTROL: "no-store"}
+            response = web.Response(body=told.text, content_type=_JSON, headers=headers)
+            return await delivered(request, response, prefix=request[PREFIX])
         return await _events(request, watch, told)
     finally:
         watch.leave()
@@ -84,20 +94,43 @@ async def _events(request: web.Request, watch: Watch, told: Told) -> web.StreamR
         return response
     _hold_little(request)
     newest: Told | None = told
-    text, same = "", 0
-    with suppress(ConnectionError):  # it has gone away
+    text, same = b"", 0
+    try:
         while newest is not None:
             if newest.text != text:
                 text, same = newest.text, 0
-                await response.write(b"data: " + prefixed(text.encode(), request[PREFIX]) + b"\n\n")
+                await _send_event(request, response, text)
             elif (same := same + 1) % _QUIET_TEXTS == 0:
-                await response.write(b":\n\n")
+                await _send(request, response, b":\n\n")
             if newest.is_last:
                 break
             await watch.pause()
             newest = await watch.newest()
-        await response.write_eof()
+        async with asyncio.timeout(_PATIENCE_SECONDS):
+            await response.write_eof()
+    except TimeoutError:
+        log.info("who watched an upload took nothing for %g s", _PATIENCE_SECONDS)
+        reset(request)
+    except ConnectionError:
+        log.debug("who watched an upload has gone away")
     return response
+
+
+async def _send_event(request: web.Request, response: web.StreamResponse, text: bytes) -> None:
+    begin, sent = b"data: ", 0
+    for piece in cut(text):
+        sent += len(piece)
+        end = b"\n\n" if sent == len(text) else b""
+        await _send(request, response, begin + prefixed(piece, request[PREFIX]) + end)
+        begin = b""
+
+
+async def _send(request: web.Request, response: web.StreamResponse, data: bytes) -> None:
+    """In slices, each when the one before has been taken. Raises TimeoutError, ConnectionError."""
+    for start in range(0, len(data), _SLICE_BYTES):
+        async with asyncio.timeout(_PATIENCE_SECONDS):
+            await response.write(data[start : start + _SLICE_BYTES])
+            await request.writer.drain()  # aiohttp waits only for what is more than 64 KiB
 
 
 def _hold_little(request: web.Request) -> None:
@@ -107,4 +140,5 @@ def _hold_little(request: web.Request) -> None:
         return
     with suppress(OSError):
         shown.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _HELD_BYTES)
+        shown.setsockopt(socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT, 1)  # a text goes there when that before is gone
     transport.set_write_buffer_limits(high=0)

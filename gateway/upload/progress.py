@@ -8,19 +8,33 @@ bytes go by: whoever watches has what the pump and the lanes count anyway put to
    best-effort sink was excluded) or `failed`. What failed has nothing.
 3. Parts are files. Fields, and file inputs without a file, are not listed.
 4. What has ended is remembered without its sinks' objects, and without the bytes of anything (`Standing`).
+5. What is told of parts is `TOLD_BYTES` at most: files beyond that, or beyond `_MOST_PARTS`, are counted only. A sink's
+   sums are of all its files.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping, Sequence, Set
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import Any, cast
 
 from gateway.intake.body import Intake
-from gateway.model import Entry, Upload, text
-from gateway.sinks import LATEST
+from gateway.model import Entry, Upload
 from gateway.upload.lanes import Lane
+from gateway.upload.standing import (
+    TOLD_BYTES,
+    TOLD_SINK_BYTES,
+    PartStanding,
+    SinkStanding,
+    Standing,
+    delivered_of,
+    files_of,
+    part_standing,
+    sink_standing,
+    sink_state,
+    told_bytes,
+    told_part,
+)
 
 __all__ = ["FEW_PARTS", "UploadProgress"]
 
@@ -30,50 +44,10 @@ _LIGHT_BYTES = 16 << 10
 """Of so few parts that came in so few bytes the entries themselves are: to describe them costs more than they weigh."""
 _MOST_PARTS = 1000
 """Told of one upload; the others are only counted."""
-_MOST_NAME_BYTES = 400
-_NOBODY: Set[int] = frozenset()
-_NOTHING: Mapping[int, int] = {}
+_MOST_KEPT = 8
+"""Of what an upload that failed has kept all the same: whoever sent it is told all of that."""
 _RATE_SECONDS = 1.0
 """Rates are over this, and up to twice as much."""
-
-
-@dataclass(slots=True)
-class PartStanding:
-    """One file: how much of it came, and how much its sinks are to have of that (flows may change it)."""
-
-    index: int
-    raw_name: bytes
-    raw_filename: bytes | None
-    received: int
-    given: int
-    is_whole: bool
-    problem: Mapping[str, object] | None
-
-
-@dataclass(slots=True)
-class SinkStanding:
-    """One sink: which files go there, and what of them has not arrived."""
-
-    name: str
-    files: Sequence[int] | None
-    """None: all."""
-    forgotten: Set[int]
-    alone: Set[int]
-    """Files that are kept before its commit."""
-    backlog: Mapping[int, int]
-    committed: bool
-    excluded: str | None
-
-
-@dataclass(slots=True)
-class Standing:
-    """How far an upload is."""
-
-    state: str
-    received: int
-    parts: Sequence[PartStanding]
-    more_parts: int
-    sinks: Sequence[SinkStanding]
 
 
 class _Rate:
@@ -128,19 +102,21 @@ class UploadProgress:
     @property
     def is_taken(self) -> bool:
         """Whether its id is: it goes on, or something of it is kept."""
-        return self._standing is None or any(sink.committed or sink.alone for sink in self._standing.sinks)
+        return self._standing is None or any(sink.keeps for sink in self._standing.sinks)
 
     def end(self, problem: Mapping[str, object] | None) -> None:
         """It has ended, well or with this problem. Let go of all but what is told from now on."""
         self.ended_at = time.monotonic()
         self._problem = problem
+        if problem is not None and "kept" in problem:
+            self._problem = {**problem, "kept": list(cast("Sequence[object]", problem["kept"]))[:_MOST_KEPT]}
         intake, entries = self._intake, self._entries
         self._received = 0 if intake is None else intake.received_bytes
         is_light = len(entries) <= FEW_PARTS and self._received <= _LIGHT_BYTES
         state = "kept" if problem is None else "failed"
-        parts, more = ([], 0) if is_light else self._parts(_MOST_PARTS if self.is_asked else FEW_PARTS)
-        sinks = [_sink_standing(lane, ended=True, keep_files=not more) for lane in self._lanes]
-        self._standing = Standing(state, self._received, parts, more, sinks)
+        parts, rest = ([], []) if is_light else self._parts(_MOST_PARTS if self.is_asked else FEW_PARTS)
+        sinks = [sink_standing(lane, None if is_light else parts, rest, ended=True) for lane in self._lanes]
+        self._standing = Standing(state, self._received, parts, len(rest), sinks)
         self.part_count = len(entries) if is_light else len(parts)
         self._intake, self._lanes, self._rates = None, (), None
         if not is_light:
@@ -150,7 +126,7 @@ class UploadProgress:
         """As it is told."""
         standing = self._stand()
         now = self.ended_at or time.monotonic()
-        delivered = {sink.name: _delivered(sink, standing) for sink in standing.sinks}
+        delivered = {sink.name: delivered_of(sink, standing) for sink in standing.sinks}
         return {
             "upload": self.id,
             "route": self._route,
@@ -160,7 +136,7 @@ class UploadProgress:
             "received": standing.received,
             "received_per_second": self._rate("", standing.received, now),
             "sinks": [self._told_sink(sink, delivered[sink.name], standing, now) for sink in standing.sinks],
-            "parts": [_told_part(part, delivered, standing) for part in standing.parts],
+            "parts": [told_part(part, delivered, standing) for part in standing.parts],
             "more_parts": standing.more_parts,
             "problem": self._problem,
         }
@@ -174,35 +150,35 @@ class UploadProgress:
         state = "delivering" if intake is not None and intake.ended else "receiving"
         if any(lane.committing for lane in self._lanes):
             state = "committing"
-        parts, more = self._parts(_MOST_PARTS)
-        sinks = [_sink_standing(lane, ended=False, keep_files=True) for lane in self._lanes]
-        return Standing(state, 0 if intake is None else intake.received_bytes, parts, more, sinks)
+        parts, rest = self._parts(_MOST_PARTS)
+        sinks = [sink_standing(lane, parts, rest, ended=False) for lane in self._lanes]
+        return Standing(state, 0 if intake is None else intake.received_bytes, parts, len(rest), sinks)
 
-    def _parts(self, most: int) -> tuple[list[PartStanding], int]:
-        """(so many, how many more there are)."""
+    def _parts(self, most: int) -> tuple[list[PartStanding], list[Entry]]:
+        """(so many at most, the files that are not among them)."""
         is_coming = not self.ended_at and self._intake is not None and not self._intake.ended
         last = self._entries[-1] if is_coming and self._entries else None
+        of_sinks = sum(TOLD_SINK_BYTES + len(lane.name.encode()) for lane in self._lanes)
         parts: list[PartStanding] = []
-        more = 0
-        for entry in _files(self._entries):
-            if len(parts) < most:
-                parts.append(_part_standing(entry, is_whole=entry is not last))
-            elif self.ended_at and not self.is_asked:
-                more = len(self._entries) - most  # about: who counts them all holds up the upload
-                break
-            else:
-                more += 1
-        return parts, more
+        files, left = files_of(self._entries), TOLD_BYTES
+        for entry in files:
+            part = part_standing(entry, is_whole=entry is not last)
+            left -= of_sinks + told_bytes(part)
+            if len(parts) == most or left < 0:
+                return parts, [entry, *files]
+            parts.append(part)
+        return parts, []
 
     def _told_sink(
         self, sink: SinkStanding, delivered: Mapping[int, int], standing: Standing, now: float
     ) -> dict[str, Any]:
-        arrived = sum(delivered.values())
+        arrived = sum(delivered.values()) + sink.untold
+        committed = sum(size for index, size in delivered.items() if sink.committed or index in sink.alone)
         told = {
             "sink": sink.name,
-            "state": _sink_state(sink, standing.state, is_alone=False),
+            "state": sink_state(sink, standing.state, is_alone=False),
             "delivered": arrived,
-            "committed": sum(size for index, size in delivered.items() if sink.committed or index in sink.alone),
+            "committed": committed + sink.untold_committed,
             "delivered_per_second": self._rate(sink.name, arrived, now),
         }
         return told if sink.excluded is None else {**told, "reason": sink.excluded}
@@ -213,92 +189,3 @@ class UploadProgress:
         if self._rates is None:
             self._rates = {}
         return self._rates.setdefault(what, _Rate(self._began)).of(count, now)
-
-
-def _files(entries: Sequence[Entry]) -> Iterator[Entry]:
-    """An empty file input is none, unless bytes follow."""
-    return (entry for entry in entries if entry.part.is_file and (entry.size or entry.part.raw_filename != b""))
-
-
-def _part_standing(entry: Entry, *, is_whole: bool) -> PartStanding:
-    part = entry.part
-    filename = part.raw_filename
-    return PartStanding(
-        part.index,
-        part.raw_name[:_MOST_NAME_BYTES],
-        None if filename is None else filename[:_MOST_NAME_BYTES],
-        entry.size,
-        entry.size if entry.output is None else entry.output.size,
-        is_whole,
-        entry.problem,
-    )
-
-
-def _shown(raw: bytes) -> str:
-    """One that was cut may have been cut within a character."""
-    return raw.decode(errors="ignore") if len(raw) == _MOST_NAME_BYTES else text(raw)
-
-
-def _sink_standing(lane: Lane, *, ended: bool, keep_files: bool) -> SinkStanding:
-    alone = lane.kept_alone() if keep_files else ()
-    return SinkStanding(
-        lane.name,
-        None if lane.takes_wire or not keep_files else lane.files,
-        lane.forgotten if keep_files else _NOBODY,
-        frozenset(receipt.part for receipt in alone) if alone else _NOBODY,
-        _NOTHING if ended else lane.backlog(),
-        lane.committed,
-        lane.excluded,
-    )
-
-
-def _sink_state(sink: SinkStanding, state: str, *, is_alone: bool) -> str:
-    if sink.excluded is not None:
-        return "dropped"
-    if sink.committed or is_alone:
-        return "kept"
-    return "failed" if state in ("kept", "failed") else state
-
-
-def _delivered(sink: SinkStanding, standing: Standing) -> dict[int, int]:
-    """File -> bytes of it that have arrived, of those that are told. What is LATEST is missing at the end."""
-    is_lost = sink.excluded is not None or (standing.state in ("kept", "failed") and not sink.committed)
-    late = sink.backlog.get(LATEST, 0)
-    delivered: dict[int, int] = {}
-    files = None if sink.files is None else frozenset(sink.files)
-    for part in reversed(standing.parts):
-        if files is not None and part.index not in files:
-            continue
-        if part.index in sink.forgotten or (is_lost and part.index not in sink.alone):
-            delivered[part.index] = 0
-            continue
-        arrived = max(0, part.given - sink.backlog.get(part.index, 0))
-        missing = min(late, arrived)
-        late -= missing
-        delivered[part.index] = arrived - missing
-    return delivered
-
-
-def _told_part(part: PartStanding, delivered: Mapping[str, Mapping[int, int]], standing: Standing) -> dict[str, Any]:
-    sinks = []
-    for sink in standing.sinks:
-        if part.index not in delivered[sink.name]:
-            continue
-        arrived, is_alone = delivered[sink.name][part.index], part.index in sink.alone
-        is_failed = part.problem is not None or part.index in sink.forgotten
-        told = {
-            "sink": sink.name,
-            "state": "failed" if is_failed else _sink_state(sink, standing.state, is_alone=is_alone),
-            "delivered": arrived,
-            "committed": arrived if sink.committed or is_alone else 0,
-        }
-        sinks.append(told if sink.excluded is None else {**told, "reason": sink.excluded})
-    told_part: dict[str, Any] = {
-        "index": part.index,
-        "name": _shown(part.raw_name),
-        "filename": None if part.raw_filename is None else _shown(part.raw_filename),
-        "received": part.received,
-        "size": part.received if part.is_whole else None,
-        "sinks": sinks,
-    }
-    return told_part if part.problem is None else {**told_part, "problem": part.problem}

@@ -3,21 +3,28 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import json
 import resource
 import socket
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager, suppress
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from pathlib import Path
 from typing import Any
 
 import pytest
 from aiohttp import web
 
+from gateway.config.load import load
+from gateway.config.memory import connection_bound_bytes
 from gateway.server.board import Board, _Ended
 from gateway.server.record import new_ulid
+from gateway.sinks.disk.jobs import Jobs
+from gateway.upload.standing import TOLD_BYTES
 from tests.conftest import RunningGateway, StartDestination, StartGateway
 from tests.support.clients import Answer, Client, ask, eventually, file, form, head
 from tests.support.doubles import RefusingUpstream, closed_port
+from tests.support.processes import gateway_process
 
 MIB = 1 << 20
 SOCKETS_BYTES = 8 * MIB
@@ -64,11 +71,14 @@ async def _events(client: Client) -> AsyncIterator[Any]:
     first = (await client._until(b"\r\n\r\n")).decode()
     assert "200 OK" in first
     assert "content-type: text/event-stream" in first.lower()
+    text = b""  # of one event, which comes in as many chunks as it likes
     while (size := int(await client._until(b"\r\n"), 16)) > 0:
-        chunk = await client._exactly(size)
+        text += await client._exactly(size)
         await client._until(b"\r\n")
-        if chunk.startswith(b"data: "):
-            yield json.loads(chunk[6:])
+        if text.endswith(b"\n\n"):
+            if text.startswith(b"data: "):
+                yield json.loads(text[6:])
+            text = b""
 
 
 def sink_of(told: Any, name: str, part: int | None = None) -> Any:
@@ -76,6 +86,8 @@ def sink_of(told: Any, name: str, part: int | None = None) -> Any:
     return next(sink for sink in sinks if sink["sink"] == name)
 
 
+FAT = b"".join(file(b"x", "f" * 390, name="n" * 390) + b"\r\n" for _ in range(999))
+"""The beginning of a form of many files that have long names."""
 BODY = form(file(b"x" * MIB, "a.bin"), file(b"y" * 1000, "b.bin"))
 TWICE = [{"path": "/upload", "parts": [{"sinks": ["disk", "api"]}]}]
 
@@ -315,6 +327,116 @@ class TestWhoWatches:
         assert len(events) <= 3
         assert events[-1]["state"] == "kept"
 
+    async def test_one_who_slept_is_not_sent_what_was_told_meanwhile(self, start_gateway: StartGateway) -> None:
+        gateway, upload_id = await start_gateway(), new_ulid()
+        async with Client(gateway.port) as uploading, Client(gateway.port, receive_buffer_bytes=2048) as unreading:
+            await uploading.send(head(x_upload_id=upload_id, content_length=len(BODY)) + BODY[:1000])
+            await eventually(lambda: gateway.services.board._running)
+            await unreading.send(head(f"/uploads/{upload_id}/progress", "GET"))
+            for offset in range(1000, 5000, 100):
+                await uploading.send(BODY[offset : offset + 100])
+                await asyncio.sleep(0.11)
+            await uploading.send(BODY[5000:])
+            assert (await uploading.answer()).status == 201
+            events = [event async for event in _events(unreading)]
+        assert len(events) <= 20
+        assert events[-1]["state"] == "kept"
+
+    @pytest.mark.sockets
+    async def test_those_who_do_not_read_hold_no_more_than_check_says(self, tmp_path: Path) -> None:
+        upload_id, watchers = new_ulid(), 60
+        config = "limits.max_parts = 5000\nserver.drain_seconds = 1\n"
+        with gateway_process(tmp_path, config) as process:
+            bound = connection_bound_bytes(load(tmp_path / "gateway-0.toml"))
+            async with AsyncExitStack() as stack:
+                uploading = await stack.enter_async_context(Client(process.port))
+                await uploading.send(head(x_upload_id=upload_id, content_length=10 * MIB) + FAT)
+                await asyncio.sleep(1)
+                text = await ask(process.port, f"/uploads/{upload_id}/progress", accept="application/json")
+                told = text.json()
+                assert len(text.body) < TOLD_BYTES
+                assert (len(told["parts"]) + told["more_parts"], told["more_parts"] > 0) == (999, True)
+                before = process.peak_rss_bytes()
+                for _ in range(watchers):
+                    client = await stack.enter_async_context(Client(process.port, receive_buffer_bytes=4096))
+                    await client.send(head(f"/uploads/{upload_id}/progress", "GET"))
+                await asyncio.sleep(3)
+                grown = process.peak_rss_bytes() - before
+        assert grown < watchers * min(bound, TOLD_BYTES + MIB // 4)
+
+    async def test_one_who_takes_nothing_is_left_and_holds_up_no_end(
+        self, start_gateway: StartGateway, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr("gateway.server.watching._PATIENCE_SECONDS", 0.5)
+        gateway, upload_id = await start_gateway(), new_ulid()
+        board = gateway.services.board
+        async with Client(gateway.port) as uploading, Client(gateway.port, receive_buffer_bytes=4096) as unreading:
+            await uploading.send(head(x_upload_id=upload_id, content_length=10 * MIB) + FAT)
+            await eventually(lambda: board._running)
+            await unreading.send(head(f"/uploads/{upload_id}/progress", "GET"))
+            await eventually(lambda: board._watches)
+            await eventually(lambda: not board._watches, seconds=5)
+            assert await progress(gateway, upload_id) != 404
+
+    async def test_an_id_that_is_used_again_is_told_anew_while_somebody_is_stuck_with_what_failed(
+        self, start_gateway: StartGateway
+    ) -> None:
+        gateway, upload_id = await start_gateway(), new_ulid()
+        board = gateway.services.board
+        async with Client(gateway.port, receive_buffer_bytes=4096) as unreading:
+            async with Client(gateway.port) as uploading:
+                await uploading.send(head(x_upload_id=upload_id, content_length=10 * MIB) + FAT)
+                await eventually(lambda: board._running)
+                await unreading.send(head(f"/uploads/{upload_id}/progress", "GET"))
+                await eventually(lambda: board._watches)
+                await asyncio.sleep(0.3)
+                uploading.reset()
+            await eventually(lambda: not board._running)
+            await asyncio.sleep(1.1)  # what was told last is told that long
+            assert (await progress(gateway, upload_id))["state"] == "failed"
+            assert board._watches, "the other one is still stuck"
+            async with Client(gateway.port) as uploading:
+                await uploading.send(head(x_upload_id=upload_id, content_length=len(BODY)) + BODY[:1000])
+                await eventually(lambda: board._running)
+                await asyncio.sleep(1.1)
+                assert (await progress(gateway, upload_id))["state"] == "receiving"
+
+    async def test_of_what_is_not_told_of_each_file_the_sums_are_true(self, start_gateway: StartGateway) -> None:
+        """Every second file goes elsewhere."""
+        sinks = {name: {"type": "discard"} for name in ("a", "b")}
+        routes = [
+            {
+                "path": "/upload",
+                "parts": [{"match": {"filename": "*.a"}, "sinks": ["disk", "a"]}, {"sinks": ["disk", "b"]}],
+            }
+        ]
+        gateway = await start_gateway(sinks=sinks, routes=routes, limits={"max_parts": 2000})
+        for count, most, upload_id in ((20, 8, None), (1200, 1000, new_ulid())):
+            body = form(*(file(bytes(100), f"{number}.{'ba'[number % 2]}") for number in range(count)))
+            chosen = {} if upload_id is None else {"x_upload_id": upload_id}
+            answer = await ask(gateway.port, "/upload", "POST", body, **chosen)
+            told = await progress(gateway, answer.headers["location"].rpartition("/")[2])
+            assert (len(told["parts"]) + told["more_parts"], 0 < len(told["parts"]) <= most) == (count, True)
+            for name, size in (("disk", count * 100), ("a", count * 50), ("b", count * 50)):
+                sink = sink_of(told, name)
+                assert (sink["delivered"], sink["committed"], sink["state"]) == (size, size, "kept")
+            for part in told["parts"]:
+                assert [sink["sink"] for sink in part["sinks"]] == ["disk", "ba"[part["index"] % 2]]
+
+    async def test_what_an_upload_that_failed_has_kept_all_the_same_is_told_in_short(
+        self, start_gateway: StartGateway, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(Jobs, "publish", _full)
+        gateway = await start_gateway(
+            sinks={"first": {"type": "tests.support.doubles:MemorySink", "stage": 0}},
+            routes=[{"path": "/upload", "parts": [{"sinks": ["first", "disk"]}]}],
+        )
+        upload_id = new_ulid()
+        answer = await ask(gateway.port, "/upload", "POST", form(*[file(b"abc")] * 20), x_upload_id=upload_id)
+        problem = (await progress(gateway, upload_id))["problem"]
+        assert (answer.status, len(answer.json()["kept"])) == (502, 20)
+        assert problem == {**answer.json(), "kept": answer.json()["kept"][:8]}
+
     async def test_ended_uploads_are_remembered_within_bounds(
         self, start_gateway: StartGateway, monkeypatch: pytest.MonkeyPatch
     ) -> None:
@@ -335,6 +457,10 @@ class TestWhoWatches:
         answer = await ask(gateway.port, "/upload", "POST", form(*[file(b"a")] * 20))  # nobody has asked for this one
         told = await progress(gateway, answer.headers["location"].rpartition("/")[2])
         assert (len(told["parts"]), told["more_parts"]) == (8, 12)
+
+
+def _full(self: Jobs, *arguments: Any) -> None:
+    raise OSError(errno.ENOSPC, "no space left")
 
 
 def _counted(board: Board) -> list[str]:
