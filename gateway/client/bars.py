@@ -6,9 +6,10 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import sys
-from collections.abc import Iterable
-from contextlib import AbstractAsyncContextManager
+from collections.abc import Callable, Iterable
+from contextlib import AbstractAsyncContextManager, suppress
 from typing import TYPE_CHECKING, Any, TextIO
 
 from gateway.client.sources import printable
@@ -27,6 +28,8 @@ class Quiet(AbstractAsyncContextManager["Quiet"]):
     """Where the output is no terminal: only what went wrong is said."""
 
     is_terminal = False
+    is_unwritten = False
+    """Standard output did not take what it should, and somebody waits for it."""
 
     async def __aexit__(self, *exc_info: object) -> None:
         """Nothing is drawn."""
@@ -42,11 +45,34 @@ class Quiet(AbstractAsyncContextManager["Quiet"]):
 
     def complain(self, text: str) -> None:
         """What went wrong."""
-        print(f"gateway: {printable(text)}", file=sys.stderr, flush=True)
+        try:
+            print(f"gateway: {printable(text)}", file=sys.stderr, flush=True)
+        except OSError:
+            _let_go(sys.stderr)
+
+    def line(self, text: str) -> None:
+        """For programs, on standard output. Uploads go on when it takes nothing, and so are cleaned up."""
+        try:
+            print(text, flush=True)
+        except OSError as error:
+            _let_go(sys.stdout)
+            if not isinstance(error, BrokenPipeError):  # who reads no more knows it
+                self.is_unwritten = True
+                self.complain(f"standard output: {error.strerror}")
+
+
+def _let_go(stream: TextIO) -> None:
+    """What is still in it goes nowhere: it would fail once more when Python ends, which makes that exit with 120."""
+    with suppress(OSError):
+        nowhere = os.open(os.devnull, os.O_WRONLY | os.O_CLOEXEC)
+        os.dup2(nowhere, stream.fileno())
+        os.close(nowhere)
 
 
 class Bars(Quiet):
-    """On a terminal. `verbs` name the first leg and the second."""
+    """On a terminal. `verbs` name the first leg and the second. One that is closed is drawn on no more: what goes on
+    has to be cleaned up when it is.
+    """
 
     is_terminal = True
 
@@ -58,6 +84,8 @@ class Bars(Quiet):
             return TextColumn(text, markup=False)
 
         self._verbs = verbs
+        self._stream = stream
+        self._is_gone = False
         self._bars: Progress = Progress(
             column("{task.fields[name]}"),
             column("{task.description}"),
@@ -77,14 +105,14 @@ class Bars(Quiet):
 
     async def __aenter__(self) -> Bars:
         await self._drawing.__aenter__()
-        self._bars.start()
+        self._safely(self._bars.start)
         self._task = self._drawing.create_task(self._draw())
         return self
 
     async def __aexit__(self, *exc_info: object) -> None:
         assert self._task is not None
         self._task.cancel()
-        self._bars.stop()
+        self._safely(self._bars.stop)
         await self._drawing.__aexit__(None, None, None)
 
     def add(self, legs: Legs) -> None:
@@ -97,13 +125,13 @@ class Bars(Quiet):
         self._shown = [(shown, tasks) for shown, tasks in self._shown if shown is not legs]
         for task in tasks:
             self._bars.remove_task(task)
-        self._bars.refresh()
+        self._safely(self._bars.refresh)
         if text:
-            self._bars.print(self._bars.make_tasks_table(lines))
+            self._safely(lambda: self._bars.print(self._bars.make_tasks_table(lines)))
             self.say(text)
 
     def say(self, text: str) -> None:
-        self._bars.print(printable(text), markup=False, soft_wrap=True)
+        self._safely(lambda: self._bars.print(printable(text), markup=False, soft_wrap=True))
 
     def complain(self, text: str) -> None:
         self.say(f"gateway: {text}")
@@ -112,8 +140,17 @@ class Bars(Quiet):
         while True:
             for legs, tasks in self._shown:
                 self._update(legs, tasks)
-            self._bars.refresh()
+            self._safely(self._bars.refresh)
             await asyncio.sleep(_DRAW_SECONDS)
+
+    def _safely(self, draw: Callable[[], None]) -> None:
+        if self._is_gone:
+            return
+        try:
+            draw()
+        except OSError:
+            self._is_gone = True
+            _let_go(self._stream)
 
     def _update(self, legs: Legs, tasks: list[TaskID]) -> None:
         for number, (verb, done, note) in enumerate(_lines(legs, self._verbs)):

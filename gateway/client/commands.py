@@ -12,8 +12,7 @@ import json
 import os
 import re
 import signal
-from collections.abc import Awaitable, Callable, Iterator
-from contextlib import suppress
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -162,7 +161,13 @@ async def send(options: argparse.Namespace, at_signal: list[Callable[[], None]])
             for sources in every:
                 _tell(Upload(sources, failed=_not_sent()), None, shown, options)
             raise
-    return next((one.failed.code for one in uploads if one.failed is not None), Code.DONE)
+    return _code(uploads, shown)
+
+
+def _code(every: Sequence[Upload | Fetch], shown: Quiet) -> Code:
+    """That of the first that failed."""
+    otherwise = Code.LOCAL if shown.is_unwritten else Code.DONE
+    return next((one.failed.code for one in every if one.failed is not None), otherwise)
 
 
 def _not_sent() -> Failed:
@@ -196,7 +201,7 @@ def _tell(upload: Upload, legs: Legs | None, shown: Quiet, options: argparse.Nam
         said = str(failed)
         shown.complain(said if said.startswith(given) else f"{given}: {said}")
     if options.json:
-        _print(document_of(upload))
+        shown.line(json.dumps(document_of(upload)))
 
 
 def document_of(upload: Upload) -> dict[str, Any]:
@@ -227,11 +232,6 @@ def document_of(upload: Upload) -> dict[str, Any]:
     }
 
 
-def _print(document: dict[str, Any]) -> None:
-    with suppress(BrokenPipeError):
-        print(json.dumps(document), flush=True)
-
-
 # -- get
 
 
@@ -248,7 +248,7 @@ async def get(options: argparse.Namespace, at_signal: list[Callable[[], None]]) 
             fetches = await _fetches(remote, url, options, shown)
         except Failed as failed:
             if options.json:
-                _print(_fetched(Fetch(url, Path(), failed=failed)))
+                shown.line(json.dumps(_fetched(Fetch(url, Path(), failed=failed))))
             raise
         for fetch in fetches:
             legs = Legs(fetch.path.name)
@@ -260,8 +260,8 @@ async def get(options: argparse.Namespace, at_signal: list[Callable[[], None]]) 
                 if fetch.failed is not None:
                     shown.complain(f"{fetch.path.name}: {fetch.failed}")
                 if options.json:
-                    _print(_fetched(fetch))
-    return next((one.failed.code for one in fetches if one.failed is not None), Code.DONE)
+                    shown.line(json.dumps(_fetched(fetch)))
+    return _code(fetches, shown)
 
 
 async def _fetches(remote: Remote, url: URL, options: argparse.Namespace, shown: Quiet) -> list[Fetch]:

@@ -6,6 +6,8 @@ import asyncio
 import io
 import os
 import re
+import subprocess
+import sys
 from functools import partial
 from pathlib import Path
 
@@ -14,6 +16,7 @@ from aiohttp import web
 
 import gateway
 from gateway.client.bars import Bars, screen
+from gateway.client.outcomes import Code
 from gateway.client.watching import Legs
 from tests.conftest import StartDestination, StartGateway
 from tests.support.clients import eventually
@@ -103,6 +106,38 @@ async def test_ctrl_c_leaves_nothing(
     assert "Traceback" not in terminal.output
     await eventually(lambda: not relay.stored())
     assert counting.completed == 0
+
+
+async def test_a_terminal_that_is_closed_leaves_nothing_either(
+    start_gateway: StartGateway, start_destination: StartDestination, tmp_path: Path
+) -> None:
+    counting = Counting(100_000_000)
+    destination = await start_destination(counting.app)
+    relay = await start_gateway(api=f"{destination.url}/upload", routes=ROUTES)
+    (tmp_path / "a.bin").write_bytes(os.urandom(MIB))
+    async with Terminal("send", "a.bin", "--to", f"{relay.url}/both", "--json", cwd=tmp_path) as terminal:
+        await eventually(lambda: counting.completed == 1)  # all was sent: it is kept in a moment
+        terminal.close()
+        await asyncio.sleep(0.3)
+        counting.answers.set()
+        assert await terminal.ended(10) == 129
+    await eventually(lambda: not relay.stored())
+
+
+@pytest.mark.parametrize("name", ["a", "missing"])
+async def test_lines_that_cannot_be_written_are_told_and_are_no_traceback(
+    start_gateway: StartGateway, tmp_path: Path, name: str
+) -> None:
+    relay = await start_gateway()
+    (tmp_path / "a").write_bytes(b"x")
+    command = [sys.executable, "-m", "gateway", "send", name, "--json", "--to", relay.url]
+    with open("/dev/full", "w") as full:
+        run = partial(subprocess.run, command, stdout=full, stderr=subprocess.PIPE, check=False, cwd=tmp_path)
+        done = await asyncio.to_thread(run)
+    *_, told = done.stderr.splitlines()
+    assert (done.returncode, told) == (Code.LOCAL, b"gateway: standard output: No space left on device")
+    assert b"Traceback" not in done.stderr
+    assert bool(relay.stored()) == (name == "a")
 
 
 class FakeTerminal(io.StringIO):

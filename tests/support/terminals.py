@@ -53,11 +53,10 @@ class Terminal:
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        asyncio.get_running_loop().remove_reader(self._master)
         if self._process.poll() is None:
             self._process.kill()
             self._process.wait()
-        os.close(self._master)
+        self.close()
 
     def _read(self) -> None:
         try:
@@ -68,6 +67,13 @@ class Terminal:
     def press(self, key: bytes) -> None:
         """`b"\\x03"` is Ctrl-C."""
         os.write(self._master, key)
+
+    def close(self) -> None:
+        """As a window is: who runs in it is sent SIGHUP, and can write nothing any more."""
+        if self._master != -1:
+            asyncio.get_running_loop().remove_reader(self._master)
+            os.close(self._master)
+            self._master = -1
 
     async def ended(self, seconds: float = 60.0) -> int:
         """Its exit code."""
