@@ -120,7 +120,7 @@ class Bars(Quiet):
 
     def end(self, legs: Legs, text: str = "") -> None:
         tasks = next(tasks for shown, tasks in self._shown if shown is legs)
-        self._update(legs, tasks)
+        self._safely(lambda: self._update(legs, tasks))
         lines = [task for task in self._bars.tasks if task.id in tasks]
         self._shown = [(shown, tasks) for shown, tasks in self._shown if shown is not legs]
         for task in tasks:
@@ -138,10 +138,13 @@ class Bars(Quiet):
 
     async def _draw(self) -> None:
         while True:
-            for legs, tasks in self._shown:
-                self._update(legs, tasks)
+            self._safely(self._update_all)
             self._safely(self._bars.refresh)
             await asyncio.sleep(_DRAW_SECONDS)
+
+    def _update_all(self) -> None:
+        for legs, tasks in self._shown:
+            self._update(legs, tasks)
 
     def _safely(self, draw: Callable[[], None]) -> None:
         if self._is_gone:
@@ -153,6 +156,7 @@ class Bars(Quiet):
             _let_go(self._stream)
 
     def _update(self, legs: Legs, tasks: list[TaskID]) -> None:
+        """A bar that is added is drawn at once."""
         for number, (verb, done, note) in enumerate(_lines(legs, self._verbs)):
             size = legs.size
             shown: dict[str, Any] = {
