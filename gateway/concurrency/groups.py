@@ -6,16 +6,21 @@ to be made durable costs least where it is done for many at once.
 1. A job is a generator. What it yields are calls, of each of which it has to know that it was made before it goes on;
    those of a whole group are made beside each other in several threads, equal ones once. A call that raises does so in
    the jobs that wait for it.
-2. A group is what waits when a thread takes it: no job waits for one that came later. While it is at work the next one
-   gathers, for `_PATIENCE_SECONDS` at most: then another thread takes that, for the first one may hang.
-3. Each job has a future of its own, done when the job is, so that what comes after a job need not wait for its group.
+2. A group is what waits when it is given to the threads: no job waits for one that came later. While it is at work the
+   next one gathers, for `_PATIENCE_SECONDS` at most: then another thread takes that, for the first one may hang.
+3. Who waits for a thread is told when anybody's job on these threads moves; who is in a group only when that moves. So
+   a group that hangs is seen to hang, whatever others do. One of which a call hangs has two threads: its own, and that
+   of the call.
+4. Each job has a future of its own, done when the job is, so that what comes after a job need not wait for its group.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
+import math
 import threading
+import time
 from collections import deque
 from collections.abc import Callable, Generator, Sequence
 from concurrent.futures import Future
@@ -28,8 +33,10 @@ __all__ = ["Call", "GroupedJob", "JobGroups"]
 
 _PATIENCE_SECONDS = 0.03
 """A disk that works is done with a group by then, unless it makes things durable."""
-_WEIGHT = 128
-"""Of a group: files that are open at a time, of the 1024 descriptors that a process often has."""
+_WEIGHT = 64
+"""Of a group: files that are open at a time. Four of them are what 64 uploads may have open by their own right."""
+_TELL_SECONDS = 0.05
+"""As often are those of a group told that it moves: clocks are of seconds."""
 
 Call = Callable[[], object]
 Steps = Generator[Sequence[Call], None, None]
@@ -44,6 +51,13 @@ class GroupedJob(Future[None]):
         self.weight = weight
         self.progress = progress
         self.answered: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+
+    def cancel(self) -> bool:
+        """As a Future's; what it was made of is let go of, though the job is in a queue for as long as a disk hangs."""
+        is_cancelled = super().cancel()
+        if is_cancelled:
+            self.begin = None
+        return is_cancelled
 
     def steps(self) -> Steps:
         """It, begun; what it was made of is let go of."""
@@ -69,7 +83,7 @@ class JobGroups:
         self._timer: asyncio.Handle | None = None
 
     def submit(self, begin: Callable[[], Steps], *, weight: int = 1, progress: Progress | None = None) -> GroupedJob:
-        """A job of the next group. `begin` is called in a thread; `progress` is told whenever any of the jobs moves.
+        """A job of the next group. `begin` is called in a thread; `progress` is told of moves as rule 3 says.
 
         Jobs of more than a full `weight` are groups of their own.
         """
@@ -141,33 +155,70 @@ class JobGroups:
 
     def _work(self, group: _Group) -> None:
         loop = group.jobs[0].answered.get_loop()
+        moves = _Moves([job.progress for job in group.jobs if job.progress is not None])
+        self._threads.beside.difference_update(moves.whose)
+        moves.tell()
         try:
-            self._run(group.jobs)
+            self._run(group.jobs, moves)
+        except BaseException as error:  # of ours: nobody is to wait for ever
+            for job in group.jobs:
+                if not job.done() and (job.running() or job.set_running_or_notify_cancel()):
+                    job.set_exception(error)
         finally:
             with contextlib.suppress(RuntimeError):  # the loop has ended
                 loop.call_soon_threadsafe(self._answer, group)
 
-    def _run(self, jobs: Sequence[GroupedJob]) -> None:
-        going = [(job, job.steps()) for job in jobs if job.set_running_or_notify_cancel()]
+    def _run(self, jobs: Sequence[GroupedJob], moves: _Moves) -> None:
+        going: list[tuple[GroupedJob, Steps]] = []
         made: dict[GroupedJob, Sequence[Call]] = {}
-        failed: dict[Call, BaseException] = {}
-        while going:
-            for job, steps in going:
-                error = next((failed[call] for call in made.pop(job, ()) if call in failed), None)
-                if (calls := _step(job, steps, error)) is not None:
-                    made[job] = calls
+        for job in jobs:  # until it is its turn one can be given up
+            if job.set_running_or_notify_cancel():
+                going.append((job, job.steps()))
+                self._take_step(*going[-1], None, made, moves)
+        while made:
             going = [(job, steps) for job, steps in going if job in made]
-            failed = self._make(list(dict.fromkeys(call for calls in made.values() for call in calls)))
+            failed = self._make(list(dict.fromkeys(call for calls in made.values() for call in calls)), moves)
+            for job, steps in going:
+                error = next((failed[call] for call in made.pop(job) if call in failed), None)
+                self._take_step(job, steps, error, made, moves)
 
-    def _make(self, calls: Sequence[Call]) -> dict[Call, BaseException]:
+    def _take_step(
+        self,
+        job: GroupedJob,
+        steps: Steps,
+        error: BaseException | None,
+        made: dict[GroupedJob, Sequence[Call]],
+        moves: _Moves,
+    ) -> None:
+        if (calls := _step(job, steps, error)) is not None:
+            made[job] = calls
+        moves.tell()
+
+    def _make(self, calls: Sequence[Call], moves: _Moves) -> dict[Call, BaseException]:
         """All calls, in this thread and in others that are free. What those raised that did raise."""
-        making = _Making(calls)
+        making = _Making(calls, moves)
         with contextlib.suppress(RuntimeError):  # the threads are stopped: then it is this one alone
             for _ in range(min(len(calls), self._count) - 1):
                 self._threads.add(making.help)
         making.help()
         making.ended.wait()
         return making.failed
+
+
+class _Moves:
+    """Tells all of a group that it moves, now and then."""
+
+    def __init__(self, whose: Sequence[Progress]) -> None:
+        self.whose = whose
+        self._told_at = -math.inf
+
+    def tell(self) -> None:
+        """In any thread."""
+        now = time.monotonic()
+        if now - self._told_at >= _TELL_SECONDS:
+            self._told_at = now
+            for progress in self.whose:
+                progress.moved()
 
 
 def _step(job: GroupedJob, steps: Steps, error: BaseException | None) -> Sequence[Call] | None:
@@ -185,7 +236,8 @@ def _step(job: GroupedJob, steps: Steps, error: BaseException | None) -> Sequenc
 class _Making:
     """Calls that several threads make: one that comes when all are begun has nothing to do, and nobody waits for it."""
 
-    def __init__(self, calls: Sequence[Call]) -> None:
+    def __init__(self, calls: Sequence[Call], moves: _Moves) -> None:
+        self._moves = moves
         self._calls = deque(calls)
         self._left = len(calls)
         self._counting = threading.Lock()
@@ -205,6 +257,7 @@ class _Making:
                 call()
             except BaseException as error:
                 self.failed[call] = error
+            self._moves.tell()
             with self._counting:
                 self._left -= 1
                 if not self._left:

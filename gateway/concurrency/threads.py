@@ -63,7 +63,7 @@ class DaemonThreads(Executor):
         self._stopped = False
         self._told_at = 0.0
         self.beside: set[Progress] = set()
-        """Of those who wait for jobs that are many jobs at once: told of moves as well."""
+        """Of those whose jobs wait to be among many that a thread does at once: told of the moves of others, too."""
 
     def submit(self, function: Callable[..., T], /, *args: Any, **kwargs: Any) -> Future[T]:
         """What an Executor has. Raises what `add` does."""

@@ -158,6 +158,11 @@ class Connection(RequestHandler):
         return not self._request_count and not self._has_ended
 
     @property
+    def is_at_its_first(self) -> bool:
+        """Whether its first request may still come, or has come and is the last one so far."""
+        return self._request_count == 1 or self.has_had_none
+
+    @property
     def begins_late(self) -> bool:
         """Whether its request now is the first one, and was let begin although the gateway drains."""
         return self.may_begin and self._request_count == 1

@@ -96,9 +96,15 @@ class Server(web.Server):
         return listener
 
     def let_begin(self) -> None:
-        """The first request of each connection that has had none may begin from now on, although nothing else may."""
+        """The first request of each connection that has not been answered yet may begin, although nothing else may."""
         for connection in self._accepted:
-            connection.may_begin = connection.has_had_none
+            connection.may_begin = connection.is_at_its_first
+
+    def let_begin_no_more(self) -> None:
+        """Those that have not come by now."""
+        for connection in self._accepted:
+            if connection.has_had_none:
+                connection.may_begin = False
 
     @property
     def awaits_beginnings(self) -> bool:
@@ -199,8 +205,11 @@ class Listener:
         """Accept what waits with the system, which would reset it, and no more."""
         if self._socket.fileno() < 0:
             return
-        if self._retry is None:
-            self._accept()
+        try:
+            if self._retry is None:
+                self._accept(_BACKLOG + 1)
+        except OSError as error:  # of a network that is going: it ends all the same
+            self._tell(error)
         self._loop.remove_reader(self._socket)
         self._socket.close()
         if self._retry is not None:
@@ -218,8 +227,8 @@ class Listener:
         self._loop.remove_reader(self._socket)
         self._retry = self._loop.call_later(_RETRY_SECONDS, self.resume)
 
-    def _accept(self) -> None:
-        for _ in range(_AT_A_TIME):
+    def _accept(self, most: int = _AT_A_TIME) -> None:
+        for _ in range(most):
             may_accept = self._may_accept()
             if not may_accept:
                 if may_accept is False:

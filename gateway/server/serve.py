@@ -157,23 +157,25 @@ class DrainingRunner(ListeningRunner):
             return
         self.server.let_begin()
         for _ in range(_LOOKS):
-            if not self.server.awaits_beginnings:
+            if not self.server.awaits_beginnings or self._ending.hurried:
                 break
-            await asyncio.sleep(_FIRST_REQUEST_SECONDS / _LOOKS)
+            await asyncio.sleep(min(_FIRST_REQUEST_SECONDS, self._drain_seconds) / _LOOKS)
+        self.server.let_begin_no_more()
         await asyncio.sleep(0.01)  # for the last one to get as far as its handler
 
     async def _drain(self) -> None:
         services, ending = self.app[SERVICES], self._ending
         services.gate.draining = True
         self.accept_no_more()
+        loop = asyncio.get_running_loop()
+        deadline = loop.time() + self._drain_seconds
         if not ending.hurried:
             await self._first_requests()
         if services.requests and not ending.hurried:
             log.info(
                 "draining: %d requests in progress; another SIGTERM or SIGINT breaks them off", len(services.requests)
             )
-        loop = asyncio.get_running_loop()
-        deadline = loop.time() + (0 if ending.hurried else self._drain_seconds)
+        deadline = loop.time() if ending.hurried else deadline
         async with ending.patience(deadline):
             while services.requests:
                 await asyncio.wait(services.requests)

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import threading
+import weakref
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from typing import Any
 
 import pytest
@@ -156,3 +158,52 @@ async def test_after_the_end_of_the_threads_each_is_told(threads: DaemonThreads,
     threads.stop(_SECONDS)
     (error,) = await answers(groups.submit(job([], "a")))
     assert isinstance(error, RuntimeError)
+
+
+async def test_a_group_that_hangs_is_told_of_no_moves_but_its_own(groups: JobGroups, threads: DaemonThreads) -> None:
+    mine, mates, hangs, begun = Progress(), Progress(), threading.Event(), threading.Event()
+
+    def hang() -> None:
+        begun.set()
+        hangs.wait(_SECONDS)
+
+    jobs = [groups.submit(job([], "a", hang), progress=mine), groups.submit(job([], "b"), progress=mates)]
+    assert await asyncio.to_thread(begun.wait, _SECONDS)
+    try:
+        assert min(mine.moved_at, mates.moved_at) > 0, "each step of one is a move of all of them"
+        mine.moved_at = mates.moved_at = 0.0
+        for _ in range(3):
+            threads._told_at = 0.0
+            threads.moved()
+        assert mine.moved_at == mates.moved_at == 0.0
+    finally:
+        hangs.set()
+    assert await answers(*jobs) == [None, None]
+
+
+async def test_one_that_is_given_up_keeps_nothing_though_it_waits_for_ever(groups: JobGroups) -> None:
+    class Held:
+        """What an upload has."""
+
+    def waiting() -> tuple[GroupedJob, weakref.ref[Held]]:
+        held = Held()
+        return groups.submit(job([], "g", partial(id, held))), weakref.ref(held)
+
+    hangs = threading.Event()
+    hanging = [groups.submit(job([], "h", lambda: hangs.wait(_SECONDS)), weight=1000) for _ in range(3)]
+    given_up, held = waiting()
+    try:
+        assert given_up.cancel()
+        assert held() is None
+    finally:
+        hangs.set()
+    assert await answers(*hanging) == [None] * 3
+
+
+async def test_a_mistake_of_ours_is_answered_too(groups: JobGroups, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*arguments: Any) -> None:
+        raise MemoryError
+
+    monkeypatch.setattr(groups, "_make", broken)
+    found = await answers(groups.submit(job([], "a", lambda: None)), groups.submit(job([], "b", lambda: None)))
+    assert [type(one) for one in found] == [MemoryError] * 2

@@ -202,3 +202,40 @@ class TestListener:
                 client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")
         assert (await ask(gateway.port, "/healthz")).status == 200
         await connected(gateway, 0)
+
+
+async def test_whoever_has_connected_is_let_in_before_the_end() -> None:
+    """As many as wait with the system, which would reset them."""
+    (bound,) = await bound_sockets("127.0.0.1", 0)
+    accepted = 0
+
+    def made() -> asyncio.Protocol:
+        nonlocal accepted
+        accepted += 1
+        return asyncio.Protocol()
+
+    may_accept: bool | None = None
+    listener = Listener(bound, lambda: may_accept, made)
+    clients = [socket.create_connection(listener.address) for _ in range(60)]
+    await asyncio.sleep(0.1)
+    assert accepted == 0
+    may_accept = True
+    listener.close()
+    assert accepted == 60
+    await asyncio.sleep(0.1)
+    for client in clients:
+        client.close()
+
+
+async def test_a_network_that_goes_keeps_no_listener_from_ending(monkeypatch: pytest.MonkeyPatch) -> None:
+    (bound,) = await bound_sockets("127.0.0.1", 0)
+
+    class GoneNetwork(socket.socket):
+        """Says so to whoever accepts."""
+
+        def accept(self) -> Any:
+            raise OSError(errno.ENETDOWN, "Network is down")
+
+    listener = Listener(GoneNetwork(fileno=bound.detach()), lambda: True, asyncio.Protocol)
+    listener.close()
+    assert listener._socket.fileno() < 0

@@ -169,6 +169,19 @@ class TestG6CleanDrain:
         assert _stored(tmp_path / "uploads") == [answer.json()["upload"]]
 
     @pytest.mark.sockets
+    async def test_but_not_long_after(self, tmp_path: Path) -> None:
+        with gateway_process(tmp_path) as process:
+            async with Client(process.port) as late, _half_sent(process, tmp_path / "uploads") as client:
+                process.terminate()
+                await self._refused(process.port)
+                await asyncio.sleep(1)
+                await late.send(head(content_length=len(BODY)) + BODY)
+                assert (await late.answer()).status == 503
+                await client.send(BODY[HALF:])
+                assert (await client.answer()).status == 201
+            assert await _exit_code(process) == 0
+
+    @pytest.mark.sockets
     async def test_an_upload_that_outlives_the_drain_is_broken_off_and_leaves_nothing(self, tmp_path: Path) -> None:
         with gateway_process(tmp_path, "server.drain_seconds = 1") as process:
             async with _half_sent(process, tmp_path / "uploads") as client:

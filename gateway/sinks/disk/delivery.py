@@ -144,7 +144,7 @@ class DiskDelivery(Delivery):
         """With those of other uploads that wait at the same time."""
         began_at = time.monotonic()
         publish = partial(self._jobs.publish, self._held, self._manifest, self._volume.sync_root, began_at)
-        job = self._volume.groups.submit(publish, weight=len(self._held) + 1, progress=self._executor.progress)
+        job = self._volume.groups.submit(publish, weight=len(self._held) + 2, progress=self._executor.progress)
         self._held = ()
         self._executor.track(job)
         await job.answered

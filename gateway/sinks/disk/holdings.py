@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import os
 import sys
-import threading
 from collections import Counter
+from collections.abc import Mapping
 from pathlib import Path
 
 from gateway.manifest import HEAD_BYTES, owner_in
@@ -26,19 +26,17 @@ class Holdings:
         self._root = root
         self._known: dict[str, tuple[str, int]] = {}
         self._sums: Counter[str] = Counter()
-        self._one_at_a_time = threading.Lock()
 
-    def of(self, owner: str) -> int:
-        """In bytes. Blocks. Raises OSError."""
-        with self._one_at_a_time:
-            names = set(os.listdir(self._root))
-            for name in self._known.keys() - names:
-                gone, size = self._known.pop(name)
-                self._sums[gone] -= size
-            for name in filter(UPLOAD_ID.fullmatch, names - self._known.keys()):
-                whose, size = self._known[name] = self._read(name)
-                self._sums[whose] += size
-            return self._sums[owner]
+    def look(self) -> Mapping[str, int]:
+        """The bytes of each owner, now. Blocks; one at a time. Raises OSError."""
+        names = set(os.listdir(self._root))
+        for name in self._known.keys() - names:
+            gone, size = self._known.pop(name)
+            self._sums[gone] -= size
+        for name in filter(UPLOAD_ID.fullmatch, names - self._known.keys()):
+            whose, size = self._known[name] = self._read(name)
+            self._sums[whose] += size
+        return dict(self._sums)
 
     def _read(self, name: str) -> tuple[str, int]:
         try:

@@ -412,6 +412,20 @@ async def test_a_reader_for_whom_the_disk_hangs_leaves_nothing_to_the_next_start
 COMMITS = {"fsync of the directory": Call.FSYNC_DIRECTORY, "rename": Call.RENAME, "fsync of the root": Call.FSYNC_ROOT}
 
 
+async def test_g4_a_commit_that_hangs_is_a_504_though_others_go_on(tmp_path: Path) -> None:
+    with disks(tmp_path, limits="stall_seconds = 1") as those:
+        those.faults.arm(count=1, sleep_seconds=_HANGS_SECONDS, kinds=Call.FSYNC)
+        async with asyncio.TaskGroup() as group:
+            hanging = group.create_task(those.post(SMALL))
+            await asyncio.sleep(0.1)
+            began = time.monotonic()
+            while not hanging.done() and time.monotonic() - began < 5:
+                assert (await those.post(SMALL)).status == 201
+            assert hanging.done(), "the moves of others are not its own"
+        assert hanging.result().status == 504
+        those.faults.disarm()
+
+
 @asynccontextmanager
 async def _all_threads_hang(directory: Path, kind: Call, seconds: float) -> AsyncIterator[Disks]:
     """All four are in the commits of some uploads, and others wait for one. All are answered."""

@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import asyncio
+import time
+from collections.abc import Mapping
 from pathlib import Path
+
+import pytest
 
 from gateway.manifest import ManifestText
 from gateway.model import Entry, Manifest, Part
 from gateway.sinks.disk.holdings import Holdings
+from gateway.sinks.disk.sink import DiskSink
 
 ID = "01JD000000000000000000000{}"
 
@@ -22,14 +28,14 @@ def keep(root: Path, number: int, owner: str, *sizes: int) -> Path:
 
 def test_sums_follow_what_is_there(tmp_path: Path) -> None:
     holdings = Holdings(tmp_path)
-    assert holdings.of("key:a") == 0
+    assert holdings.look().get("key:a", 0) == 0
     first = keep(tmp_path, 1, "key:a", 10, 20)
     keep(tmp_path, 2, 'key:"ü\\', 5)
     keep(tmp_path, 3, "", 1000)
-    assert [holdings.of(owner) for owner in ("key:a", 'key:"ü\\', "key:b", "")] == [30, 5, 0, 0]
+    assert [holdings.look().get(owner, 0) for owner in ("key:a", 'key:"ü\\', "key:b", "")] == [30, 5, 0, 0]
     first.rename(tmp_path / f".{first.name}.deleted")
     keep(tmp_path, 4, "key:a", 7)
-    assert holdings.of("key:a") == 7
+    assert holdings.look().get("key:a", 0) == 7
 
 
 def test_what_is_no_upload_of_somebodys_counts_nothing(tmp_path: Path) -> None:
@@ -40,4 +46,30 @@ def test_what_is_no_upload_of_somebodys_counts_nothing(tmp_path: Path) -> None:
     (damaged / "manifest.json").write_bytes(b'{"upload": "01", "identity": "key')
     (tmp_path / "lost+found").mkdir()
     keep(tmp_path, 5, "key:a", 1)
-    assert Holdings(tmp_path).of("key:a") == 1
+    assert Holdings(tmp_path).look()["key:a"] == 1
+
+
+async def test_many_who_ask_take_one_thread_and_miss_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    at_once = most = looks = 0
+    look = Holdings.look
+
+    def slow(self: Holdings) -> Mapping[str, int]:
+        nonlocal at_once, most, looks
+        looks += 1
+        at_once += 1
+        most = max(most, at_once)
+        time.sleep(0.1)
+        found = look(self)
+        at_once -= 1
+        return found
+
+    monkeypatch.setattr(Holdings, "look", slow)
+    async with DiskSink(name="disk", root=str(tmp_path)) as disk:
+        keep(tmp_path, 1, "key:a", 10)
+        async with asyncio.TaskGroup() as group:
+            first = [group.create_task(disk.stored_bytes("key:a")) for _ in range(8)]
+            await asyncio.sleep(0.05)
+            keep(tmp_path, 2, "key:a", 5)
+            assert await disk.stored_bytes("key:a") == 15, "the look that went on may have missed it"
+        assert {one.result() for one in first} <= {10, 15}
+    assert (most, looks) == (1, 2)
