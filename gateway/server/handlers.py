@@ -191,7 +191,7 @@ _OWN: dict[str, list[tuple[str, dict[str, Handler]]]] = {
     ],
     "/page": [
         ("/", {"GET": get_root}),
-        ("/page/{asset:page.js|page.css}", {"GET": get_asset}),
+        ("/page/{asset:page\\.js|page\\.css}", {"GET": get_asset}),
         ("/page/{route:.+}", {"GET": get_page}),
         (LINK_PATH, {"GET": _told(for_readers(get_link), "read", "link")}),
     ],
@@ -333,7 +333,7 @@ def _problem(request: web.Request, error: GatewayError) -> web.Response:
         close=close,
         proxy_status=proxy_status(error) if is_of_relay or isinstance(error, LoopDetected) else None,
     )
-    if page is not None and upload_id is not None and request.method == "POST":
+    if page is not None and upload_id is not None:
         response = page.in_place_of(request, response)
     response[UNREAD] = isinstance(error, _MAY_NOT)
     return response

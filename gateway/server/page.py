@@ -3,7 +3,8 @@ JavaScript is answered. The files that it is made of are in `static/`; all words
 
 1. The page works under a policy that lets nothing in but its own files (`HEADERS`). Nothing that a client wrote gets
    into it without being escaped.
-2. HTML is for who asks for it by Accept, before JSON; anybody else gets what there would be without a page.
+2. HTML is for who asks for it by Accept, before JSON; anybody else gets JSON, as if there were no page.
+3. A page is of a route that takes POST, for a form sends nothing else; machines are told of all.
 """
 
 from __future__ import annotations
@@ -53,6 +54,7 @@ class Page:
         self.assets = {name: (_STATIC / name).read_bytes() for name in ASSETS}
         self._templates = {name: (_STATIC / f"{name}.html").read_text("utf-8") for name in ("page", "answer")}
         self._strings: dict[str, dict[str, Any]] = json.loads((_STATIC / "strings.json").read_text("utf-8"))
+        self._all_routes = routes
         self._routes = {route.path: route for route in routes if "POST" in route.methods}
         self._limits = limits
         self._access = access
@@ -92,8 +94,10 @@ class Page:
         return self._html("page", places)
 
     def in_place_of(self, request: web.Request, response: web.Response) -> web.Response:
-        """What a browser is shown in place of a manifest, results or a problem; who asks for JSON gets that."""
-        if not prefers_html(request) or not isinstance(response.body, bytes):
+        """What a browser is shown that has sent a form, in place of a manifest, results or a problem; anybody else, and
+        who asks for JSON, gets that.
+        """
+        if request.method != hdrs.METH_POST or not prefers_html(request) or not isinstance(response.body, bytes):
             return response
         shown = self._answer(request, response.status, response.body)
         for name, value in response.headers.items():
@@ -126,7 +130,7 @@ class Page:
     def described(self, prefix: str) -> dict[str, Any]:
         """The routes for machines, so that clients can configure themselves: no version, and no secrets."""
         return {
-            "routes": [self._described(route, prefix) for route in self._routes.values()],
+            "routes": [self._described(route, prefix) for route in self._all_routes],
             "limits": asdict(self._limits),
             "progress": f"{prefix}/uploads/{{id}}/progress",
         }

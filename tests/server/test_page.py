@@ -44,6 +44,8 @@ async def test_it_is_there_unless_routes_are_configured_and_then_if_somebody_wan
             assert (await shown(gateway, target)).status == status
     assert (await shown(wanted, "/page/none")).status == 404
     assert (await ask(wanted.port, "/", "POST")).status == 405
+    for target in ("/page/pageXjs", "/page/page.cssx", "/page/x/page.js"):
+        assert (await shown(wanted, target)).status == 404
 
 
 async def test_it_lets_in_nothing_but_its_own_files_and_is_small(start_gateway: StartGateway) -> None:
@@ -116,6 +118,29 @@ async def test_machines_are_told_the_routes_and_no_version_and_no_secret(start_g
     assert document["progress"] == "/uploads/{id}/progress"
     assert b"u:p" not in answer.body
     assert b"http://" not in answer.body
+
+
+@pytest.mark.parametrize("accept", ["*/*", "", "application/json", "application/json, text/html"])
+async def test_it_is_for_who_names_html(start_gateway: StartGateway, accept: str) -> None:
+    gateway = await start_gateway()
+    assert (await ask(gateway.port, "/", accept=accept)).json()["routes"][0]["path"] == "/upload"
+    assert (await ask(gateway.port, "/")).json()["routes"][0]["path"] == "/upload"
+
+
+async def test_where_nothing_takes_a_post_there_is_none_and_machines_are_told_all_the_same(
+    start_gateway: StartGateway, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tests.conftest.DEFAULT_ROUTES", [])
+    route = {"path": "/raw", "kind": "opaque", "methods": ["PUT"], "parts": [{"sinks": ["disk"]}]}
+    gateway = await start_gateway(routes=[route], page={"enabled": True})
+    assert (await shown(gateway)).status == 404
+    (told,) = (await ask(gateway.port, "/")).json()["routes"]
+    assert (told["path"], told["methods"]) == ("/raw", ["PUT"])
+    kept = await ask(gateway.port, "/raw", "PUT", b"hello", accept=HTML)
+    assert (kept.status, kept.json()["parts"][0]["size"]) == (201, 5)
+    refused = await ask(gateway.port, "/raw", "PUT", b"hello", accept=HTML, content_length="5x")
+    assert refused.status == 400
+    assert (await ask(gateway.port, "/raw", "POST", b"hello", accept=HTML)).status == 405
 
 
 class TestWithoutJavaScript:
