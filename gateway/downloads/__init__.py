@@ -10,11 +10,11 @@ from gateway.downloads.stored import (
     OUTCOME,
     READER,
     STORES,
-    check_stored,
     delete_upload,
     get_archive,
     get_file,
     get_upload,
+    stored_owner,
 )
 
 __all__ = [
@@ -28,11 +28,11 @@ __all__ = [
     "Downloader",
     "UrlRules",
     "archive_names",
-    "check_stored",
     "delete_upload",
     "file_location",
     "get_archive",
     "get_file",
     "get_upload",
+    "stored_owner",
     "upload_location",
 ]

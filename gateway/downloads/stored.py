@@ -41,11 +41,11 @@ __all__ = [
     "OUTCOME",
     "READER",
     "STORES",
-    "check_stored",
     "delete_upload",
     "get_archive",
     "get_file",
     "get_upload",
+    "stored_owner",
 ]
 
 log = logging.getLogger("gateway.stored")
@@ -87,10 +87,17 @@ async def get_upload(request: web.Request) -> web.StreamResponse:
         return await _sent(request, response, lambda: _send_pieces(response, _prefixed(manifest, prefix)))
 
 
-async def check_stored(request: web.Request) -> None:
-    """Raises NotFound for an upload that is not stored, or not there for who asks."""
-    async with _opened(request, _upload_id(request)):
-        pass
+async def stored_owner(request: web.Request, index: str | None) -> str:
+    """Whose the upload is; empty: nobody's. Raises NotFound where it, or the file of that index, is not there for who
+    asks.
+    """
+    upload_id = _upload_id(request)
+    async with _opened(request, upload_id) as (manifest, shares):
+        if index is not None:
+            indexes = [await share.indexes() for share in shares] if _INDEX.fullmatch(index) else []
+            if not any(int(index) in one for one in indexes):
+                raise NotFound(f"upload {upload_id} has no file {index}")
+        return await owner_of(manifest)
 
 
 async def delete_upload(request: web.Request) -> web.Response:

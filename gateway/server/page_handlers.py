@@ -8,9 +8,9 @@ from __future__ import annotations
 
 from aiohttp import hdrs, web
 
-from gateway.access import ANYBODY, signed_url
+from gateway.access import signed_url
 from gateway.downloads.locations import ARCHIVE_PATH
-from gateway.downloads.stored import READER, check_stored
+from gateway.downloads.stored import stored_owner
 from gateway.http.prefix import PREFIX
 from gateway.server.page import ASSETS, HEADERS, Page, prefers_html
 from gateway.server.services import SERVICES
@@ -22,10 +22,9 @@ _LINK_SECONDS = 60
 
 
 async def get_root(request: web.Request) -> web.Response:
-    """The page or, for who asks for JSON, the routes."""
+    """The page for who asks for HTML, which browsers do; for anybody else the routes."""
     page = _page(request)
-    accept = request.headers.get(hdrs.ACCEPT, "")
-    if "application/json" in accept and not prefers_html(request):
+    if not prefers_html(request):
         headers = {hdrs.VARY: "Accept", hdrs.CACHE_CONTROL: "no-cache"}
         return web.json_response(page.described(request[PREFIX]), headers=headers)
     return page.shown(request, None)
@@ -45,11 +44,12 @@ async def get_asset(request: web.Request) -> web.Response:
 async def get_link(request: web.Request) -> web.Response:
     """A signed address of what is stored, for who may read it. Raises NotFound."""
     services, upload_id, what = request.app[SERVICES], request.match_info["id"], request.match_info["what"]
-    await check_stored(request)
-    path = ARCHIVE_PATH.format(id=upload_id) if what == "archive.zip" else f"/files/{upload_id}/{what}"
+    is_archive = what == "archive.zip"
+    owner = await stored_owner(request, None if is_archive else what)
+    path = ARCHIVE_PATH.format(id=upload_id) if is_archive else f"/files/{upload_id}/{what}"
     if services.signing:
-        identity = request.get(READER, ANYBODY).name
-        path = signed_url(services.signing, path, expires_seconds=_LINK_SECONDS, identity=identity)
+        # As its owner: who asks may be that, and somebody else, too.
+        path = signed_url(services.signing, path, expires_seconds=_LINK_SECONDS, identity=owner)
     return web.json_response({"url": request[PREFIX] + path}, headers={hdrs.CACHE_CONTROL: "no-store"})
 
 

@@ -730,3 +730,32 @@ class TestHookOnTheWay:
             answer = await guarded.upload("/proxy", body=form(file(b"hello"), own))
             assert answer.status == (503 if sink else 403)
             assert not upstream.whole_bodies
+
+
+class TestLinks:
+    """Signed ones, to what is stored."""
+
+    async def test_they_are_the_owner_s_whoever_else_the_one_who_asks_is(self, start_guarded: StartGuarded) -> None:
+        routes = [
+            {"path": path, "access": [kind], "parts": [{"sinks": ["disk"]}]}
+            for path, kind in (("/upload", "keys"), ("/other", "jwt"), ("/convert", "signed"), ("/proxy", "signed"))
+        ]
+        guarded = await start_guarded(routes=routes, page={"enabled": True})
+        both, foreign = {**guarded.key(), **guarded.token()}, guarded.key(name="other")
+        for target, owner in (("/upload", "key:ci"), ("/other", "alice")):
+            kept = (await guarded.upload(target, both)).json()
+            assert owner in kept["identity"]
+            for what in ("0", "archive.zip"):
+                link = await guarded.ask(f"/uploads/{kept['upload']}/links/{what}", headers=both)
+                assert (await guarded.ask(link.json()["url"])).status == 200, (target, what)
+            assert (await guarded.ask(f"/uploads/{kept['upload']}/links/0", headers=foreign)).status == 404
+
+    @pytest.mark.parametrize(
+        "what", ["1", "00", "0x", "-1", "archive", "0%2Fa.txt", "0%3Fsignature=x", "%2e%2e", "links"]
+    )
+    async def test_there_are_none_to_what_is_not_there(self, start_guarded: StartGuarded, what: str) -> None:
+        guarded = await start_guarded(page={"enabled": True})
+        key = guarded.key()
+        upload_id = (await guarded.upload(headers=key)).json()["upload"]
+        assert (await guarded.ask(f"/uploads/{upload_id}/links/0", headers=key)).status == 200
+        assert (await guarded.ask(f"/uploads/{upload_id}/links/{what}", headers=key)).status == 404
