@@ -82,8 +82,10 @@ class Bucket:
 
     async def put(
         self, key: str, data: bytes, attributes: Mapping[str, str] | None = None, *, create: bool = False
-    ) -> bool:
-        """Write an object with one request. `create`: only if there is none; whether it was written."""
+    ) -> bool | None:
+        """Write an object with one request. `create`: only if there is none; whether it was written, and None for a
+        store that does not know that condition, and has written nothing.
+        """
         given = None if self.is_local or not attributes else dict(attributes)
         mode: Literal["create", "overwrite"] = "create" if create else "overwrite"
         try:
@@ -92,11 +94,9 @@ class Bucket:
             )
         except AlreadyExistsError:
             return False
-        except (NotSupportedError, NotImplementedError):
-            if not create:
-                raise
-            return True  # a store that cannot tell
-        except (BaseError, OSError) as error:
+        except (BaseError, OSError, NotImplementedError) as error:
+            if create and isinstance(error, NotSupportedError | NotImplementedError):
+                return None
             raise self.fault(error) from error
         return True
 

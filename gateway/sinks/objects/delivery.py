@@ -20,7 +20,8 @@ from gateway.model import Part, Receipt, Upload
 from gateway.sinks import Delivery
 from gateway.sinks.objects import layout
 from gateway.sinks.objects.bucket import Bucket
-from gateway.sinks.objects.layout import MANIFEST, PARTS_IN_FLIGHT, RUNNING, WRITE_BYTES
+from gateway.sinks.objects.claim import Claim
+from gateway.sinks.objects.layout import MANIFEST, PARTS_IN_FLIGHT, WRITE_BYTES
 from gateway.sinks.objects.upload_prefix import remove_prefix
 from gateway.sinks.objects.writer import ObjectWriter
 
@@ -56,11 +57,13 @@ class ObjectDelivery(Delivery):
         )
         self._counts_owners = sizes.counts_owners
         self._stall_seconds = sizes.stall_seconds
+        self._claim = Claim(bucket, upload.id)
         self._puts, self._removals = OwnTasks(), OwnTasks()
         self._writers: dict[int, ObjectWriter] = {}
         self._receipts: dict[int, Receipt] = {}
         self._given: set[str] = set()
         """Keys of which there may be an object."""
+        self._ends = False
         self._manifest: bytes | None = None
         self._progress = Progress()
 
@@ -75,9 +78,7 @@ class ObjectDelivery(Delivery):
 
     async def claim(self) -> None:
         """Of all who come with this id, at whichever replica, have it to itself until the end. Raises Conflict."""
-        is_ours = await self._puts.finish(self._bucket.put(f"{self.key}{RUNNING}", b"", create=True))
-        if is_ours:
-            self._given.add(f"{self.key}{RUNNING}")
+        is_ours = await self._puts.finish(self._claim.take())
         if not is_ours or await self._bucket.head(f"{self.key}{MANIFEST}") is not None:
             raise Conflict(f"the upload id {self.upload_id} is taken")
 
@@ -179,19 +180,19 @@ class ObjectDelivery(Delivery):
 
     async def show_life(self) -> None:
         """For sweeps, which take what is old and has no manifest for something that was left behind."""
-        if self._given and not self.is_kept:
-            await self._put(f"{self.key}{RUNNING}", b"")
+        if self._given and not self.is_kept and not self._ends:
+            await self._puts.finish(self._claim.renew())
 
     async def end(self) -> None:
-        """Unless it is kept, remove everything, once nothing runs any more. Raises the errors of a sink."""
+        """Unless it is kept, remove everything, once nothing runs any more. Raises the errors of a sink.
+
+        Last of all the id is nobody's again: who comes with it then meets nothing that is about to be removed.
+        """
+        self._ends = True
         await self._removals.ended()
         await self._puts.ended()
-        if self.is_kept:
-            if f"{self.key}{RUNNING}" in self._given:
-                await self._bucket.delete([f"{self.key}{RUNNING}"])
-            return
-        await asyncio.gather(*[writer.abort() for writer in self._writers.values()])
-        if self._given == {f"{self.key}{RUNNING}"}:
-            await self._bucket.delete(self._given)  # what else is there is not ours
-        elif self._given:
-            await remove_prefix(self._bucket, self.upload_id, self._given)
+        if not self.is_kept:
+            await asyncio.gather(*[writer.abort() for writer in self._writers.values()])
+            if self._given:  # or what is there is not ours
+                await remove_prefix(self._bucket, self.upload_id, self._given)
+        await self._claim.let_go()

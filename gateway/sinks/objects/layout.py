@@ -2,7 +2,7 @@
 
 prefix/01JD…/0               the bytes of part 0: names are ours, the client's is an attribute
 prefix/01JD…/manifest.json   last of all; empty where another store of the route keeps the manifest
-prefix/01JD…/running         beside an upload that has run for hours, or whose id its client chose: it is somebody's
+prefix/01JD…/running         it is somebody's: it has run for hours, a client chose its id, or it is being removed
 prefix/.sweeps/…             whose turn it is to sweep
 prefix/.owners/…/01JD…-7     an upload of somebody's, which has 7 bytes: only where there is a quota of that
 """

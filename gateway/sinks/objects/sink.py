@@ -19,7 +19,7 @@ from gateway.sinks.objects.bucket import Bucket
 from gateway.sinks.objects.delivery import ObjectDelivery
 from gateway.sinks.objects.layout import MAX_PARTS, owners_prefix, too_long
 from gateway.sinks.objects.sweep import Sweeper
-from gateway.sinks.objects.upload_prefix import OpenedPrefix, PrefixRemoval
+from gateway.sinks.objects.upload_prefix import OpenedPrefix, PrefixRemoval, prefix_removal
 from gateway.sinks.store import Store
 
 __all__ = ["ObjectSink"]
@@ -146,6 +146,6 @@ class ObjectSink(Store):
         listed = [one.key async for one in self._bucket.listed(owners_prefix(owner))]
         return sum(int(key.rpartition("-")[2]) for key in listed)
 
-    def removal(self, upload_id: str) -> PrefixRemoval:
+    def removal(self, upload_id: str) -> contextlib.AbstractAsyncContextManager[PrefixRemoval | None]:
         is_open = any(one.upload_id == upload_id for one in self._open)
-        return PrefixRemoval(upload_id, self._bucket, is_open=is_open)
+        return prefix_removal(upload_id, self._bucket, is_open=is_open)

@@ -23,17 +23,16 @@ from gateway.concurrency.tasks import OwnTasks
 from gateway.concurrency.timer import RearmingTimer
 from gateway.errors import GatewayError
 from gateway.sinks.objects.bucket import Bucket
+from gateway.sinks.objects.claim import LEFT_SECONDS, claimed
 from gateway.sinks.objects.delivery import ObjectDelivery
 from gateway.sinks.objects.layout import MANIFEST, SWEEPS, began_at
-from gateway.sinks.objects.upload_prefix import counted_keys, remove_prefix
+from gateway.sinks.objects.upload_prefix import published, remove_prefix
 from gateway.sinks.store import UPLOAD_ID
 
 __all__ = ["Sweeper", "Turn", "sweep"]
 
 log = logging.getLogger("gateway.objects")
 
-LEFT_SECONDS = 86400
-"""After which nothing more is expected to come of an upload."""
 _RETRY_SECONDS = 2
 """Between attempts to remove what could not be removed."""
 
@@ -133,7 +132,7 @@ class Turn:
 
     async def __aenter__(self) -> bool:
         """Whether it is ours. Raises the errors of a sink."""
-        self.is_ours = await self.bucket.put(self._key, b"", create=True)
+        self.is_ours = await self.bucket.put(self._key, b"", create=True) is not False
         if not self.is_ours:
             return False
         try:
@@ -184,13 +183,29 @@ async def sweep(bucket: Bucket, *, published_before: float = 0, touched_before: 
         due = one.touched < touched_before if one.published is None else one.published < published_before
         if due:
             try:
-                counted = [] if one.published is None else await counted_keys(bucket, one.upload_id)
-                await remove_prefix(bucket, one.upload_id, counted)
+                removed += await _removed(bucket, one, touched_before=touched_before or None)
             except GatewayError as error:
                 log.warning("upload %s cannot be removed: %s", one.upload_id, error)
-            else:
-                removed += 1
     return removed
+
+
+async def _removed(bucket: Bucket, one: _Prefix, *, touched_before: float | None) -> bool:
+    """False for one that is somebody's, or another one than was listed: who chooses its id may have come again."""
+    async with claimed(bucket, one.upload_id, older_than=touched_before) as calls:
+        if calls is None:
+            return False
+        manifest, counted = await published(bucket, one.upload_id) or (None, [])
+        if not _is_same(None if manifest is None else manifest.modified, one.published):
+            return False
+        await calls.finish(remove_prefix(bucket, one.upload_id, counted))
+        return True
+
+
+def _is_same(found: float | None, listed: float | None) -> bool:
+    """Whether it was published when a listing had it so. Stores round times, each in its own way."""
+    if found is None or listed is None:
+        return found is listed
+    return abs(found - listed) < 1
 
 
 async def _prefixes(bucket: Bucket, *, began_before: float) -> AsyncIterator[_Prefix]:

@@ -3,25 +3,29 @@
 1. An upload is there while its manifest is: it is asked for each time, so that what one replica writes or removes is so
    for all of them at once. Where the store keeps its promise (S3, GCS, Azure: strongly consistent), so do we.
 2. Removed is first the manifest, by which the upload is gone, then the rest; what that leaves, a sweep removes.
-3. Nothing is locked. Two that remove one upload at once both succeed. Who reads a file has asked for it with one
-   request, which the store answers to its end or breaks off; it never ends early and looks whole.
+3. Who removes has claimed the prefix before, as one does who uploads under an id that he chose: so nobody uploads there
+   what is about to be removed, and of two that remove one upload at once one is refused. See claim.py.
+4. Who reads locks nothing. He has asked for a file with one request, which the store answers to its end or breaks off;
+   it never ends early and looks whole.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
-from collections.abc import AsyncIterator, Callable, Iterable
-from contextlib import suppress
+from collections.abc import AsyncIterator, Callable, Collection, Iterable
 from typing import Any, Literal, TypeVar
 
+from gateway.concurrency.tasks import OwnTasks
 from gateway.errors import Conflict, SinkFault
 from gateway.manifest import HEAD_BYTES
 from gateway.sinks.objects.bucket import Bucket, Stored
-from gateway.sinks.objects.layout import MANIFEST, counted_key
+from gateway.sinks.objects.claim import claimed
+from gateway.sinks.objects.layout import MANIFEST, RUNNING, counted_key
 from gateway.sinks.store import PIECE_BYTES, Closable, Removal, StoredFile, StoredPieces, StoredUpload
 
-__all__ = ["OpenedPrefix", "PrefixRemoval", "counted_keys", "remove_prefix"]
+__all__ = ["OpenedPrefix", "PrefixRemoval", "prefix_removal", "published", "remove_prefix"]
 
 log = logging.getLogger("gateway.objects")
 
@@ -56,7 +60,7 @@ class OpenedPrefix(StoredUpload):
 
     async def __aexit__(self, *exc_info: object) -> None:
         for one in self._opened:
-            with suppress(ValueError):  # a thread reads it yet, and is the last to hold it
+            with contextlib.suppress(ValueError):  # a thread reads it yet, and is the last to hold it
                 one.close()
 
     async def manifest(self) -> StoredObject | None:
@@ -112,30 +116,37 @@ class StoredObject(StoredFile):
         return await self._bucket.sign(method, self._key, self._seconds) if self._seconds else None
 
 
-class PrefixRemoval(Removal):
-    """One bucket's share of an upload that is about to be removed. None where there is none.
+@contextlib.asynccontextmanager
+async def prefix_removal(upload_id: str, bucket: Bucket, *, is_open: bool) -> AsyncIterator[PrefixRemoval | None]:
+    """One bucket's share of an upload that is about to be removed. None where there is none. Raises Conflict.
 
     `is_open`: whether the upload runs, in this process. Others know nothing of an upload that nobody was told of.
     """
+    if is_open:
+        raise Conflict(f"upload {upload_id} has not ended")
+    if await bucket.head(f"{upload_id}/{MANIFEST}") is None:
+        yield None
+        return
+    async with claimed(bucket, upload_id) as calls:
+        if calls is None:
+            raise Conflict(f"upload {upload_id} has not ended, or is being removed")
+        found = await published(bucket, upload_id)
+        yield None if found is None else PrefixRemoval(upload_id, bucket, calls, counted=found[1])
 
-    def __init__(self, upload_id: str, bucket: Bucket, *, is_open: bool) -> None:
+
+class PrefixRemoval(Removal):
+    """See `prefix_removal`. `counted`: where it is counted as somebody's."""
+
+    def __init__(self, upload_id: str, bucket: Bucket, calls: OwnTasks, *, counted: Collection[str]) -> None:
         self._upload_id = upload_id
         self._bucket = bucket
-        self._is_open = is_open
-        self._counted: list[str] = []
-
-    async def __aenter__(self) -> PrefixRemoval | None:
-        if self._is_open:
-            raise Conflict(f"upload {self._upload_id} has not ended")
-        if await self._bucket.head(f"{self._upload_id}/{MANIFEST}") is None:
-            return None
-        self._counted = await counted_keys(self._bucket, self._upload_id)
-        return self
-
-    async def __aexit__(self, *exc_info: object) -> None:
-        """There is no lock."""
+        self._calls = calls
+        self._counted = counted
 
     async def remove(self) -> None:
+        await self._calls.finish(self._remove())
+
+    async def _remove(self) -> None:
         await self._bucket.delete([f"{self._upload_id}/{MANIFEST}"])
         try:
             await remove_prefix(self._bucket, self._upload_id, self._counted)
@@ -143,16 +154,20 @@ class PrefixRemoval(Removal):
             log.warning("upload %s is removed, its objects are left to a sweep: %s", self._upload_id, error)
 
 
-async def counted_keys(bucket: Bucket, upload_id: str) -> list[str]:
-    """Where a published upload is counted as somebody's, if it is. Raises the errors of a sink."""
-    async with OpenedPrefix(upload_id, bucket, redirect_seconds=0) as kept:
-        manifest = None if kept is None else await kept.manifest()
-        head = b"" if manifest is None else await manifest.read(HEAD_BYTES, 0)
-    return [] if (key := counted_key(upload_id, head)) is None else [key]
+async def published(bucket: Bucket, upload_id: str) -> tuple[Stored, list[str]] | None:
+    """The manifest that is there, and where the upload is counted as somebody's, if it is. Raises the errors of a
+    sink.
+    """
+    found = await bucket.fetch(f"{upload_id}/{MANIFEST}", at_most=_WHOLE_BYTES)
+    if found is None:
+        return None
+    head = await StoredObject(bucket, *found).read(HEAD_BYTES, 0)
+    return found[0], [] if (key := counted_key(upload_id, head)) is None else [key]
 
 
 async def remove_prefix(bucket: Bucket, upload_id: str, given: Iterable[str] = ()) -> None:
-    """Remove all that lies there, the manifest first. `given`: what may be there though no listing has it yet.
+    """Remove all that lies there, the manifest first, but for the claim on it. `given`: what may be there though no
+    listing has it yet.
 
     Raises the errors of a sink.
     """
@@ -160,4 +175,4 @@ async def remove_prefix(bucket: Bucket, upload_id: str, given: Iterable[str] = (
     keys = {*given, *[one.key async for one in bucket.listed(f"{upload_id}/")]}
     if manifest in keys:
         await bucket.delete([manifest])
-    await bucket.delete(sorted(keys - {manifest}))
+    await bucket.delete(sorted(keys - {manifest, f"{upload_id}/{RUNNING}"}))
