@@ -11,7 +11,7 @@ WORKERS ?= 4
 BESIDE = --numprocesses $(WORKERS)
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 
-.PHONY: serve test aiohttp-tests check lint format docs bench bench-smoke fuzz objects soak audit sbom attack bound screenshots lock system-packages clean
+.PHONY: serve test aiohttp-tests check lint format docs bench bench-smoke fuzz objects soak audit sbom attack bound screenshots image lock system-packages clean
 
 # The gateway with its demo destination. Ctrl-C, or SIGTERM, drains it.
 serve: .venv/.serving
@@ -112,10 +112,15 @@ screenshots: .venv/.testing
 	mkdir -p docs/pictures
 	GATEWAY_SCREENSHOTS=$(CURDIR)/docs/pictures $(BIN)/pytest -q tests/server/test_page_in_browser.py
 
+# The image without an engine: the Dockerfile's steps on a bare root file system, and what they make, run there (Linux,
+# as root). It is among the tests.
+image: .venv/.testing
+	$(BIN)/pytest -q tests/deploy/test_image.py $(ARGS)
+
 # Other people's clients and servers, which some tests run and skip where they are absent (Debian, as root).
 system-packages:
 	@missing=; \
-	for pair in curl:curl node:nodejs npm:npm go:golang-go nginx:nginx-light haproxy:haproxy caddy:caddy unzip:unzip 7z:p7zip-full openssl:openssl pg_ctlcluster:postgresql chromium:chromium; do \
+	for pair in curl:curl node:nodejs npm:npm go:golang-go nginx:nginx-light haproxy:haproxy caddy:caddy unzip:unzip 7z:p7zip-full openssl:openssl pg_ctlcluster:postgresql chromium:chromium promtool:prometheus; do \
 		command -v "$${pair%%:*}" >/dev/null || missing="$$missing $${pair##*:}"; \
 	done; \
 	[ -z "$$missing" ] || { apt-get update -q && apt-get install -qy --no-install-recommends $$missing; }

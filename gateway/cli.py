@@ -32,6 +32,7 @@ from gateway.config.sinks import RelaySettings
 from gateway.errors import GatewayError
 from gateway.http.urls import authority
 from gateway.model import Part
+from gateway.server.alive import ask_alive
 from gateway.server.demo_destination import receiver_app
 from gateway.server.logs import LOG_FORMATS, LogFormat, configure_logging
 from gateway.server.probing import probe
@@ -66,6 +67,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 run(serving, event_loop=event_loop)
             case "check":
                 settings = load(options.config)
+                if options.alive:
+                    print(f"alive at {ask_alive(settings)}")
+                    return 0
                 _check(settings)
                 return asyncio.run(_probe(settings)) if options.probe else 0
             case "explain":
@@ -128,7 +132,11 @@ def _parser() -> argparse.ArgumentParser:
     check = commands.add_parser(
         "check", help="is the configuration valid, and what does it mean? memory, routes, warnings"
     )
-    check.add_argument(
+    only = check.add_mutually_exclusive_group()
+    only.add_argument(
+        "--alive", action="store_true", help="only ask whether a gateway of this configuration answers on this machine"
+    )
+    only.add_argument(
         "--probe", action="store_true", help="open each sink, too; write, read and remove something in each store"
     )
     explain = commands.add_parser("explain", help="say which rule takes a file")

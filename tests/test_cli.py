@@ -217,21 +217,6 @@ def test_an_address_of_ipv6_is_printed_in_brackets(workers: int, tmp_path: Path)
         assert get(f"http://[::1]:{process.port}/seen")[0] == 200
 
 
-def test_the_health_check_of_the_image_asks_the_port_that_is_configured(tmp_path: Path) -> None:
-    lines = (REPOSITORY / "Dockerfile").read_text().splitlines()
-    (command,) = (line.strip().removeprefix("CMD ") for line in lines if line.startswith("    CMD "))
-    python, *arguments = json.loads(command)
-    assert python == "python"
-    with gateway_process(tmp_path) as process:
-        mounted = tmp_path / "mounted.toml"
-        mounted.write_text(f"[server]\nport = {process.port}\n")
-        asked = [argument.replace("/etc/gateway/gateway.toml", str(mounted)) for argument in arguments]
-        assert asked != arguments
-        assert subprocess.run([sys.executable, *asked], timeout=30, check=False).returncode == 0
-    done = subprocess.run([sys.executable, *asked], timeout=30, check=False, capture_output=True)
-    assert done.returncode != 0
-
-
 def test_the_receiver_says_where_it_listens_and_ends_with_0(tmp_path: Path) -> None:
     with receiver_process(tmp_path) as process:
         assert f"the demo destination listens on {process.url}" in process.log.read_text()

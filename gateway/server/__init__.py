@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from gateway.server.alive import ask_alive
 from gateway.server.logs import LOG_FORMATS, LogFormat, configure_logging
 from gateway.server.probing import probe
 from gateway.server.serve import run
@@ -12,6 +13,7 @@ __all__ = [
     "LOG_FORMATS",
     "LogFormat",
     "WorkersFailed",
+    "ask_alive",
     "configure_logging",
     "probe",
     "run",

@@ -14,6 +14,7 @@ TOGETHER: dict[str, str] = {
     "tests/sinks/relay/sending/test_connect.py": "",
     "tests/downloads/test_stored.py": "nginx_does",
     "tests/test_clients.py": "",
+    "tests/deploy/test_image.py": "TestWhatItMakes",
     "tests/test_matrix.py": r"\[(?:nginx-)?[a-z]+",
 }
 """File -> what in a test's name those have in common that belong together; "" is all of the file."""
