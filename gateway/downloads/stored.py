@@ -7,7 +7,8 @@
    store itself gives files away, whoever may have one is sent there, and asks it for the range.
 4. Whatever was stored is a download, never a page of ours, nor a piece of another site's: attachment, nosniff, sandbox,
    same-origin. No cache between gives it to others, or without asking whether it is still there.
-5. Who reads keeps nobody from removing the upload: a file that was opened is read to its end, an archive breaks off.
+5. Who reads keeps nobody from removing the upload: a file that was opened is read to its end, an archive breaks off. An
+   archive never looks whole that is not: where a file is gone before it has begun, there is none.
 6. An upload that is somebody's is not there for others: unknown and foreign ones are not told apart.
 7. A body that cannot be sent to its end breaks the connection, and never looks like a whole one.
 """
@@ -178,8 +179,12 @@ async def get_archive(request: web.Request) -> web.StreamResponse:
             for index in await share.indexes():
                 places[index] = share
         named: list[tuple[Path | StoredPieces, str]] = []
+        names = {store.name for store in request.app[STORES]}
         async for part in parts_of(manifest):
-            if (place := places.get(part["index"])) is not None:
+            place = places.get(part["index"])
+            if place is None and any(one["sink"] in names and "dropped" not in one for one in part["receipts"]):
+                raise NotFound(f"upload {upload_id} is being removed: file {part['index']} is gone")
+            if place is not None:
                 pieces = await place.pieces(part["index"])
                 if pieces is None:
                     raise NotFound(f"upload {upload_id} lies elsewhere, and has no archive")

@@ -742,6 +742,22 @@ async def test_an_upload_on_two_disks_is_one(two: Shop) -> None:
 # -- archives
 
 
+async def test_an_upload_of_which_a_file_is_gone_already_has_no_archive(shop: Shop) -> None:
+    """As one that is being removed: the manifest was read before, what is there is listed after it."""
+    upload_id = await shop.store(b"the first", b"the second", None)
+    for index in (1, 0):
+        shop.path(upload_id, index).unlink()
+        assert (await shop.ask(f"/uploads/{upload_id}/archive.zip")).problem == "not-found"
+
+
+@pytest.mark.parametrize("receipt", [{"dropped": "it was slow"}, {"sink": "one that is no store of ours"}])
+async def test_what_was_never_here_is_not_missing_in_an_archive(shop: Shop, receipt: dict[str, str]) -> None:
+    upload_id = await shop.store(b"x", receipt=receipt)
+    shop.path(upload_id).unlink()
+    answer = await shop.ask(f"/uploads/{upload_id}/archive.zip")
+    assert zipfile.ZipFile(io.BytesIO(answer.body)).namelist() == []
+
+
 async def test_an_archive_of_many_files_opens_everywhere(shop: Shop, tmp_path: Path) -> None:
     names = [f"a{number % 7}.bin" for number in range(48)] + ["naïve 漢字.txt", "../../etc/passwd"]
     files = [os.urandom(number * 1000) for number in range(50)]

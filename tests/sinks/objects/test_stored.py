@@ -71,6 +71,24 @@ async def test_whoever_reads_a_file_is_sent_to_the_store_for_a_while(
 
 
 @pytest.mark.parametrize("kind", EVERYWHERE)
+@pytest.mark.parametrize("how_many", [0, 1, 2])
+async def test_of_an_upload_that_is_removed_meanwhile_no_archive_looks_whole(
+    how_many: int, kind: str, place_of: Callable[[str], Place], start_gateway: StartGateway
+) -> None:
+    """It has its manifest, and is listed when so many of its files are left."""
+    gateway = await start_gateway(
+        sinks={"kept": place_of(kind).settings}, routes=[{"path": "/in", "parts": [{"sinks": ["kept"]}]}]
+    )
+    sink = gateway.services.sinks["kept"]
+    assert isinstance(sink, ObjectSink)
+    async with ClientSession(gateway.url) as session:
+        _, manifest = await answer_of(session, "/in", form(*[(b"file", b"a", b"%d" % index) for index in range(3)]))
+        await sink._bucket.delete([f"{manifest['upload']}/{index}" for index in range(how_many, 3)])
+        async with session.get(f"/uploads/{manifest['upload']}/archive.zip") as answer:
+            assert answer.status == 404
+
+
+@pytest.mark.parametrize("kind", EVERYWHERE)
 async def test_what_is_stored_is_counted_for_whom_it_belongs_to_until_it_is_removed(
     kind: str, place_of: Callable[[str], Place]
 ) -> None:
