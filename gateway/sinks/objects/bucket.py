@@ -170,12 +170,13 @@ class Bucket:
         except (BaseError, OSError) as error:
             raise self.fault(error) from error
 
-    async def listed(self, prefix: str = "") -> AsyncIterator[Stored]:
-        """All objects whose key has that many segments in front, in the order of their keys.
+    async def listed(self, prefix: str = "", *, after: str = "") -> AsyncIterator[Stored]:
+        """All objects whose key has that many segments in front, in the order of their keys; those behind `after`.
 
         A directory lists in none, and is sorted here: in memory, as all that is in it.
         """
-        pages = obstore.list(self._reading, self._prefix + prefix or None, chunk_size=_BATCH)
+        offset = self._prefix + after if after else None
+        pages = obstore.list(self._reading, self._prefix + prefix or None, offset=offset, chunk_size=_BATCH)
         found: list[Stored] = []
         while True:
             try:

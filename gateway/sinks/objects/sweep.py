@@ -33,6 +33,8 @@ __all__ = ["Sweeper", "Turn", "sweep"]
 
 log = logging.getLogger("gateway.objects")
 
+_BEFORE_IDS = "0"
+"""What begins with a dot comes before: it may be an object for each upload, and none is one's."""
 _RETRY_SECONDS = 2
 """Between attempts to remove what could not be removed."""
 
@@ -197,8 +199,13 @@ async def _removed(bucket: Bucket, one: _Prefix, *, touched_before: float | None
         manifest, counted = await published(bucket, one.upload_id) or (None, [])
         if not _is_same(None if manifest is None else manifest.modified, one.published):
             return False
-        await calls.finish(remove_prefix(bucket, one.upload_id, counted))
+        await calls.finish(_remove(bucket, one.upload_id, counted))
         return True
+
+
+async def _remove(bucket: Bucket, upload_id: str, counted: Collection[str]) -> None:
+    await bucket.delete(counted)
+    await remove_prefix(bucket, upload_id)
 
 
 def _is_same(found: float | None, listed: float | None) -> bool:
@@ -210,7 +217,7 @@ def _is_same(found: float | None, listed: float | None) -> bool:
 
 async def _prefixes(bucket: Bucket, *, began_before: float) -> AsyncIterator[_Prefix]:
     one: _Prefix | None = None
-    async for found in bucket.listed():
+    async for found in bucket.listed(after=_BEFORE_IDS):
         upload_id, _, name = found.key.partition("/")
         if not UPLOAD_ID.fullmatch(upload_id):
             continue

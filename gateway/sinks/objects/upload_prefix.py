@@ -2,7 +2,8 @@
 
 1. An upload is there while its manifest is: it is asked for each time, so that what one replica writes or removes is so
    for all of them at once. Where the store keeps its promise (S3, GCS, Azure: strongly consistent), so do we.
-2. Removed is first the manifest, by which the upload is gone, then the rest; what that leaves, a sweep removes.
+2. Removed is first what counts the upload as somebody's, since only the manifest says where that is; then the manifest,
+   by which the upload is gone, then the rest. What that leaves, a sweep removes.
 3. Who removes has claimed the prefix before, as one does who uploads under an id that he chose: so nobody uploads there
    what is about to be removed, and of two that remove one upload at once one is refused. See claim.py.
 4. Who reads locks nothing. He has asked for a file with one request, which the store answers to its end or breaks off;
@@ -147,9 +148,10 @@ class PrefixRemoval(Removal):
         await self._calls.finish(self._remove())
 
     async def _remove(self) -> None:
+        await self._bucket.delete(self._counted)
         await self._bucket.delete([f"{self._upload_id}/{MANIFEST}"])
         try:
-            await remove_prefix(self._bucket, self._upload_id, self._counted)
+            await remove_prefix(self._bucket, self._upload_id)
         except SinkFault as error:
             log.warning("upload %s is removed, its objects are left to a sweep: %s", self._upload_id, error)
 

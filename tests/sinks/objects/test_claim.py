@@ -33,8 +33,8 @@ class InterruptedBucket(Bucket):
     after_listing: Callable[[], Awaitable[None]] | None = None
     before_removing: Callable[[], Awaitable[None]] | None = None
 
-    async def listed(self, prefix: str = "") -> AsyncIterator[Stored]:
-        found = [one async for one in super().listed(prefix)]
+    async def listed(self, prefix: str = "", *, after: str = "") -> AsyncIterator[Stored]:
+        found = [one async for one in super().listed(prefix, after=after)]
         happens, self.after_listing = self.after_listing, None
         if happens is not None:
             await happens()

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from urllib.parse import urlsplit
 
 import pytest
 from aiohttp import ClientSession
 
+from gateway.errors import SinkRefused
 from gateway.manifest import ManifestText
 from gateway.model import Entry, Manifest, Upload
 from gateway.sinks.objects.sink import ObjectSink
@@ -19,7 +21,8 @@ from tests.contract import answer_of, file, form, source
 from tests.sinks.objects.conftest import EVERYWHERE, OVER_SOCKETS
 from tests.store_contract import StoreContract, StoreSubject
 from tests.support.buckets import Place
-from tests.support.stores import remove_kept
+from tests.support.failing_store import failing_store
+from tests.support.stores import kept_manifest, remove_kept
 
 pytestmark = pytest.mark.sockets
 
@@ -108,3 +111,34 @@ async def test_what_is_stored_is_counted_for_whom_it_belongs_to_until_it_is_remo
         assert await sink.stored_bytes("key:ci") == 10
         assert await sweep(sink._bucket, published_before=time.time() + 60) == 2
         assert [one.key async for one in sink._bucket.listed() if not one.key.startswith(".sweeps/")] == []
+
+
+@pytest.mark.parametrize("by_sweep", [False, True])
+@pytest.mark.parametrize("fails_at", range(5))
+async def test_what_is_removed_by_half_counts_for_nobody_any_more(
+    fails_at: int, by_sweep: bool, place_of: Callable[[str], Place], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else it would for ever: only its manifest says whose it was."""
+    place = place_of("moto")
+    assert place.endpoint is not None
+    upload_id, owner = "01JD0000000000000000000001", "key:ci"
+    text = ManifestText(Manifest(upload_id, [Entry(file(0), 10)], owner), sinks=["bucket"], limit=0).finish()
+    async with failing_store(place.endpoint) as store:
+        monkeypatch.setenv("AWS_ENDPOINT_URL", store.endpoint)
+        async with place.sink(counts_owners=True) as sink:
+            async with sink.open(Upload(upload_id, "/in", identity=owner)) as delivery:
+                await delivery.accept(file(0), source(b"x" * 10))
+                delivery.keep_manifest(text)
+                await delivery.commit()
+            assert await sink.stored_bytes(owner) == 10
+            begun = sum(call.kind == "deletes" for call in store.calls)
+            store.fails = lambda call: 403 if call.kind == "deletes" and call.number >= begun + fails_at else None
+            if by_sweep:
+                await sweep(sink._bucket, published_before=time.time() + 60)
+            else:
+                with suppress(SinkRefused):
+                    await remove_kept(sink, upload_id)
+            store.fails = lambda call: None
+            counted = await sink.stored_bytes(owner)
+            assert (counted, await kept_manifest(sink, upload_id)) in ((10, text), (0, text), (0, None))
+            assert (counted == 0) == (fails_at > 0)

@@ -54,6 +54,11 @@ async def test_uploads_of_which_the_time_is_over_go_and_so_does_what_was_left(bu
     assert await keys_in(bucket) == sorted([*others, f"{running}/0"])
 
 
+async def test_what_is_counted_for_owners_is_not_looked_through(bucket: Bucket) -> None:
+    await put(bucket, ".owners/a/b-1", ".sweeps/left-1", f"{ulid(1)}/0", "README")
+    assert [one.key async for one in bucket.listed(after="0")] == [f"{ulid(1)}/0", "README"]
+
+
 async def test_of_those_who_sweep_one_does_and_the_next_turn_is_anybodys(bucket: Bucket) -> None:
     async with Turn(bucket, "left", 60, now=600) as first, Turn(bucket, "left", 60, now=659) as second:
         assert (first, second) == (True, False)
