@@ -231,7 +231,9 @@ class RequiredLane(Lane):
         what, clock = (
             ("did not confirm the whole upload", "first_byte") if self.committing else ("took nothing", "write")
         )
-        of_relays = {"clock": clock} if self.is_relay else {}
+        of_relays: dict[str, object] = {"clock": clock} if self.is_relay else {}
+        if self.is_relay and self.committing:
+            of_relays["may_have_acted"] = True
         return SinkTimeout(f"sink {self.name} {what} for {limit:g} seconds", sink=self.name, limit=limit, **of_relays)
 
     async def watch(self) -> None:

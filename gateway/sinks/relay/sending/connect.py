@@ -91,11 +91,13 @@ def tls_context(
 def connection_fault(name: str, error: Exception, *, sent_bytes: int = 0, may_have_acted: bool = False) -> SinkFault:
     """What the request to sink `name` raised (an aiohttp.ClientError or an OSError) as ours.
 
-    `sent_bytes` of the body were sent; `may_have_acted`: all of them, so that whoever sends them again may do so twice.
+    `sent_bytes` of the body were sent; `may_have_acted`: all of them, so that whoever sends them again may do so twice,
+    and is told so, by a member of the problem that is there only then.
 
     `reason` is RFC 9209's word for it. What a certificate, a resolver or the system says of where the sink is goes into
     the log: the client is told the sink's name. aiohttp's own TLS errors are ssl.SSLErrors, too, but empty ones.
     """
+    members: dict[str, object] = {"may_have_acted": True} if may_have_acted else {}
     causes = [cause for cause in _causes(error) if not isinstance(cause, aiohttp.ClientError)]
     if words := next((str(cause) for cause in causes if str(cause)), ""):
         log.info("sink %s: %s", name, words)
@@ -109,7 +111,7 @@ def connection_fault(name: str, error: Exception, *, sent_bytes: int = 0, may_ha
                 reason="tls_certificate_error",
             )
         if isinstance(cause, ssl.SSLError):
-            return _tls_fault(name, cause)
+            return _tls_fault(name, cause, **members)
     if isinstance(error, aiohttp.ClientConnectorError):
         reason = "destination_unavailable"
         if isinstance(error, aiohttp.ClientConnectorDNSError):
@@ -120,12 +122,12 @@ def connection_fault(name: str, error: Exception, *, sent_bytes: int = 0, may_ha
     acted = ": it had the whole body, and may have acted on it" if may_have_acted else ""
     if isinstance(error, (aiohttp.ClientConnectionError, OSError)):
         detail = f"sink {name} closed the connection after {sent_bytes} bytes{acted}"
-        return SinkRefused(detail, sink=name, sent_bytes=sent_bytes, reason="connection_terminated")
+        return SinkRefused(detail, sink=name, sent_bytes=sent_bytes, reason="connection_terminated", **members)
     detail = f"sink {name} gave no valid answer{acted}"
-    return SinkRefused(detail, sink=name, sent_bytes=sent_bytes, reason="http_protocol_error")
+    return SinkRefused(detail, sink=name, sent_bytes=sent_bytes, reason="http_protocol_error", **members)
 
 
-def _tls_fault(name: str, error: ssl.SSLError) -> SinkFault:
+def _tls_fault(name: str, error: ssl.SSLError, **members: object) -> SinkFault:
     """TLS failed: an alert is the destination's word, `certificate required` and the like."""
     said = (error.reason or "it does not speak TLS").replace("_", " ").lower()
     alert = "alert" in said
@@ -133,6 +135,7 @@ def _tls_fault(name: str, error: ssl.SSLError) -> SinkFault:
         f"TLS with sink {name} failed: {said}",
         sink=name,
         reason="tls_alert_received" if alert else "tls_protocol_error",
+        **members,
     )
 
 

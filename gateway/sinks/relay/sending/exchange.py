@@ -233,5 +233,6 @@ class Exchange:
             clock=clock,
             limit=seconds,
             sent_bytes=self.connection.sent_bytes,
+            **({"may_have_acted": True} if self.end_attempted else {}),
         )
         return error if clock == "total" else Broken(error)
