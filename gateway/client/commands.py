@@ -121,6 +121,8 @@ def _key(options: argparse.Namespace) -> str:
             key = Path(options.key_file).read_text("utf-8")
         except (OSError, ValueError) as error:
             raise Failed(Code.USAGE, f"--key-file: {getattr(error, 'strerror', None) or error}") from error
+        if not key.strip():
+            raise Failed(Code.USAGE, "--key-file: there is no key in it")
     key = key.strip()
     if not (key.isascii() and key.isprintable()) or " " in key:
         raise Failed(Code.USAGE, "the key has characters that no key has")

@@ -21,6 +21,7 @@ import aiohttp
 from aiohttp import hdrs
 from yarl import URL
 
+from gateway.client.answers import joined
 from gateway.client.outcomes import Code, Failed, patiently, refused, translated
 from gateway.client.partial import Partial
 from gateway.client.remote import CONNECTION_ERRORS, Remote
@@ -159,12 +160,8 @@ class Fetch:
 
 def _led(url: URL, location: str) -> URL:
     """Where a redirect leads. Raises Failed for what is no URL of HTTP, or would go on without TLS."""
-    try:
-        led = url.join(URL(location, encoded=True))
-        is_one = led.scheme in ("http", "https") and bool(led.host)
-    except ValueError:
-        is_one = False
-    if not is_one:
+    led = joined(url, location)
+    if led is None:
         raise Failed(Code.FAILED, f"{url.path} leads to what is no URL of HTTP")
     if url.scheme == "https" and led.scheme == "http":
         raise Failed(Code.FAILED, f"{url.path} leads from https to http, where anybody on the way could change it")

@@ -39,7 +39,7 @@ class Code(IntEnum):
     LATER = 6
     """Busy, not reached at all, or lost in the middle: nothing was kept, and trying later may help."""
     UNKNOWN = 7
-    """The connection was lost when everything had been sent, and nobody says what became of it."""
+    """Everything had been sent, or a destination had everything, and nobody says what became of it."""
     DIFFERS = 8
     PARTLY = 9
 
@@ -93,21 +93,26 @@ def refused(status: int, headers: Mapping[str, str], body: bytes) -> Failed:
     kind = str(problem.get("type", "")).rpartition("/")[2]
     retry_after = _seconds(headers.get(hdrs.RETRY_AFTER))
     pause = None
-    if status == HTTPStatus.SERVICE_UNAVAILABLE and hdrs.VIA not in headers:
+    is_in_part, is_unknown = bool(problem.get("kept")), bool(problem.get("may_have_acted"))
+    if is_in_part or is_unknown:
+        pass  # it would be there twice
+    elif status == HTTPStatus.SERVICE_UNAVAILABLE and hdrs.VIA not in headers:
         pause = retry_after or 0.0
     elif status in (HTTPStatus.SERVICE_UNAVAILABLE, HTTPStatus.TOO_MANY_REQUESTS):
         pause = retry_after  # a destination's own answer, by a relay, proves nothing unless it says when to come again
-    if status in (HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN):
+    if is_in_part:
+        code = Code.PARTLY
+    elif is_unknown:
+        code = Code.UNKNOWN
+    elif status in (HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN):
         code = Code.ACCESS
     elif status in (HTTPStatus.SERVICE_UNAVAILABLE, HTTPStatus.TOO_MANY_REQUESTS):
         code = Code.LATER
     elif kind == "digest-mismatch":
         code = Code.DIFFERS
-    elif problem.get("kept"):
-        code = Code.PARTLY
     else:
         code = Code.FAILED if status >= 500 else Code.REFUSED
-    state = "partly" if problem.get("kept") else "failed"
+    state = "partly" if is_in_part else "unknown" if is_unknown else "failed"
     return Failed(code, f"{status} {detail}", problem=problem, pause=pause, state=state)
 
 
@@ -135,7 +140,7 @@ def _seconds(retry_after: str | None) -> float | None:
         return float(retry_after)
     try:
         return max(0.0, parsedate_to_datetime(retry_after).timestamp() - time())
-    except ValueError:
+    except (ValueError, OverflowError):
         return None
 
 

@@ -22,6 +22,7 @@ import aiohttp
 from aiohttp import AddrInfoType, hdrs
 from yarl import URL
 
+from gateway.client.answers import joined
 from gateway.client.outcomes import Code, Failed, parsed, refused, translated
 from gateway.http import destination_socket
 
@@ -72,7 +73,7 @@ def checked_url(text: str) -> URL:
 
 @dataclass(slots=True)
 class Answer:
-    """One that was read whole. `document` is None where it is no JSON."""
+    """`document` is None where it is no JSON, or too long."""
 
     status: int
     headers: Mapping[str, str]
@@ -143,7 +144,10 @@ class Remote:
                 receipt = next((one for one in part["receipts"] if str(one.get("location")).startswith("/")), None)
                 if receipt is not None:  # what flows have made of it is said there
                     name, sha256 = receipt.get("filename", part["filename"]), receipt.get("sha256", part["sha256"])
-                    kept.append(Kept(upload.join(URL(receipt["location"], encoded=True)), name, sha256))
+                    url = joined(upload, receipt["location"])
+                    if url is None or not isinstance(name, str | None):
+                        raise ValueError("no file")
+                    kept.append(Kept(url, name, sha256))
         except (KeyError, TypeError, AttributeError, ValueError) as error:
             raise Failed(Code.FAILED, f"{upload.path} is no manifest") from error
         if not kept:
@@ -159,15 +163,17 @@ class Remote:
             try:
                 described = (await self.get(below(base, "/"))).document
                 first = described["routes"][0]["path"]
+                if not (isinstance(first, str) and first.startswith("/")):
+                    continue
                 most = int(described["limits"]["max_parts"])
+                route = _at(url, first) if base.path.rstrip("/") == url.path.rstrip("/") else url
             except Failed as failed:
                 if failed.code in (Code.LATER, Code.USAGE) and "status" not in failed.problem:
                     raise
-            except (KeyError, IndexError, TypeError, ValueError):
+            except (KeyError, IndexError, TypeError, ValueError, OverflowError):
                 pass  # somebody else's
             else:
-                is_base = base.path.rstrip("/") == url.path.rstrip("/")
-                return Place(_at(url, first) if is_base else url, [base], most)
+                return Place(route, [base], max(0, most))
         if not url.path.strip("/"):
             return Place(_at(url, "/upload"), [url])
         return Place(url, bases[1:])
@@ -195,12 +201,13 @@ async def connected(key: str) -> AsyncIterator[Remote]:
 
 
 async def read(response: aiohttp.ClientResponse) -> Answer:
-    """The whole of it. Raises Failed, also for an answer that is none of 2xx."""
+    """The whole of it, or the status alone of a very long one. Raises Failed for an answer that is none of 2xx."""
     body = bytearray()
     async for chunk in response.content.iter_any():
         body += chunk
         if len(body) > _MOST_BYTES:
-            raise Failed(Code.FAILED, f"the answer has more than {_MOST_BYTES} bytes")
+            body.clear()  # the status counts all the same
+            break
     if not 200 <= response.status < 300:
         raise refused(response.status, response.headers, bytes(body))
     return Answer(response.status, response.headers, parsed(body))

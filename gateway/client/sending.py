@@ -18,6 +18,7 @@ from typing import Any
 
 from yarl import URL
 
+from gateway.client.answers import PartTold, joined, parts_of, sinks_of
 from gateway.client.outcomes import Code, Failed, patiently, refused, translated
 from gateway.client.remote import CONNECTION_ERRORS, Answer, Place, Remote, below, new_id, read
 from gateway.client.sources import CHUNK_BYTES, STDIN, Reading, Source, Sources, content_digest
@@ -29,10 +30,12 @@ from gateway.multipart.writer import StreamingMultipartWriter
 __all__ = ["Upload"]
 
 _NAME = b"file"
-_ASKS = 30
-_ASK_SECONDS = 1.0
+_ASK_SECONDS = 30.0
+_ASK_PAUSE_SECONDS = 1.0
 _TAKE_BACK_SECONDS = 5.0
 _HANG_UP_STATUS = 499
+_ON_THE_WAY = (502, 504)
+"""Without a problem of the gateway's they are of a proxy between, which may have passed everything on."""
 
 
 @dataclass(slots=True)
@@ -60,7 +63,7 @@ class Upload:
             legs.is_kept = True
             parts = await self._compare(remote, place.route)
             if parts and legs.told is None:  # it was over before anybody had asked
-                legs.told = {"parts": [], "sinks": _sinks(parts)}
+                legs.told = {"parts": [], "sinks": sinks_of(parts)}
         except Failed as failed:
             self.failed = failed
             legs.is_kept = False
@@ -76,6 +79,8 @@ class Upload:
         except Failed as failed:
             if any(file.path == STDIN and file.sha256 is not None for file in self.sources.files):
                 failed.pause = None  # what came from standard input is gone
+            if failed.state == "failed":
+                self._is_whole = lambda: False  # there is nothing to be taken back
             raise
 
     async def _attempt(self, remote: Remote, place: Place, legs: Legs) -> Answer:
@@ -93,12 +98,7 @@ class Upload:
         if self._broken is not None:
             raise self._broken
         if lost is not None:
-            if lost.code is not Code.UNKNOWN:
-                raise lost
-            if not writer.closed:
-                raise Failed(Code.LATER, f"{lost} before everything was sent; nothing of it is kept")
-            said = f"{lost}; whether it is kept is not known: {self.id}"
-            answer = await self._asked(remote, place, Failed(Code.UNKNOWN, said, state="unknown"))
+            answer = await self._despite(lost, remote, place, is_whole=writer.closed)
         assert answer is not None
         if not writer.closed:
             raise Failed(Code.FAILED, f"it was answered with {answer.status} before everything was sent")
@@ -164,82 +164,107 @@ class Upload:
                     await writer.feed(data)
                 return
             await writer.flush()  # it waits for the connection, so that of what is not reached nothing is taken
-            while data := reading.took(await _from_stdin()):
-                file.sha256 = ""  # some of it is gone
+            while data := reading.took(await _from_stdin(file)):
                 await writer.feed(data)
         finally:
             reading.close()
 
+    async def _despite(self, lost: Failed, remote: Remote, place: Place, *, is_whole: bool) -> Answer:
+        """What became of it, where the answer leaves that open. Raises Failed: `lost` where it does not."""
+        status, kind = lost.problem.get("status"), str(lost.problem.get("type", "")).rpartition("/")[2]
+        if status is None and lost.code is Code.UNKNOWN:
+            if not is_whole:
+                raise Failed(Code.LATER, f"{lost} before everything was sent; nothing of it is kept")
+        elif not (
+            (is_whole and status in _ON_THE_WAY and kind in ("", "about:blank"))
+            or (self.tries > 1 and kind == "conflict")  # a try before may be the one that has the id
+        ):
+            raise lost
+        said = f"{lost}; whether it is kept is not known: {self.id}"
+        return await self._asked(remote, place, Failed(Code.UNKNOWN, said, problem=lost.problem, state="unknown"))
+
     async def _asked(self, remote: Remote, place: Place, lost: Failed) -> Answer:
         """What became of it. Raises Failed, `lost` where nobody knows."""
-        for _ in range(_ASKS):
+        kept = None
+        try:
+            async with asyncio.timeout(_ASK_SECONDS):
+                kept = await self._kept_at(remote, place)
+                with suppress(Failed):
+                    return Answer(201, {"Location": str(kept)}, (await remote.get(kept)).document)
+        except TimeoutError:
+            if kept is None:
+                raise lost from None
+        return Answer(200, {}, None)  # a relay's upload has no manifest
+
+    async def _kept_at(self, remote: Remote, place: Place) -> URL:
+        """Where its manifest is. It asks until somebody knows. Raises Failed."""
+        while True:
             for base in place.bases:
                 told = None
                 with suppress(Failed):
                     told = (await remote.get(below(base, f"/uploads/{self.id}/progress"))).document
-                state = told.get("state") if isinstance(told, dict) else None
-                if state == "kept":
-                    manifest = below(base, f"/uploads/{self.id}")
-                    with suppress(Failed):
-                        return Answer(201, {"Location": str(manifest)}, (await remote.get(manifest)).document)
-                    return Answer(200, {}, None)  # a relay's upload has no manifest
-                if state == "failed" and isinstance(told, dict):
-                    problem = told.get("problem") or {}
-                    if (status := problem.get("status", _HANG_UP_STATUS)) == _HANG_UP_STATUS:
-                        raise Failed(Code.LATER, "the connection was lost; nothing of it is kept")
-                    raise refused(status, {}, json.dumps(problem).encode())
-            await asyncio.sleep(_ASK_SECONDS)
-        raise lost
+                if not isinstance(told, dict):
+                    continue
+                if told.get("state") == "kept":
+                    return below(base, f"/uploads/{self.id}")
+                if told.get("state") == "failed":
+                    raise _as_told(told.get("problem"))
+            await asyncio.sleep(_ASK_PAUSE_SECONDS)
 
     async def _taken_back(self, remote: Remote, place: Place, say: Callable[[str], None]) -> Failed:
         """What became of an upload that was interrupted. What was sent whole may be kept all the same: then it is
         removed again, if it can be, and if the gateway is soon done with it.
         """
+        nothing = Failed(Code.LATER, "interrupted; nothing of it is kept", state="interrupted")
         if not self._is_whole():
-            return Failed(Code.LATER, "interrupted; nothing of it is kept", state="interrupted")
+            return nothing
         say(f"everything had been sent: asking what becomes of {self.id}")
-        lost = Failed(Code.UNKNOWN, "interrupted", state="unknown")
-        url = None
+        lost = Failed(Code.UNKNOWN, f"interrupted, but sent whole: {self.id} may be kept", state="unknown")
+        answer = None
         try:
             async with asyncio.timeout(_TAKE_BACK_SECONDS):
-                url = (await self._asked(remote, place, lost)).headers.get("Location")
-                if url is not None:
-                    await remote.delete(URL(url))
+                answer = await self._asked(remote, place, lost)
+                self.url = answer.headers.get("Location")
+                if self.url is not None:
+                    await remote.delete(URL(self.url))
+                    self.url = None
                     return Failed(Code.LATER, "interrupted; it was kept, and is removed again", state="interrupted")
         except TimeoutError:
-            pass
+            if self.url is not None:
+                said = f"interrupted; it was kept, and may be removed again: {self.url}"
+                return Failed(Code.UNKNOWN, said, state="unknown")
         except Failed as failed:
-            if failed is not lost and url is None:
-                return Failed(Code.LATER, "interrupted; nothing of it is kept", state="interrupted")
-        if url is not None:
-            self.url = url
-            return Failed(Code.UNKNOWN, f"interrupted, and kept all the same: {url}", state="kept")
-        return Failed(Code.UNKNOWN, f"interrupted, but sent whole: {self.id} may be kept", state="unknown")
+            if answer is None:
+                if failed.state == "failed":
+                    return nothing
+                said = str(failed) if failed is lost else f"interrupted; {failed}"
+                return Failed(failed.code, said, problem=failed.problem, state=failed.state)
+        if answer is None:
+            return lost
+        return Failed(Code.UNKNOWN, f"interrupted, and kept all the same: {self.url or self.id}", state="kept")
 
-    async def _compare(self, remote: Remote, route: URL) -> dict[int, dict[str, Any]]:
+    async def _compare(self, remote: Remote, route: URL) -> dict[int, PartTold]:
         """What was sent with what the manifest says: its parts, if there is one. Raises Failed."""
         assert self.answer is not None
         location = self.answer.headers.get("Location")
-        self.url = None if location is None else str(route.join(URL(location)))
-        parts = self._parts(self.answer.document)
-        if not parts and self.url is not None and URL(self.url).origin() == route.origin():
+        manifest = None if location is None else joined(route, location)
+        self.url = None if manifest is None else str(manifest)
+        parts = parts_of(self.answer.document, self.id)
+        if not parts and manifest is not None and manifest.origin() == route.origin():
             with suppress(Failed):  # the answer is a destination's, and a store has it, too
-                parts = self._parts((await remote.get(URL(self.url))).document)
+                parts = parts_of((await remote.get(manifest)).document, self.id)
         problems = []
         for number, file in enumerate(self.sources.files, len(self.fields)):
-            part = parts.get(number)
-            if part is None:
+            if (part := parts.get(number)) is None:
                 continue
-            told = part.get("input", part)
-            sha256, size = told.get("sha256"), told.get("size")
-            if sha256 is not None:
-                file.verified = (sha256, size) == (file.sha256, file.size)
-            elif "sha256" in told.get("verified", ()):
+            if part.sha256 is not None:
+                file.verified = (part.sha256, part.size) == (file.sha256, file.size)
+            elif part.is_verified:
                 file.verified = True
-            if part.get("problem"):
-                problems.append(part["problem"])
-            elif (where := _location(part)) is not None:
-                file.url = str(route.join(URL(where)))
+            if part.problem is not None:
+                problems.append(part.problem)
+            elif part.location is not None and (where := joined(route, part.location)) is not None:
+                file.url = str(where)
         if any(file.verified is False for file in self.sources.files):
             raise Failed(Code.DIFFERS, f"what is kept is not what was sent: {self.url}", state="differs")
         if problems or self.answer.status == 207:
@@ -247,49 +272,40 @@ class Upload:
             raise Failed(Code.PARTLY, _in_words(problem), problem=problem, state="partly")
         return parts
 
-    def _parts(self, document: Any) -> dict[int, dict[str, Any]]:
-        """Those of the manifest, or of what a route converted, by index; none of what a destination has answered."""
-        listed: Any = None
-        if isinstance(document, dict) and document.get("upload") == self.id:
-            listed = document.get("parts")
-        elif isinstance(document, list) and all(isinstance(one, dict) and "input" in one for one in document):
-            listed = document
-        return {one["index"]: one for one in listed or ()}
 
-
-def _sinks(parts: dict[int, dict[str, Any]]) -> list[dict[str, str]]:
-    """As progress has them."""
-    receipts = [one for part in parts.values() for one in part.get("receipts", ())]
-    return [
-        {"sink": name, "state": "dropped" if is_dropped else "kept"}
-        for name, is_dropped in {str(one["sink"]): bool(one.get("dropped")) for one in receipts}.items()
-    ]
-
-
-def _location(part: dict[str, Any]) -> str | None:
-    """Of the file, below the gateway's own address."""
-    places = [(part.get("output") or {}).get("location"), *(one.get("location") for one in part.get("receipts", ()))]
-    return next((place for place in places if place and place.startswith("/")), None)
+def _as_told(problem: Any) -> Failed:
+    """What a gateway tells of an upload that has failed there."""
+    problem = problem if isinstance(problem, dict) else {}
+    status = problem.get("status")
+    if not isinstance(status, int) or status == _HANG_UP_STATUS:
+        return Failed(Code.LATER, "the connection was lost; nothing of it is kept")
+    return refused(status, {}, json.dumps(problem).encode())
 
 
 def _in_words(problem: dict[str, Any]) -> str:
     return ": ".join(str(problem[key]) for key in ("title", "detail") if problem.get(key))
 
 
-async def _from_stdin() -> bytes:
-    """The next bytes of standard input. They are waited for in the loop: a thread that waits could not be ended.
-    Raises Failed.
+async def _from_stdin(file: Source) -> bytes:
+    """The next bytes of standard input. They are waited for in the loop: a thread that waits could not be ended. From
+    the first of them on `file` has a digest, if an empty one: they are gone, whoever gets them. Raises Failed.
     """
     loop, ready = asyncio.get_running_loop(), asyncio.Event()
     try:
         try:
             loop.add_reader(0, ready.set)
         except PermissionError:  # a file: it never waits
+            file.sha256 = ""
             return await asyncio.to_thread(os.read, 0, CHUNK_BYTES)
         try:
-            await ready.wait()
+            while True:
+                await ready.wait()
+                ready.clear()
+                with suppress(BlockingIOError):  # somebody else has read it
+                    data = os.read(0, CHUNK_BYTES)
+                    file.sha256 = ""
+                    return data
         finally:
             loop.remove_reader(0)
-        return os.read(0, CHUNK_BYTES)
     except OSError as error:
         raise Failed(Code.LOCAL, f"standard input: {error.strerror}") from error

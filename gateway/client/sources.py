@@ -126,6 +126,9 @@ class Reading:
     def read(self) -> bytes:
         """The next bytes; none at its end, when it is what it was."""
         try:
+            if self._source.size == 0 and self._file.read(1):  # as those of /proc are
+                given = self._source.path
+                raise Failed(Code.LOCAL, f"{given} says that it has no bytes, and has some: send it as standard input")
             data = self._file.read(CHUNK_BYTES if self._left is None else min(CHUNK_BYTES, self._left))
         except OSError as error:
             raise _unreadable(self._source.path, error) from error
@@ -174,6 +177,9 @@ def gathered(given: Sequence[str], *, recursive: bool, most: int, say: Callable[
             continue
         try:
             files = list(_walked(path, say))
+        except OSError as error:
+            yield Sources(path, [], _unreadable(str(error.filename or path), error))
+            continue
         except Failed as failed:
             yield Sources(path, [], failed)
             continue
@@ -190,6 +196,9 @@ def _walked(top: str, say: Callable[[str], None]) -> Iterator[Source]:
 
     for directory, folders, names in os.walk(root, onerror=unreadable):
         folders.sort()
+        for name in folders:
+            if (path := Path(directory, name)).is_symlink():
+                say(f"left out, for it is a link to a folder: {path}")
         for name in sorted(names):
             path = Path(directory, name)
             if path.is_symlink() or not path.is_file():

@@ -13,6 +13,7 @@ from typing import Any
 import aiohttp
 from yarl import URL
 
+from gateway.client.answers import is_progress
 from gateway.client.outcomes import parsed
 from gateway.client.remote import CONNECTION_ERRORS, Remote, below
 
@@ -115,6 +116,6 @@ async def _events(content: aiohttp.StreamReader) -> AsyncIterator[dict[str, Any]
         for one in whole:
             if one.startswith(b"data: "):
                 told = parsed(one[6:])
-                if not (isinstance(told, dict) and isinstance(told.get("parts"), list)):
+                if not is_progress(told):
                     raise ValueError("no progress of an upload")
                 yield told

@@ -104,6 +104,7 @@ def test_the_page_has_every_exit_code() -> None:
         (("send", "a", "--to", "http://user:secret@127.0.0.1/"), Code.USAGE),
         (("send", "-", "-"), Code.USAGE),
         (("send", "a", "--key-file", "nowhere"), Code.USAGE),
+        (("send", "a", "--key-file", os.devnull), Code.USAGE),
         (("get", "01ARZ"), Code.USAGE),
     ],
 )

@@ -18,6 +18,10 @@ from gateway.client.outcomes import Code, refused
         (502, {"title": "t", "kept": ["disk"]}, Code.PARTLY, "partly"),
         (502, {"title": "t", "kept": []}, Code.FAILED, "failed"),
         (507, {"title": "t"}, Code.FAILED, "failed"),
+        (503, {"title": "t", "kept": ["disk"]}, Code.PARTLY, "partly"),
+        (503, {"title": "t", "may_have_acted": True}, Code.UNKNOWN, "unknown"),
+        (504, {"title": "t", "may_have_acted": True}, Code.UNKNOWN, "unknown"),
+        (502, {"title": "t", "kept": ["disk"], "may_have_acted": True}, Code.PARTLY, "partly"),
         (499, [], Code.REFUSED, "failed"),
     ],
 )

@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import os
+import threading
+import time
 from collections.abc import Awaitable, Callable, Iterator
 from pathlib import Path
 
@@ -244,6 +246,195 @@ async def test_standard_input_is_sent_again_if_none_of_it_is_gone(
     assert upload.sources.files[0].sha256 == hashlib.sha256(data).hexdigest()
 
 
+async def test_of_standard_input_that_was_being_read_nothing_is_sent_again(
+    start_destination: StartDestination, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is a file here: its first bytes are read by a thread, and are gone, whatever is answered meanwhile."""
+    asked, reading = 0, threading.Event()
+
+    async def consider(request: web.Request) -> web.StreamResponse | None:
+        nonlocal asked
+        asked += 1
+        await request.writer.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+        await asyncio.to_thread(reading.wait, 10)
+        return web.Response(status=503, headers={"Connection": "close"})
+
+    read_file = os.read
+
+    def slowly(descriptor: int, size: int) -> bytes:
+        data = read_file(descriptor, size)
+        if descriptor == 0:
+            reading.set()
+            time.sleep(0.5)
+        return data
+
+    app = web.Application()
+    app.router.add_post("/upload", read_all, expect_handler=consider)  # type: ignore[arg-type]
+    server = await start_destination(app)
+    (tmp_path / "in").write_bytes(bytes(2 * MIB))
+    before = os.dup(0)
+    try:
+        with open(tmp_path / "in", "rb") as given:
+            os.dup2(given.fileno(), 0)
+        monkeypatch.setattr(os, "read", slowly)
+        upload = await sent(server.url, Sources("-", [Source("-", b"stdin")]))
+    finally:
+        os.dup2(before, 0)
+        os.close(before)
+    assert upload.failed is not None
+    assert (upload.failed.code, asked) == (Code.LATER, 1)
+
+
+# -- not known, or kept all the same
+
+
+@pytest.mark.parametrize("status", [502, 503, 504])
+async def test_what_a_destination_may_have_acted_on_is_not_sent_again(
+    start_destination: StartDestination, tmp_path: Path, status: int
+) -> None:
+    async def refuse(request: web.Request) -> web.Response:
+        await read_all(request)
+        return web.json_response({"title": "t", "type": "/problems/x", "may_have_acted": True}, status=status)
+
+    server = await start_destination(app_of(refuse))
+    upload = await sent(server.url, file(tmp_path, b"x"))
+    assert upload.failed is not None
+    assert (upload.failed.code, upload.failed.state, upload.tries) == (Code.UNKNOWN, "unknown", 1)
+
+
+async def test_a_destination_behind_a_real_gateway_may_have_acted(
+    start_gateway: StartGateway, start_destination: StartDestination, tmp_path: Path
+) -> None:
+    async def vanish(request: web.Request) -> web.Response:
+        await read_all(request)
+        assert request.transport is not None
+        request.transport.abort()
+        return web.Response()
+
+    destination = await start_destination(app_of(vanish))
+    gateway = await start_gateway(api=f"{destination.url}/upload", routes=BOTH)
+    upload = await sent(f"{gateway.url}/both", file(tmp_path, b"x"))
+    assert upload.failed is not None
+    assert (upload.failed.code, upload.failed.state, upload.failed.problem["status"]) == (Code.UNKNOWN, "unknown", 502)
+
+
+class ProxiedGateway:
+    """It keeps what is sent, and tells so when it is asked; `answer` is what a proxy in front of it says."""
+
+    def __init__(self, answer: Callable[[int], web.Response], state: str = "kept") -> None:
+        self.answer = answer
+        self.state = state
+        self.count = 0
+        self.app = app_of(self._post)
+        self.app.router.add_get("/uploads/{id}/progress", self._progress)
+
+    async def _post(self, request: web.Request) -> web.Response:
+        await read_all(request)
+        self.count += 1
+        return self.answer(self.count)
+
+    async def _progress(self, request: web.Request) -> web.Response:
+        return web.json_response({"state": self.state, "problem": {"title": "t", "status": 422}})
+
+
+@pytest.mark.parametrize("status", [502, 504])
+@pytest.mark.parametrize("state", ["kept", "failed"])
+async def test_what_a_proxy_says_of_a_whole_body_is_asked_about(
+    start_destination: StartDestination, tmp_path: Path, status: int, state: str
+) -> None:
+    server = await start_destination(ProxiedGateway(lambda _: web.Response(status=status), state).app)
+    upload = await sent(server.url, file(tmp_path, b"x"))
+    assert upload.tries == 1
+    if state == "kept":
+        assert upload.failed is None
+        return
+    assert upload.failed is not None
+    assert (upload.failed.code, upload.failed.problem["status"]) == (Code.REFUSED, 422)
+
+
+async def test_that_an_id_is_taken_at_a_second_try_is_no_failure_of_the_first(
+    start_destination: StartDestination, tmp_path: Path
+) -> None:
+    conflict = {"title": "It is in use", "type": "/problems/conflict"}
+
+    def answer(count: int) -> web.Response:
+        return web.Response(status=503) if count == 1 else web.json_response(conflict, status=409)
+
+    server = await start_destination(ProxiedGateway(answer).app)
+    upload = await sent(server.url, file(tmp_path, b"x"))
+    assert (upload.failed, upload.tries) == (None, 2)
+    server = await start_destination(ProxiedGateway(lambda _: web.json_response(conflict, status=409)).app)
+    upload = await sent(server.url, file(tmp_path, b"x"))
+    assert upload.failed is not None
+    assert (upload.failed.code, upload.tries) == (Code.REFUSED, 1)
+
+
+async def test_an_answer_that_is_too_long_is_kept_all_the_same(
+    start_destination: StartDestination, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("gateway.client.remote._MOST_BYTES", 1000)
+    server = await start_destination(ProxiedGateway(lambda _: web.json_response(["x" * 2000], status=201)).app)
+    upload = await sent(server.url, file(tmp_path, b"x"))
+    assert upload.failed is None
+    assert upload.answer is not None
+    assert (upload.answer.status, upload.answer.document) == (201, None)
+
+
+@pytest.mark.parametrize(
+    ("document", "location"),
+    [
+        ([{"input": 3}], "http://[bad"),
+        ([{"input": {}, "index": [], "output": 3}], "mailto:a@example.org"),
+        ([{"input": {}, "index": 0, "output": {"location": "//["}, "receipts": 3}], "http://127.0.0.1:99999/"),
+        ([{"input": {}, "index": 0, "problem": 3, "receipts": [3]}], "\udcff"),
+    ],
+)
+async def test_an_odd_answer_is_no_failure(
+    start_destination: StartDestination, tmp_path: Path, document: object, location: str
+) -> None:
+    def answer(_: int) -> web.Response:
+        return web.json_response(document, status=201, headers={"Location": location})
+
+    server = await start_destination(ProxiedGateway(answer).app)
+    upload = await sent(server.url, file(tmp_path, b"x"))
+    assert (upload.failed, upload.sources.files[0].verified, upload.sources.files[0].url) == (None, None, None)
+
+
+@pytest.mark.parametrize("problem", [3, {"status": "x"}, {"status": None}, ["status"]])
+async def test_odd_words_about_a_failure_are_one_all_the_same(
+    start_destination: StartDestination, tmp_path: Path, problem: object
+) -> None:
+    proxied = ProxiedGateway(lambda _: web.Response(status=504), "failed")
+
+    async def progress(request: web.Request) -> web.Response:
+        return web.json_response({"state": "failed", "problem": problem})
+
+    app = app_of(proxied._post)
+    app.router.add_get("/uploads/{id}/progress", progress)
+    server = await start_destination(app)
+    upload = await sent(server.url, file(tmp_path, b"x"))
+    assert upload.failed is not None
+    assert (upload.failed.code, upload.failed.state) == (Code.LATER, "failed")
+
+
+async def test_who_does_not_answer_is_not_asked_for_ever(
+    start_destination: StartDestination, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("gateway.client.sending._ASK_SECONDS", 0.5)
+
+    async def say_nothing(request: web.Request) -> web.Response:
+        await asyncio.sleep(5)
+        return web.Response()
+
+    app = app_of(ProxiedGateway(lambda _: web.Response(status=504))._post)
+    app.router.add_get("/uploads/{id}/progress", say_nothing)
+    server = await start_destination(app)
+    upload = await sent(server.url, file(tmp_path, b"x"))
+    assert upload.failed is not None
+    assert (upload.failed.code, upload.failed.state) == (Code.UNKNOWN, "unknown")
+    assert upload.seconds < 4
+
+
 # -- broken
 
 
@@ -285,7 +476,7 @@ async def test_what_differs_from_what_was_sent_is_told(start_destination: StartD
 async def test_a_lost_connection_is_no_proof_and_is_not_tried_again(
     start_destination: StartDestination, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, read_first: bool
 ) -> None:
-    monkeypatch.setattr("gateway.client.sending._ASKS", 1)
+    monkeypatch.setattr("gateway.client.sending._ASK_SECONDS", 0.2)
 
     async def hang_up(request: web.Request) -> web.Response:
         if read_first:
@@ -360,3 +551,39 @@ async def test_interrupted_when_all_was_sent_it_is_removed_again(
         "interrupted; it was kept, and is removed again",
     )
     await eventually(lambda: not gateway.stored())
+
+
+@pytest.mark.parametrize(
+    ("problem", "state", "code"),
+    [
+        ({"title": "t", "status": 502, "kept": [{"sink": "api"}]}, "partly", Code.PARTLY),
+        ({"title": "t", "status": 502, "may_have_acted": True}, "unknown", Code.UNKNOWN),
+        ({"title": "t", "status": 502}, "interrupted", Code.LATER),
+    ],
+)
+async def test_interrupted_what_is_kept_in_part_is_told(
+    start_destination: StartDestination, tmp_path: Path, problem: dict[str, object], state: str, code: Code
+) -> None:
+    arrived = asyncio.Event()
+
+    async def take(request: web.Request) -> web.Response:
+        await read_all(request)
+        arrived.set()
+        await asyncio.sleep(10)
+        return web.Response()
+
+    async def progress(request: web.Request) -> web.Response:
+        return web.json_response({"state": "failed", "problem": problem})
+
+    app = app_of(take)
+    app.router.add_get("/uploads/{id}/progress", progress)
+    server = await start_destination(app)
+    upload = Upload(file(tmp_path, b"x"))
+    async with connected("") as remote:
+        place = Place(URL(f"{server.url}/upload"), [URL(server.url)])
+        async with asyncio.TaskGroup() as group:
+            sending = group.create_task(upload.send(remote, place, Legs("a", is_watched=False), print))
+            await arrived.wait()
+            sending.cancel()
+    assert upload.failed is not None
+    assert (upload.failed.state, upload.failed.code) == (state, code)
