@@ -10,7 +10,7 @@ from typing import Any
 
 from yarl import URL
 
-__all__ = ["PartTold", "is_progress", "joined", "parts_of", "sinks_of"]
+__all__ = ["PartTold", "is_http", "is_progress", "joined", "parts_of", "sinks_of"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,9 +79,17 @@ def joined(base: URL, location: str) -> URL | None:
     """Where a Location leads; None for what is no URL of HTTP."""
     try:
         led = base.join(URL(location, encoded=True))
-        return led if led.scheme in ("http", "https") and led.host and led.origin() else None
     except ValueError:
         return None
+    return led if is_http(led) else None
+
+
+def is_http(url: URL) -> bool:
+    """Whether it is one of HTTP, with a host that a resolver could be asked for."""
+    try:
+        return url.scheme in ("http", "https") and bool((url.raw_host or "").encode("idna")) and bool(url.origin())
+    except ValueError:
+        return False
 
 
 def _is_sink(one: Any) -> bool:

@@ -22,7 +22,7 @@ import aiohttp
 from aiohttp import AddrInfoType, hdrs
 from yarl import URL
 
-from gateway.client.answers import joined
+from gateway.client.answers import is_http, joined
 from gateway.client.outcomes import Code, Failed, parsed, refused, translated
 from gateway.http import destination_socket
 
@@ -61,7 +61,7 @@ def checked_url(text: str) -> URL:
     """A URL of HTTP without user info. Raises Failed: what is on the command line can be read by anybody."""
     try:
         url = URL(text)
-        is_one = url.scheme in ("http", "https") and bool(url.host)
+        is_one = is_http(url)
     except ValueError:
         is_one = False
     if not is_one:

@@ -59,7 +59,7 @@ def test_what_is_no_progress_is_taken_for_none(odd: Any) -> None:
         assert not is_progress({**PROGRESS, "parts": [{"received": odd, "sinks": []}]})
 
 
-@pytest.mark.parametrize("location", ["http://[bad", "mailto:a@example.org", "http://127.0.0.1:99999/"])
+@pytest.mark.parametrize("location", ["http://[bad", "mailto:a@example.org", "http://a..b/", "http://127.0.0.1:99999/"])
 def test_a_location_that_is_no_url_of_http_leads_nowhere(location: str) -> None:
     assert joined(URL("http://example.org/a"), location) is None
 

@@ -102,6 +102,7 @@ def test_the_page_has_every_exit_code() -> None:
     [
         (("send", "a", "--to", "127.0.0.1:8080"), Code.USAGE),
         (("send", "a", "--to", "http://user:secret@127.0.0.1/"), Code.USAGE),
+        (("send", "a", "--to", f"http://{'a' * 64}.example.org/"), Code.USAGE),
         (("send", "-", "-"), Code.USAGE),
         (("send", "a", "--key-file", "nowhere"), Code.USAGE),
         (("send", "a", "--key-file", os.devnull), Code.USAGE),
