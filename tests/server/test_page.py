@@ -91,9 +91,7 @@ def test_its_words_are_in_one_place_and_the_same_in_each_language() -> None:
                 assert sorted(re.findall(r"\{\w+\}", other[name])) == sorted(re.findall(r"\{\w+\}", word)), name
     assert english["problems"].keys() <= {leaf.slug() for leaf in LEAVES}
     script = (STATIC / "page.js").read_text("utf-8")
-    assert set(re.findall(r"(?:say\(|words\.|words\[)'?(\w+)", script)) - {"isSame", "name", "state", "isPartly"} <= {
-        *english
-    }
+    assert set(re.findall(r"(?:say\(|words\.|words\[)'?(\w+)", script)) - {"isSame", "name", "state"} <= {*english}
 
 
 async def test_below_a_prefix_all_its_addresses_are(start_gateway: StartGateway) -> None:

@@ -316,6 +316,77 @@ async def test_when_the_network_is_cut_the_page_asks_what_became_of_it(
         await page.verified()
 
 
+UNKNOWN = "The connection was lost. What became of it is not known."
+
+
+async def test_what_cannot_be_found_out_is_not_said_to_be_nothing(
+    start_gateway: StartGateway, destination: Destination, tmp_path: Path
+) -> None:
+    secret, line = new_key("ci", ("upload",))  # it is not for reading
+    (tmp_path / "keys.toml").write_text(line)
+    gateway = await start_gateway(
+        api=destination.url,
+        access={"keys": {"file": str(tmp_path / "keys.toml")}},
+        routes=[
+            {"path": path, "access": ["keys"], "parts": [{"sinks": ["disk", "api"]}]}
+            for path in ("/upload", "/proxy", "/convert")
+        ],
+        page=PAGE,
+    )
+    async with CutConnection(gateway.port).served() as between, shown(f"http://127.0.0.1:{between.port}/") as page:
+        await page.page.fill("#key", secret)
+        await page.page.press("#key", "Enter")
+        destination.answers.clear()
+        await page.choose(made(tmp_path, "a.bin", MIB))
+        await eventually(lambda: destination.completed == 1)
+        between.cut()
+        await page.until("asking")
+        destination.answers.set()
+        await eventually(lambda: gateway.services.gate.in_flight == 0)
+        assert len(gateway.stored()) > 0
+        between.mend()
+        (upload,) = await page.until("failed")
+        assert upload["said"] == UNKNOWN
+        assert upload["files"][0]["problem"].startswith("This key is not for that.")
+
+
+@pytest.mark.parametrize(
+    ("is_known", "state", "said"),
+    [(True, "kept", "Safe in disk, api"), (False, "failed", "Failed. Nothing was kept.")],
+)
+async def test_a_proxy_that_answers_for_the_gateway_is_not_believed(
+    gateway: RunningGateway, tmp_path: Path, is_known: bool, state: str, said: str
+) -> None:
+    async def answer(route: Any) -> None:
+        if is_known:
+            await route.fetch()
+        await route.fulfill(status=504, body="<h1>Gateway Time-out</h1>", content_type="text/html")
+
+    async with shown(gateway.url) as page:
+        await page.page.route("**/upload", answer)
+        await page.choose(made(tmp_path, "a.bin", 1000))
+        (upload,) = await page.until(state)
+        problem = "" if is_known else "Passed on; the answer was 504"
+        assert (upload["said"], upload["files"][0]["problem"]) == (said, problem)
+
+
+async def test_a_gateway_that_only_says_later_is_no_answer_either(gateway: RunningGateway, tmp_path: Path) -> None:
+    """A minute later, by the page's clock, it may have forgotten."""
+    statuses = [503, 429, 404]
+
+    async def tell(route: Any) -> None:
+        await route.fulfill(status=statuses.pop(0) if len(statuses) > 1 else statuses[0], json={"title": "?"})
+
+    async with shown(gateway.url) as page:
+        await page.page.evaluate("() => { let now = 0; Date.now = () => (now += 60000); }")
+        await page.page.route("**/upload", lambda route: route.abort())
+        await page.page.route("**/uploads/**", tell)
+        await page.choose(made(tmp_path, "a.bin", 1000))
+        (upload,) = await page.until("failed")
+        assert (upload["said"], upload["files"][0]["problem"]) == (UNKNOWN, "")
+        assert len(statuses) == 1
+
+
 async def test_below_a_path_of_its_own_and_with_a_key_files_are_had_by_signed_links(
     start_gateway: StartGateway, tmp_path: Path
 ) -> None:

@@ -9,6 +9,8 @@ const pause = (ms) => new Promise((done) => setTimeout(done, ms));
 const AT_ONCE = 2; // each is two connections, and browsers have six
 const VERIFIED_BYTES = 64 << 20; // WebCrypto wants a file whole in memory
 const FINAL = ['kept', 'failed'];
+const REMEMBERED_MS = 50000; // the gateway remembers what has ended for a minute
+const isPassedOn = page.kind === 'relay' || page.kind === 'opaque';
 const form = find('form'), keyForm = find('key-form');
 let key = ''; // in memory only
 const queue = [];
@@ -222,48 +224,57 @@ class Upload {
     else if (request.status === 401) {
       askForKey(words.key_wrong);
       this.fail(document || {});
-    } else this.fail(document?.title ? document : { title: say('answered', { status: request.status }) });
+    } else if (document?.title) this.fail(document);
+    else if (isPassedOn) this.fail({}, say('answered', { status: request.status }));
+    else this.settle(say('answered', { status: request.status })); // by a proxy in between
   }
 
-  // Nobody has answered: what became of it only the gateway knows.
-  async settle() {
+  // Not the gateway has answered, or nobody: what became of it only the gateway knows. What it does not know is lost,
+  // unless it was long ago.
+  async settle(title = words.lost) {
     this.turn('asking', this.isCancelled ? say('cancel') + ' …' : '');
+    const began = Date.now();
     for (let attempt = 0; attempt < 60; attempt++) {
       try {
         const answer = await ask(`/uploads/${this.id}/progress`, 'application/json');
-        if (answer.status === 401) {
-          askForKey(words.key_wrong);
-          this.fail(await answer.json());
+        if (answer.status === 401 || answer.status === 403) { // this key is not for reading
+          if (answer.status === 401) askForKey(words.key_wrong);
+          this.fail(await answer.json(), say('unknown'));
           return;
         }
         const told = answer.ok ? await answer.json() : null;
         if (told) this.hear(this.id, told);
-        if (!told || FINAL.includes(told.state)) {
-          const kept = told?.state === 'failed' ? null : await ask(`/uploads/${this.id}`, 'application/json');
-          if (kept?.ok) this.keep(await kept.json(), 201);
-          else if (told?.state === 'kept') this.keep(null, 200);
-          else this.fail(told?.problem || { title: words.lost });
+        if (told?.state === 'failed') {
+          this.fail(told.problem);
           return;
+        }
+        if (told?.state === 'kept' || answer.status === 404) {
+          const kept = await ask(`/uploads/${this.id}`, 'application/json');
+          if (kept.ok) this.keep(await kept.json(), 201);
+          else if (told) this.keep(null, 200);
+          else if (kept.status === 404 && Date.now() - began > REMEMBERED_MS) break;
+          else if (kept.status === 404) this.fail({ title });
+          if (this.state !== 'asking') return;
         }
       } catch {
         // there is no network yet
       }
       await pause(attempt ? 1000 : 200);
     }
-    this.fail({ title: words.lost });
+    this.fail({}, say('unknown'));
   }
 
-  fail(problem) {
+  // `text` says what is kept, where that is not for sure nothing.
+  fail(problem, text = problem.kept?.length && say('incomplete')) {
     this.told = null;
-    if (this.isCancelled) {
+    if (this.isCancelled && !text) {
       this.turn('cancelled');
       return;
     }
-    const file = this.files[problem.part] || this.files[0];
-    file.part('problem').textContent = inWords(problem);
-    file.part('problem').hidden = false;
-    const isPartly = (problem.kept || []).length > 0;
-    this.turn('failed', say(isPartly ? 'incomplete' : 'failed'));
+    const file = this.files[problem.part] || this.files[0], inShort = inWords(problem);
+    file.part('problem').textContent = inShort;
+    file.part('problem').hidden = !inShort;
+    this.turn('failed', text);
   }
 
   // `document` is the manifest, the results of a route that converts, or what a destination has answered.
@@ -284,7 +295,7 @@ class Upload {
     });
     const receipts = results.flatMap((part) => part.receipts || []);
     const named = (isDropped) => [...new Set(receipts.filter((one) => !one.dropped !== isDropped).map((one) => one.sink))].join(', ');
-    const isPassedOn = page.kind === 'relay' || page.kind === 'opaque', sinks = named(false), dropped = named(true);
+    const sinks = named(false), dropped = named(true);
     const text = isPassedOn ? say('answered', { status }) : sinks ? say('kept_in', { sinks }) : say('kept');
     const more = dropped && ` · ${dropped}: ${say('dropped')}`;
     this.turn(status === 207 ? 'partial' : 'kept', status === 207 ? '' : text + more);
