@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from gateway.errors import TooLarge
 from gateway.model import Entry, Limits, Manifest, Output, Part, Receipt, text
 
-__all__ = ["BETWEEN", "HEAD_BYTES", "ManifestText", "memory_shares", "owner_in", "results_json"]
+__all__ = ["BETWEEN", "HEAD_BYTES", "ManifestText", "is_long", "memory_shares", "owner_in", "results_json"]
 
 _string = json.encoder.encode_basestring  # what json.dumps uses, ensure_ascii off
 BETWEEN = b"\t"
@@ -61,8 +61,7 @@ class ManifestText:
     @property
     def is_long(self) -> bool:
         """Whether the others would notice that it is written."""
-        entries = self._manifest.entries
-        return len(entries) > _LONG_PARTS or _named_bytes(entries) > _LONG_BYTES
+        return is_long(self._manifest)
 
     def begin(self) -> None:
         """All but the receipts. Raises TooLarge."""
@@ -102,6 +101,12 @@ class ManifestText:
             comma = b","
         document.write(b"]}\n")
         return document.getvalue()
+
+
+def is_long(manifest: Manifest) -> bool:
+    """Whether writing it takes so long that others would notice."""
+    entries = manifest.entries
+    return len(entries) > _LONG_PARTS or _named_bytes(entries) > _LONG_BYTES
 
 
 def _head(manifest: Manifest) -> bytes:

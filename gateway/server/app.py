@@ -22,8 +22,9 @@ from gateway.downloads.remote import Downloader
 from gateway.http.origin import TrustedNetworks
 from gateway.intake.admission import Gate, Slots
 from gateway.server.board import Board
-from gateway.server.handlers import add_routes, complete_head, problems
+from gateway.server.handlers import add_routes
 from gateway.server.metrics import Metrics
+from gateway.server.middleware import complete_head, problems
 from gateway.server.neighbours import Neighbours
 from gateway.server.openapi import api_description
 from gateway.server.page import Page

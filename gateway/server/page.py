@@ -9,6 +9,7 @@ JavaScript is answered. The files that it is made of are in `static/`; all words
 
 from __future__ import annotations
 
+import asyncio
 import json
 import re
 from collections.abc import Mapping, Sequence
@@ -44,6 +45,7 @@ ASSETS = {"page.js": "text/javascript", "page.css": "text/css"}
 _KEYS = {"keys", "jwt", "hook"}
 """Kinds of access for which a person can type something in."""
 _OF_THE_BODY = {"content-type", "content-length"}
+_LONG_BYTES = 64 << 10
 _PLACE = re.compile(r"\{\{(\w+)\}\}")
 
 
@@ -93,13 +95,16 @@ class Page:
         }
         return self._html("page", places)
 
-    def in_place_of(self, request: web.Request, response: web.Response) -> web.Response:
+    async def in_place_of(self, request: web.Request, response: web.Response) -> web.Response:
         """What a browser is shown that has sent a form, in place of a manifest, results or a problem; anybody else, and
         who asks for JSON, gets that.
         """
         if request.method != hdrs.METH_POST or not prefers_html(request) or not isinstance(response.body, bytes):
             return response
-        shown = self._answer(request, response.status, response.body)
+        # Not here, or whoever else is served would wait for a long manifest.
+        is_long = len(response.body) > _LONG_BYTES
+        given = (request, response.status, response.body)
+        shown = await asyncio.to_thread(self._answer, *given) if is_long else self._answer(*given)
         for name, value in response.headers.items():
             if name.lower() not in _OF_THE_BODY:
                 shown.headers[name] = value
@@ -198,7 +203,7 @@ def _listed(part: Mapping[str, Any], prefix: str, strings: Mapping[str, Any]) ->
         return f'<li>{name}: <span class="problem">{escape(_in_words(problem, strings))}</span></li>'
     output = part.get("output") or {}
     places = [output.get("location"), *(receipt.get("location") for receipt in part.get("receipts", ()))]
-    place = next((place for place in places if place and place.startswith("/")), None)
+    place = next((place for place in places if place and place.startswith("/files/")), None)
     link = name if place is None else f'<a href="{escape(prefix + place)}">{name}</a>'
     digest = came.get("sha256")
     return f"<li>{link} ({came['size']} B){f'<br><small>SHA-256 {digest}</small>' if digest else ''}</li>"

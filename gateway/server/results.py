@@ -2,23 +2,27 @@
 
 from __future__ import annotations
 
+import asyncio
+
 from aiohttp import hdrs, web
 
 from gateway.downloads.locations import upload_location
-from gateway.manifest import results_json
+from gateway.manifest import is_long, results_json
 from gateway.upload.dispatch import Outcome
 
 __all__ = ["converted", "created"]
 
 
-def created(outcome: Outcome, prefix: str) -> web.Response:
+async def created(outcome: Outcome, prefix: str) -> web.Response:
     """201 and the manifest, or 207 if a part has a problem."""
     return _told(outcome, outcome.told or b"", prefix, status=201)
 
 
-def converted(outcome: Outcome, prefix: str) -> web.Response:
+async def converted(outcome: Outcome, prefix: str) -> web.Response:
     """200 and the list of results, one per file, in the order of the wire; 207 if one has a problem."""
-    return _told(outcome, results_json(outcome.manifest), prefix, status=200)
+    manifest = outcome.manifest
+    body = await asyncio.to_thread(results_json, manifest) if is_long(manifest) else results_json(manifest)
+    return _told(outcome, body, prefix, status=200)
 
 
 def _told(outcome: Outcome, body: bytes, prefix: str, *, status: int) -> web.Response:

@@ -209,9 +209,9 @@ class UploadHandler:
 
     async def _answer(self, request: web.Request, outcome: Outcome, *, close: bool) -> web.StreamResponse:
         respond = converted if self._route.kind == "convert" else created
-        response = respond(outcome, request[PREFIX])
+        response = await respond(outcome, request[PREFIX])
         if (page := request.app[SERVICES].page) is not None:
-            response = page.in_place_of(request, response)
+            response = await page.in_place_of(request, response)
         if close:
             response.force_close()
         return await delivered(request, response, prefix=request[PREFIX])

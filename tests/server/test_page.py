@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import json
 import re
+import threading
+from collections.abc import Callable
 from html import unescape
 from pathlib import Path
 
 import pytest
 
 from gateway.errors import LEAVES
+from gateway.manifest import results_json
+from gateway.model import Receipt
 from gateway.server import page as page_module
 from tests.conftest import RunningGateway, StartGateway
 from tests.support.clients import Answer, ask, file, form
@@ -169,6 +173,41 @@ class TestWithoutJavaScript:
         answer = await ask(gateway.port, "/upload", "POST", form(file(b"hello")), accept=HTML)
         assert (answer.status, answer.headers.get("connection")) == (413, "close")
         assert "It is larger than allowed." in answer.body.decode()
+
+    async def test_a_long_answer_is_made_while_others_are_served(
+        self, start_gateway: StartGateway, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        threads: list[bool] = []
+
+        def noted(make: Callable[..., object]) -> Callable[..., object]:
+            def noting(*given: object) -> object:
+                threads.append(threading.current_thread() is threading.main_thread())
+                return make(*given)
+
+            return noting
+
+        monkeypatch.setattr(page_module.Page, "_answer", noted(page_module.Page._answer))
+        monkeypatch.setattr("gateway.server.results.results_json", noted(results_json))
+        gateway = await start_gateway()
+        for count, is_here in ((1, True), (900, False)):
+            threads.clear()
+            body = form(*(file(b"hello", f"{number}.txt") for number in range(count)))
+            answer = await ask(gateway.port, "/convert", "POST", body, accept=HTML)
+            assert (answer.status, answer.body.count(b"<li>")) == (200, count)
+            assert threads == [is_here, is_here]
+
+    async def test_a_place_that_is_not_here_is_no_link(
+        self, start_gateway: StartGateway, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """A sink of one's own may say anything."""
+        monkeypatch.setattr("gateway.sinks.discard.Receipt", lambda part, sink: Receipt(part, sink, "//elsewhere/x"))
+        routes = [{"path": "/upload", "parts": [{"sinks": ["else"]}]}]
+        gateway = await start_gateway(sinks={"else": {"type": "discard"}}, routes=routes, page={"enabled": True})
+        answer = await ask(gateway.port, "/upload", "POST", form(file(b"hello", "a.txt")), accept=HTML)
+        assert "<li>a.txt (5 B)" in answer.body.decode()
+        assert (await ask(gateway.port, "/upload", "POST", form(file(b"hello")))).json()["parts"][0]["receipts"] == [
+            {"sink": "else", "location": "//elsewhere/x"}
+        ]
 
     async def test_without_a_page_there_is_no_html(self, start_gateway: StartGateway) -> None:
         gateway = await start_gateway(routes=ONLY)

@@ -287,8 +287,9 @@ class Upload {
       file.failed = Boolean(problem);
       file.part('problem').hidden = !problem;
       if (problem) file.part('problem').textContent = inWords(problem);
-      const place = part.output?.location || part.receipts?.find((one) => one.location)?.location;
-      if (place?.startsWith('/')) lead(file.part('name').firstElementChild, this.id, place, part.index);
+      const isOurs = (one) => one?.location?.startsWith(`${page.prefix}/files/`); // a sink of one's own may say anything
+      const place = [part.output, ...(part.receipts || [])].find(isOurs)?.location;
+      if (place) lead(file.part('name').firstElementChild, this.id, place, part.index);
       if (place && this.files.length > 1) lead(this.part('archive'), this.id, `${page.prefix}/uploads/${this.id}/archive.zip`, 'archive.zip');
       const digest = (part.input || part).sha256;
       verifying = verifying.then(() => this.verify(file, digest)).catch(() => {}); // a file may be gone by now
