@@ -1,4 +1,4 @@
-"""The recipes of docs/behind-a-proxy.md, each with the proxy that it is for: a client forges what it can."""
+"""The recipes of config/ for proxies, each with the proxy that it is for: a client forges what it can."""
 
 from __future__ import annotations
 
@@ -20,9 +20,10 @@ from gateway.http.origin import names_origin
 from tests.conftest import StartGateway
 from tests.support.certificates import Authority
 from tests.support.clients import chunked, file, form
-from tests.support.destinations import absent, serving
+from tests.support.destinations import serving
 from tests.support.doubles import HonestUpstream
 from tests.support.ports import free_port
+from tests.support.recipes import command_of, placed
 from tests.test_docs import block
 
 pytestmark = [
@@ -33,10 +34,11 @@ pytestmark = [
 HOST = "uploads.example.org"
 PROXIES = ["nginx", "haproxy", "caddy"]
 COMMANDS = {
-    "nginx": "-c {0} -p {1}/ -e stderr",
+    "nginx": "-c {0} -p {1}/ -e stderr -g",
     "haproxy": "-db -f {0}",
     "caddy": "run --adapter caddyfile --config {0}",
 }
+BOTH = ("gateway-1:8080", "gateway-2:8080")
 NAMES = """
 X-Forwarded X-Forwarded-Prefix X-Forwarded-Port X-Forwarded-Server X-Forwarded-Ssl X-Forwarded-Scheme X-Forwarded-Uri
 X-Forwarded-Method X-Forwarded-User X-Forwarded-Client-Cert Forwarded-For X-Real-IP x-real-ip X-Client-IP Client-IP
@@ -70,42 +72,34 @@ FORGED = [
 
 @contextmanager
 def proxy(name: str, upstream: str, directory: Path, certificate: tuple[Path, Path]) -> Iterator[int]:
-    """The port of one that is configured as the page says, with its host, port, certificate and gateway put in."""
-    command = shutil.which(name, path=os.environ.get("PATH", "") + ":/usr/sbin:/usr/local/sbin")
-    if command is None:
-        absent(f"{name} is not installed")
+    """The port of one that is configured by its file, with its host, port, certificate and gateway put in."""
+    command = command_of(name)
     port = free_port()
     listen = f"127.0.0.1:{port}"
     cert, key = certificate
-    both = directory / "both.pem"
-    both.write_text(cert.read_text() + key.read_text())
-    recipe = _replaced(block(name, "127.0.0.1:8080"), "127.0.0.1:8080", upstream.removeprefix("http://"))
+    words = dict.fromkeys(BOTH, upstream.removeprefix("http://"))
+    arguments = COMMANDS[name]
+    further = []
     match name:
         case "nginx":
-            (directory / "tmp").mkdir()
-            kinds = ("client_body", "proxy", "fastcgi", "uwsgi", "scgi")
-            temporary = " ".join(f"{kind}_temp_path tmp;" for kind in kinds)
-            recipe = (
-                f"{'user root;' if os.geteuid() == 0 else ''} daemon off; worker_processes 1; pid nginx.pid;\n"
-                f"error_log stderr; events {{}} http {{ {temporary} access_log off;\n"
-                f"ssl_certificate {cert}; ssl_certificate_key {key};\n"
-                f"server {{ listen {listen} ssl default_server; return 444; }}\n"
-                f"server {{ listen {listen} ssl; server_name {HOST};\n{recipe} }} }}\n"
-            )
+            other = f"server {{ listen {listen} ssl default_server; return 444; }}"
+            words |= {
+                "listen 8000;": f"listen {listen} ssl; server_name {HOST};",
+                "server_tokens off;": f"ssl_certificate {cert}; ssl_certificate_key {key}; {other}",
+            }
+            further = ["daemon off;" + (" user root;" if os.geteuid() == 0 else "")]
+            file = placed(name, directory, words) / "nginx.conf"
         case "haproxy":
-            recipe = _replaced(recipe, "bind :443 ssl crt /etc/haproxy/site.pem", f"bind {listen} ssl crt {both}")
+            both = directory / "both.pem"
+            both.write_text(cert.read_text() + key.read_text())
+            file = placed(name, directory, {**words, ":443 ": f"{listen} ", "/etc/haproxy/site.pem": str(both)})
+            file /= "haproxy.cfg"
         case "caddy":
             site = f"https://{HOST}:{port} {{\nbind 127.0.0.1\ntls {cert} {key}\n"
-            recipe = "{\nadmin off\nauto_https disable_redirects\n}\n" + _replaced(recipe, f"{HOST} {{\n", site)
-    (directory / "proxy.conf").write_text(recipe)
-    arguments = COMMANDS[name].format(directory / "proxy.conf", directory).split()
-    with serving([command, *arguments], directory / "proxy.log", port=port):
+            file = placed(name, directory, {**words, f"{HOST} {{\n": site}) / "Caddyfile"
+            file.write_text("{\nadmin off\nauto_https disable_redirects\n}\n" + file.read_text())
+    with serving([command, *arguments.format(file, directory).split(), *further], directory / "log", port=port):
         yield port
-
-
-def _replaced(text: str, old: str, new: str) -> str:
-    assert text.count(old) == 1
-    return text.replace(old, new)
 
 
 @pytest.fixture(scope="module")
@@ -145,7 +139,7 @@ def request(start: str, host: str, *headers: str, body: bytes, chunk: bool = Fal
 
 
 @pytest.mark.parametrize("name", PROXIES)
-async def test_with_the_recipe_of_the_page_a_destination_learns_the_truth_whatever_is_forged(
+async def test_with_the_recipe_a_destination_learns_the_truth_whatever_is_forged(
     start_gateway: StartGateway, tmp_path: Path, authority: Authority, name: str
 ) -> None:
     server = tomllib.loads(block("toml", "trusted_header"))["server"]
