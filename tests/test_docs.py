@@ -671,15 +671,21 @@ def test_the_metrics_are_listed_with_their_labels(demo: Process) -> None:
     put(f"{demo.url}/upload/a.txt", b"hello")
     text = fetch(f"{demo.url}/metrics").decode()
     kinds = dict(re.findall(r"^# TYPE (\w+) (\w+)$", text, re.MULTILINE))
-    listed = {row[0].strip("`"): row for row in rows(page("operating"), columns=3)}
+    listed = {row[0].strip("`"): row for row in rows(page("metrics"), columns=5)}
     assert listed.keys() == kinds.keys()
-    assert all("a histogram" in listed[name][2] for name, kind in kinds.items() if kind == "histogram")
+    for name, kind in kinds.items():
+        words = {other for other in ("gauge", "histogram") if f"a {other}" in listed[name][2]}
+        assert words == {kind} - {"counter"}, name
+        assert name in listed[name][4]
     shown: dict[str, set[str]] = {}
     for family in text_string_to_metric_families(text):
         for sample in family.samples:
             name = re.sub("_(bucket|sum|count)$", "", sample.name)
             shown.setdefault(name, set()).update(sample.labels.keys() - {"le"})
-    assert shown.keys() >= kinds.keys() - {"gateway_sink_dropped_total", "gateway_downloads_total"}
+    unprovoked = ("sink_dropped", "deletes", "downloads", "reads", "sent_bytes")
+    histograms = ("destination_first_byte_seconds",)
+    named = {f"gateway_{name}_total" for name in unprovoked} | {f"gateway_{name}" for name in histograms}
+    assert shown.keys() == kinds.keys() - named
     assert shown == {name: set(re.findall(r"`(\w+)`", listed[name][1])) for name in shown}
 
 

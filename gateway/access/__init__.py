@@ -19,7 +19,7 @@ from gateway.access.hook import Hook
 from gateway.access.keys import ApiKeys, new_key
 from gateway.access.policy import AnyPolicy, Kind, Policy
 from gateway.access.postgres import PostgresCounts
-from gateway.access.quotas import Holders, Meter, Quotas, SharedHolders
+from gateway.access.quotas import QUOTAS, Holders, Meter, Quotas, SharedHolders
 from gateway.access.signed import SignedUrls, read_secrets, signed_url
 from gateway.access.tokens import JwksKeys, KeySource, Tokens, fixed_key
 from gateway.access.units import seconds_of, size_of
@@ -27,6 +27,7 @@ from gateway.access.units import seconds_of, size_of
 __all__ = [
     "ANY",
     "ANYBODY",
+    "QUOTAS",
     "SCOPES",
     "AnyPolicy",
     "ApiKeys",

@@ -19,8 +19,10 @@ from gateway.access.asked import Identity
 from gateway.access.counts import Counts
 from gateway.errors import TooManyRequests
 
-__all__ = ["Holders", "Meter", "Quotas", "SharedHolders", "neighbourhood"]
+__all__ = ["QUOTAS", "Holders", "Meter", "Quotas", "SharedHolders", "neighbourhood"]
 
+QUOTAS = ("uploads", "reads", "requests", "bytes", "stored-bytes")
+"""What a TooManyRequests says that there is too much of, as its member `quota`."""
 _MINUTE, _DAY = 60, 86400
 _STEP_BYTES = 1 << 20
 """Each costs a job where counts are in a file."""
@@ -103,7 +105,7 @@ class Quotas:
         name, most = f"reads {neighbourhood(address)}", 0 if identity.name else self.reads_per_address
         if most and not self.holders.take(name, most):
             detail = f"{most} reads from your address are in progress"
-            raise TooManyRequests(detail, limit=most, retry_after=_RETRY_SECONDS)
+            raise TooManyRequests(detail, limit=most, retry_after=_RETRY_SECONDS, quota="reads")
         return self._held(name if most else "")
 
     def share(self, identity: Identity, address: str) -> AbstractContextManager[None]:

@@ -56,6 +56,11 @@ class Progress:
         """Whether the next move is theirs: bytes were not taken, or a whole part is not said to be safe."""
         return (self._held > 0 or self._finishing > 0) and not self._excuses
 
+    @property
+    def waiting_bytes(self) -> int:
+        """Those that are theirs to take."""
+        return self._held
+
     def give(self, size: int) -> None:
         """So many bytes more are theirs to take."""
         if not self.owed:

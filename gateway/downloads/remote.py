@@ -34,9 +34,10 @@ from yarl import URL
 from gateway import __version__
 from gateway.downloads.guard import AddressGuard, UrlRules, redirect_target, target_of
 from gateway.downloads.presence import report_loss, while_connected
+from gateway.downloads.stored import OUTCOME
 from gateway.errors import ClientGone, Forbidden, GatewayError, SinkRefused, SinkTimeout, SinkUnavailable
 from gateway.http.answering import HEAD_LIMITS, AnswerConnector
-from gateway.http.answers import reset
+from gateway.http.answers import SENT_BYTES, reset
 from gateway.http.forwarding import check_loop, end_to_end, via
 from gateway.http.obs_text import ForwardedResponse
 from gateway.http.problems import severity
@@ -190,6 +191,7 @@ class Downloader:
         try:
             response = await self._in_time(request, download, close)
         except BaseException as error:
+            request[SENT_BYTES] = download.sent_bytes
             download.ended(error)
             if not download.begun:
                 raise
@@ -197,7 +199,9 @@ class Downloader:
             if not isinstance(error, GatewayError):
                 raise
             assert download.response is not None
+            download.response[OUTCOME] = error.slug()
             return download.response
+        request[SENT_BYTES] = download.sent_bytes
         download.ended(None)
         return response
 

@@ -31,7 +31,7 @@ from gateway.access import ANYBODY, Identity
 from gateway.downloads.archive import Archive
 from gateway.downloads.parts import StoredPart, owner_of, part_of, parts_of
 from gateway.errors import ClientGone, GatewayError, InternalError, NotFound, PreconditionFailed, RangeNotSatisfiable
-from gateway.http.answers import reset
+from gateway.http.answers import SENT_BYTES, reset
 from gateway.http.conditions import chosen
 from gateway.http.prefix import PREFIX, prefixed
 from gateway.http.problems import problem
@@ -85,7 +85,7 @@ async def get_upload(request: web.Request) -> web.StreamResponse:
             response.content_length = manifest.size
             return await _sent(request, response, lambda: _send_file(request, response, manifest, 0, manifest.size))
         response.content_length = sum([len(piece) async for piece in _prefixed(manifest, prefix)])
-        return await _sent(request, response, lambda: _send_pieces(response, _prefixed(manifest, prefix)))
+        return await _sent(request, response, lambda: _send_pieces(request, response, _prefixed(manifest, prefix)))
 
 
 async def stored_owner(request: web.Request, index: str | None) -> str:
@@ -203,7 +203,7 @@ async def get_archive(request: web.Request) -> web.StreamResponse:
             **_NO_PAGE,
         }
         response = web.StreamResponse(headers=headers)
-        return await _sent(request, response, lambda: _send_archive(response, archive, run))
+        return await _sent(request, response, lambda: _send_archive(request, response, archive, run))
 
 
 def _archive(named: Sequence[tuple[Path | StoredPieces, str]]) -> Archive:
@@ -294,8 +294,7 @@ async def _send_file(
 ) -> None:
     if stored.file is not None:
         start += await _send_by_system(request, stored.file, start, stop)
-    async for piece in stored.pieces(start, stop):
-        await response.write(piece)
+    await _send_pieces(request, response, stored.pieces(start, stop))
 
 
 async def _send_by_system(request: web.Request, file: BinaryIO, start: int, stop: int) -> int:
@@ -313,6 +312,7 @@ async def _send_by_system(request: web.Request, file: BinaryIO, start: int, stop
         if not sent:
             raise EOFError("a stored file is shorter than it was")
         position += sent
+        _count(request, sent)
     return position - start
 
 
@@ -329,11 +329,20 @@ async def _prefixed(manifest: StoredFile, prefix: str) -> AsyncIterator[bytes]:
     yield prefixed(rest, prefix)
 
 
-async def _send_pieces(response: web.StreamResponse, pieces: AsyncIterator[bytes]) -> None:
+async def _send_pieces(request: web.Request, response: web.StreamResponse, pieces: AsyncIterator[bytes]) -> None:
     async for piece in pieces:
         await response.write(piece)
+        _count(request, len(piece))
 
 
-async def _send_archive(response: web.StreamResponse, archive: Archive, run: Callable[..., Awaitable[bytes]]) -> None:
+async def _send_archive(
+    request: web.Request, response: web.StreamResponse, archive: Archive, run: Callable[..., Awaitable[bytes]]
+) -> None:
     while archive.left:
-        await response.write(await run(archive.read))
+        piece = await run(archive.read)
+        await response.write(piece)
+        _count(request, len(piece))
+
+
+def _count(request: web.Request, size: int) -> None:
+    request[SENT_BYTES] = request.get(SENT_BYTES, 0) + size

@@ -3,7 +3,15 @@
 from __future__ import annotations
 
 from gateway.http.answering import HEAD_LIMITS, HELD_HEAD_BYTES, AnswerConnector, AnswerHandler
-from gateway.http.answers import SERVER_NAME, UNREAD, delivered, passed_through, reset, strip_aiohttp_headers
+from gateway.http.answers import (
+    SENT_BYTES,
+    SERVER_NAME,
+    UNREAD,
+    delivered,
+    passed_through,
+    reset,
+    strip_aiohttp_headers,
+)
 from gateway.http.conditions import chosen
 from gateway.http.forwarding import (
     REQUEST_ID,
@@ -51,6 +59,7 @@ __all__ = [
     "PREFIX",
     "RECEIVE_BYTES",
     "REQUEST_ID",
+    "SENT_BYTES",
     "SERVER_NAME",
     "TOKEN",
     "UNREAD",

@@ -13,7 +13,7 @@ from gateway.http.forwarding import answer_headers
 from gateway.http.obs_text import ForwardedResponse
 from gateway.http.prefix import cut, prefixed, prefixed_bytes
 
-__all__ = ["SERVER_NAME", "UNREAD", "delivered", "passed_through", "reset", "strip_aiohttp_headers"]
+__all__ = ["SENT_BYTES", "SERVER_NAME", "UNREAD", "delivered", "passed_through", "reset", "strip_aiohttp_headers"]
 
 log = logging.getLogger("gateway.answers")
 
@@ -21,6 +21,8 @@ SERVER_NAME = "gateway"
 _WRITE_BYTES = 64 << 10
 UNREAD = web.ResponseKey("unread", bool)
 """An answer to one whose body nobody wants to see: what comes of it behind that is not read."""
+SENT_BYTES = web.RequestKey("sent_bytes", int)
+"""How many bytes of a file, or of what describes it, went to the client; told by who reads or downloads."""
 PASSED_THROUGH = web.ResponseKey("passed_through", list[str])
 
 

@@ -57,6 +57,9 @@ class Intake:
         self._rated = 0.0, 0
         """Seconds waited and bytes received when the rate was last looked at."""
         self.received_bytes = 0
+        self._began = self._loop.time()
+        self.first_byte_seconds: float | None = None
+        """From here to the first byte; None before it."""
         self.ended = False
         """Whether the body was read to its end."""
 
@@ -97,6 +100,8 @@ class Intake:
             self._waiting_since = None
             self._waited_seconds += self._loop.time() - started
         self.ended = not data
+        if self.first_byte_seconds is None and data:
+            self.first_byte_seconds = self._loop.time() - self._began
         self.received_bytes += len(data)
         limit = self._limits.max_body_bytes
         if limit and self.received_bytes > limit:

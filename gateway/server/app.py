@@ -23,6 +23,7 @@ from gateway.http.origin import TrustedNetworks
 from gateway.intake.admission import Gate, Slots
 from gateway.server.board import Board
 from gateway.server.handlers import add_routes
+from gateway.server.measuring import looking
 from gateway.server.metrics import Metrics
 from gateway.server.middleware import complete_head, problems
 from gateway.server.neighbours import Neighbours
@@ -31,7 +32,6 @@ from gateway.server.page import Page
 from gateway.server.services import SERVICES, Services
 from gateway.server.slots import SharedCounts
 from gateway.sinks import Sink
-from gateway.sinks.relay.sink import RelaySink
 from gateway.sinks.store import Store
 
 __all__ = ["build_app", "build_management", "check_took_effect"]
@@ -59,8 +59,8 @@ def build_app(
     downloader = Downloader(**settings.download.model_dump(exclude={"access"}), gateway=settings.server.name)
     metrics = metrics or Metrics()
     for sink in sinks.values():
-        if isinstance(sink, RelaySink):
-            sink.report_destinations(metrics.destination_is)
+        sink.observer = metrics
+    metrics.begin_with((route.path for route in settings.routes), sinks)
     neighbours = None if shared is None else Neighbours(shared.directory, shared.number)
     board = Board(neighbours)
     hashing = ThreadPoolExecutor(2, thread_name_prefix="hash")
@@ -99,6 +99,9 @@ def build_app(
                 await stack.enter_async_context(neighbours.answering(board))
             for sink in sinks.values():
                 await stack.enter_async_context(sink)
+            await stack.enter_async_context(
+                looking(metrics, app[SERVICES].gate, 0 if shared is None else shared.number)
+            )
             yield
 
     app.cleanup_ctx.append(running)

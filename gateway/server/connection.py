@@ -67,6 +67,7 @@ class Connection(RequestHandler):
         "_base_path",
         "_body",
         "_browsers",
+        "_count_refused",
         "_has_ended",
         "_head_clock",
         "_head_seconds",
@@ -90,6 +91,7 @@ class Connection(RequestHandler):
         *,
         is_beyond: bool,
         is_over: Callable[[], bool],
+        refused: Callable[[GatewayError], None],
         max_head_bytes: int,
         head_seconds: float,
         base_path: str,
@@ -117,6 +119,7 @@ class Connection(RequestHandler):
         """Whether as many as are served were there before this one."""
         self._is_over = is_over
         """Whether there are more than that now."""
+        self._count_refused = refused
         self.may_begin = False
         self._received = bytearray()
         """From the beginning of a request on that is not begun."""
@@ -342,6 +345,7 @@ class Connection(RequestHandler):
             return response
         identity = new_ulid()
         log_refused(exc, identity, request.remote)
+        self._count_refused(exc)
         response = problem(exc, prefix=self._base_path, close=True)
         own = {REQUEST_ID: identity, hdrs.SERVER: SERVER_NAME, hdrs.CONNECTION: "close"}
         response.headers.update(own)  # aiohttp answers as HTTP/1.0 here

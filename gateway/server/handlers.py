@@ -12,7 +12,7 @@ from aiohttp.typedefs import Handler
 
 from gateway.access import ANYBODY
 from gateway.downloads.locations import ARCHIVE_PATH, FILE_PATHS, UPLOAD_PATH
-from gateway.downloads.stored import READER, STORES, delete_upload, get_archive, get_file, get_upload
+from gateway.downloads.stored import OUTCOME, READER, STORES, delete_upload, get_archive, get_file, get_upload
 from gateway.errors import (
     LEAVES,
     Draining,
@@ -21,6 +21,7 @@ from gateway.errors import (
     MethodNotAllowed,
     NotFound,
 )
+from gateway.http.answers import SENT_BYTES
 from gateway.http.prefix import PREFIX, prefixed
 from gateway.intake.admission import check_headers
 from gateway.server.access import for_downloaders, for_readers
@@ -47,18 +48,18 @@ async def get_download(request: web.Request) -> web.StreamResponse:
         _take_slot_of_read(request, held)
     except GatewayError as error:
         log_told(request, "download", error.slug(), error=error, status=error.status)
-        services.metrics.download_ended(error.slug())
+        services.metrics.download_ended(error.slug(), 0)
         raise
     try:
         with held:
             response = await services.downloader.respond(request, close=services.gate.draining)
-        outcome = "ok"
+        outcome = response.get(OUTCOME, "ok")
         return response
     except GatewayError as error:
         outcome = error.slug()
         raise
     finally:
-        services.metrics.download_ended(outcome)
+        services.metrics.download_ended(outcome, request.get(SENT_BYTES, 0))
 
 
 def _take_slot_of_read(request: web.Request, held: ExitStack) -> None:

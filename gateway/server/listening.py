@@ -21,6 +21,7 @@ from aiohttp import web
 
 from gateway.concurrency.tasks import OwnTasks
 from gateway.config.settings import Settings
+from gateway.errors import GatewayError
 from gateway.http.tls import ServerTls
 from gateway.http.urls import authority
 from gateway.model import Limits
@@ -56,7 +57,9 @@ class SharedConnections(Protocol):
 
 
 class Server(web.Server):
-    """aiohttp's, with connections of ours, which it counts, and clocks on what is answered there."""
+    """aiohttp's, with connections of ours, which it counts, and clocks on what is answered there. `refused` is told why
+    a request was refused that no handler has seen.
+    """
 
     def __init__(
         self,
@@ -67,9 +70,11 @@ class Server(web.Server):
         shared: SharedConnections | None = None,
         tls: ServerTls | None = None,
         handshake_seconds: float = 30,
+        refused: Callable[[GatewayError], None] = lambda error: None,
         **settings: Any,
     ) -> None:
         super().__init__(handler, **settings)
+        self._refused = refused
         self._tls = tls
         self._handshake_seconds = handshake_seconds
         self._max_connections = max_connections or math.inf
@@ -85,7 +90,9 @@ class Server(web.Server):
     def __call__(self) -> Connection:
         """A connection's handler. Raises TypeError for a setting that it does not know."""
         is_beyond = self._count() >= self._max_connections
-        return Connection(self, is_beyond=is_beyond, is_over=self._is_over, loop=self._loop, **self._kwargs)
+        return Connection(
+            self, is_beyond=is_beyond, is_over=self._is_over, refused=self._refused, loop=self._loop, **self._kwargs
+        )
 
     def listen(self, bound: socket.socket) -> Listener:
         """Let connections in from there, until the listener is closed."""
@@ -105,6 +112,11 @@ class Server(web.Server):
         for connection in self._accepted:
             if connection.has_had_none:
                 connection.may_begin = False
+
+    @property
+    def connection_count(self) -> int:
+        """How many there are in this process."""
+        return len(self._accepted)
 
     @property
     def awaits_beginnings(self) -> bool:
@@ -154,6 +166,7 @@ class Server(web.Server):
         max_connections: int,
         shared: SharedConnections | None,
         tls: ServerTls | None = None,
+        refused: Callable[[GatewayError], None],
     ) -> Server:
         """One with the settings of aiohttp's own, which makes them of an application."""
         return cls(
@@ -162,6 +175,7 @@ class Server(web.Server):
             max_connections=max_connections,
             shared=shared,
             tls=tls,
+            refused=refused,
             handshake_seconds=server._kwargs["head_seconds"],
             request_factory=server.request_factory,
             handler_cancellation=server.handler_cancellation,

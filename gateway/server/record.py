@@ -13,11 +13,12 @@ from aiohttp.typedefs import Handler
 
 from gateway.downloads.locations import upload_location
 from gateway.downloads.stored import OUTCOME
-from gateway.errors import ClientGone, Draining, GatewayError, InternalError, SinkRefused
+from gateway.errors import ClientGone, Draining, GatewayError, InternalError, RangeNotSatisfiable, SinkRefused
+from gateway.http.answers import SENT_BYTES
 from gateway.http.problems import problem_document, severity
 from gateway.intake.body import Intake
 from gateway.model import Upload
-from gateway.server.services import CLIENT, SENT_REQUEST_ID, Services
+from gateway.server.services import CLIENT, SENT_REQUEST_ID, SERVICES, Services
 from gateway.sinks.store import UPLOAD_ID as STORED_ID
 from gateway.upload.dispatch import Outcome
 from gateway.upload.progress import UploadProgress
@@ -53,7 +54,7 @@ class UploadRecord:
         self.progress = UploadProgress(upload, intake, is_asked=is_asked)
 
     def __enter__(self) -> UploadRecord:
-        self._metrics.upload_began()
+        self._metrics.upload_began(self.progress)
         self._board.begin(self.progress)
         return self
 
@@ -68,17 +69,9 @@ class UploadRecord:
         else:
             outcome = "ok" if done is None or done.answer is None or done.answer.status < 400 else "answered"
         dropped = self.progress.excluded
-        self._board.end(self.progress, self._problem(error))
         seconds = time.monotonic() - self._began
-        sink_bytes = (done.sink_bytes if done else None) or {}
-        self._metrics.upload_ended(
-            route=self._upload.route,
-            outcome=outcome,
-            received_bytes=self._intake.received_bytes,
-            sink_bytes=sink_bytes,
-            seconds=seconds,
-            dropped=dropped,
-        )
+        self._metrics.upload_ended(self.progress, outcome=outcome, seconds=seconds, dropped=dropped)
+        self._board.end(self.progress, self._problem(error))
         log_upload(
             self._upload.id,
             self._upload.request_id,
@@ -146,11 +139,24 @@ async def told(request: web.Request, handler: Handler, verb: str, what: str | No
         response = await handler(request)
     except BaseException as error:
         status = error.status if isinstance(error, GatewayError) else None
-        log_told(request, verb, outcome_of(error), error=error, status=status, seconds=_since(began), what=what)
+        outcome = outcome_of(error)
+        _count(request, verb, outcome, what)
+        log_told(request, verb, outcome, error=error, status=status, seconds=_since(began), what=what)
         raise
     outcome = response.get(OUTCOME, "ok")
+    _count(request, verb, outcome, what)
     log_told(request, verb, outcome, status=response.status, seconds=_since(began), what=what)
     return response
+
+
+def _count(request: web.Request, verb: str, outcome: str, what: str | None) -> None:
+    metrics = request.app[SERVICES].metrics
+    if verb == "read" and what is not None:
+        metrics.read_ended(what, outcome, request.get(SENT_BYTES, 0))
+        if outcome == RangeNotSatisfiable.slug():  # an answer, and no error, where it is found out
+            metrics.refused(RangeNotSatisfiable())
+    elif verb == "delete":
+        metrics.delete_ended(outcome)
 
 
 def log_told(

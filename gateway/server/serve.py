@@ -81,8 +81,14 @@ class ListeningRunner(web.AppRunner):
 
     async def _make_server(self) -> web.Server:
         made = await super()._make_server()
+        services = self.app[SERVICES]
         return Server.like(
-            made, self.app[SERVICES].limits, max_connections=self._max_connections, shared=self._shared, tls=self.tls
+            made,
+            services.limits,
+            max_connections=self._max_connections,
+            shared=self._shared,
+            tls=self.tls,
+            refused=services.metrics.refused,
         )
 
     def listen(self, *bound: socket.socket) -> None:
@@ -139,6 +145,7 @@ class DrainingRunner(ListeningRunner):
     async def setup(self) -> None:
         """As aiohttp's."""
         await super().setup()
+        self.app[SERVICES].metrics.look_also(self._tell_connections)
         if self.management is not None:
             await self.management.setup()
 
@@ -150,6 +157,10 @@ class DrainingRunner(ListeningRunner):
         finally:
             if self.management is not None:
                 await self.management.cleanup()
+
+    def _tell_connections(self) -> None:
+        if isinstance(self.server, Server):  # it is not left
+            self.app[SERVICES].metrics.connections_are(self.server.connection_count)
 
     async def _first_requests(self) -> None:
         """Of connections that were let in before: who could connect was not refused, and does not try again."""

@@ -26,7 +26,7 @@ from gateway.concurrency.pipe import Progress
 from gateway.errors import NoDescriptors, SinkFault, SinkFull, SinkRefused, SinkUnavailable
 from gateway.model import Entry, Part, Receipt, Upload
 
-__all__ = ["LATEST", "Answered", "Delivery", "Sink", "Stage", "no_descriptors", "refused", "sink_fault"]
+__all__ = ["LATEST", "Answered", "Delivery", "Observer", "Sink", "Stage", "no_descriptors", "refused", "sink_fault"]
 
 
 LATEST = -1
@@ -43,6 +43,27 @@ class Stage(IntEnum):
     """It can take everything back until its own commit, so it is last."""
 
 
+class Observer:
+    """Who counts what happens in sinks. This one does nothing with it; the gateway's own makes metrics of it.
+
+    Any thread may call it. Nothing is raised.
+    """
+
+    def failed(self, sink: str, fault: SinkFault) -> None:
+        """A store did not do what it was asked for."""
+
+    def retried(self, sink: str, reason: str) -> None:
+        """A relay makes another request for a body; `reason` is one of few words."""
+
+    def answered(self, sink: str, seconds: float) -> None:
+        """A relay's destination began to answer, so long after the last byte of the body was sent."""
+
+    def destination_is(self, sink: str, number: int, is_up: bool, is_open: bool) -> None:
+        """What is known of a relay's destination now: whether it is up, and whether its circuit is open. `number` is
+        its place among the sink's urls, from 0.
+        """
+
+
 class Sink(ABC):
     """A place that parts go to. Entered when the gateway starts, left when it stops."""
 
@@ -55,6 +76,8 @@ class Sink(ABC):
     """Whether to open it waits for nothing, so that no clock is needed."""
     takes_wire = False
     """Whether deliveries of it may have the trait of that name, so that the bytes have to be kept as they came."""
+    observer = Observer()
+    """Who is told of what is worth counting; set before the sink is entered."""
 
     async def __aenter__(self) -> Any:
         """Start: what all uploads share. An error keeps the gateway from starting."""

@@ -83,6 +83,11 @@ class Backlog:
             waiting |= item.waiting()
         return waiting
 
+    @property
+    def waiting_bytes(self) -> int:
+        """What counts towards the limit."""
+        return 0 if self._cleared else self._lag.used
+
     # -- whoever puts something in; nothing of it waits
 
     def add(self, part: Part, data: bytes) -> None:

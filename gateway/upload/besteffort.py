@@ -114,6 +114,10 @@ class BestEffortLane(Lane):
     def backlog(self) -> dict[int, int]:
         return self._backlog.waiting() | ({} if self._feed is None else self._feed.backlog())
 
+    @property
+    def waiting_bytes(self) -> int:
+        return self._backlog.waiting_bytes
+
     # -- the sink's side
 
     async def live(self, sink: Sink, upload: Upload) -> None:

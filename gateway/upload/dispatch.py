@@ -36,7 +36,7 @@ import asyncio
 from collections.abc import AsyncIterator, Mapping, Sequence
 from concurrent.futures import Executor
 from contextlib import AbstractAsyncContextManager, AsyncExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property, partial
 
 from aiohttp import ClientResponse
@@ -78,7 +78,6 @@ class Outcome:
     """The response of the destination that answers the client, to be streamed before the stack is left."""
     read_seconds: float | None = None
     """How long its bytes may be waited for; None is as long as a sink may stall."""
-    sink_bytes: dict[str, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -168,12 +167,11 @@ class Dispatcher:
         except BaseExceptionGroup as group:
             answer = self._answer_in(group, commits)
             forget_frames(group)
-        sink_bytes = {lane.name: lane.progress.total for lane in lanes}
         if answer is None:
-            return Outcome(manifest, commits.told, commits.stores, sink_bytes=sink_bytes)
+            return Outcome(manifest, commits.told, commits.stores)
         name, response = answer
         read_seconds = next(lane.delivery.read_seconds for lane in required if lane.name == name)
-        return Outcome(manifest, commits.told, commits.stores, response, read_seconds, sink_bytes)
+        return Outcome(manifest, commits.told, commits.stores, response, read_seconds)
 
     @cached_property
     def _may_be_straight(self) -> bool:

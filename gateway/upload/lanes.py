@@ -152,6 +152,11 @@ class Lane(ABC):
     def backlog(self) -> dict[int, int]:
         """Part (or LATEST) -> bytes that were put here for it and have not arrived, for whoever watches."""
 
+    @property
+    @abstractmethod
+    def waiting_bytes(self) -> int:
+        """What lies here until the sink takes it."""
+
     def kept_alone(self) -> Sequence[Receipt]:
         """Of the parts that are kept, whatever becomes of the rest, before the commit."""
         return ()
@@ -253,6 +258,10 @@ class RequiredLane(Lane):
         for index, size in self.delivery.backlog().items():
             backlog[index] = backlog.get(index, 0) + size
         return backlog
+
+    @property
+    def waiting_bytes(self) -> int:
+        return self._gathered_bytes + self.progress.waiting_bytes
 
     def kept_alone(self) -> Sequence[Receipt]:
         return self.delivery.committed() if self.delivery.completes_parts else ()

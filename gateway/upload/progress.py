@@ -100,6 +100,25 @@ class UploadProgress:
         return {lane.name: lane.excluded for lane in self._lanes if lane.excluded is not None}
 
     @property
+    def route(self) -> str:
+        """The path of its route."""
+        return self._route
+
+    @property
+    def received_bytes(self) -> int:
+        """What has come of its body."""
+        return self._received if self._intake is None else self._intake.received_bytes
+
+    @property
+    def first_byte_seconds(self) -> float | None:
+        """How long the first byte of the body took, from when the upload was let in; None: none has come."""
+        return None if self._intake is None else self._intake.first_byte_seconds
+
+    def at_sinks(self) -> Iterator[tuple[str, int, int]]:
+        """(sink, bytes that were given to it, those that wait until it takes them), while it goes on."""
+        return ((lane.name, lane.progress.total, lane.waiting_bytes) for lane in self._lanes)
+
+    @property
     def is_taken(self) -> bool:
         """Whether its id is: it goes on, or something of it is kept."""
         return self._standing is None or any(sink.keeps for sink in self._standing.sinks)

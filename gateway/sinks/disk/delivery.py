@@ -18,7 +18,6 @@ from gateway.concurrency.pipe import Progress, gathered
 from gateway.errors import SinkFault
 from gateway.model import Limits, Part, Receipt
 from gateway.sinks import Delivery
-from gateway.sinks.disk.layout import translated
 from gateway.sinks.disk.volume import Volume
 
 __all__ = ["DiskDelivery", "memory_shares"]
@@ -78,7 +77,7 @@ class DiskDelivery(Delivery):
 
     async def accept(self, part: Part, chunks: AsyncIterable[bytes]) -> None:
         """Write a part as it comes; its file is durable when this returns."""
-        with translated(self._sink):
+        with self._volume.translated():
             raw = await self._run(self._jobs.create, part.index)
             file = wrap(raw, loop=asyncio.get_running_loop(), executor=self._executor)
             unflushed = 0
@@ -94,7 +93,7 @@ class DiskDelivery(Delivery):
 
     async def accept_all(self, parts: Sequence[tuple[Part, bytes]]) -> None:
         """Write many small parts in one job; all of them are durable when this returns."""
-        with translated(self._sink):
+        with self._volume.translated():
             await self._run(self._jobs.write_all, parts)
             for part, _ in parts:
                 self._receipts[part.index] = Receipt(part.index, self._sink)
@@ -107,7 +106,7 @@ class DiskDelivery(Delivery):
 
     async def drop(self, part: Part) -> None:
         """Forget one part: nothing of it is kept."""
-        with translated(self._sink):
+        with self._volume.translated():
             self._receipts.pop(part.index, None)
             # a job of an accept that was cancelled may be running still, and would bring the file back
             removal = self._executor.after_those_before(partial(self._jobs.remove, part.index))
@@ -123,7 +122,7 @@ class DiskDelivery(Delivery):
 
     async def replace_manifest(self, manifest: bytes) -> None:
         """After `commit`: another manifest, or the one that there was."""
-        with translated(self._sink):
+        with self._volume.translated():
             self._replacing = True
             await self._run(self._jobs.rewrite, manifest)
             self._replacing = False
@@ -131,7 +130,7 @@ class DiskDelivery(Delivery):
     async def commit(self) -> list[Receipt]:
         """The rename; what was acknowledged survives a power cut."""
         try:
-            with translated(self._sink):
+            with self._volume.translated():
                 await self._publish()
         except SinkFault:
             # Renamed, not durable, and not to be taken back: it stays, and the answer says so.

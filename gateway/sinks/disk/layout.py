@@ -13,10 +13,8 @@ import contextlib
 import errno
 import fcntl
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from pathlib import Path
-
-from gateway.sinks import sink_fault
 
 __all__ = [
     "DELETED",
@@ -25,7 +23,6 @@ __all__ = [
     "close_all",
     "lock_directory",
     "sync_directory",
-    "translated",
     "unusable",
 ]
 
@@ -95,12 +92,3 @@ def close_all(descriptors: Iterable[int]) -> None:
     for descriptor in descriptors:
         with contextlib.suppress(OSError):
             os.close(descriptor)
-
-
-@contextlib.contextmanager
-def translated(name: str) -> Iterator[None]:
-    """The system's errors as those of the sink of that name: SinkFull and SinkUnavailable."""
-    try:
-        yield
-    except OSError as error:
-        raise sink_fault(name, error) from error

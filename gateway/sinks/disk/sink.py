@@ -27,6 +27,7 @@ import contextlib
 import logging
 import threading
 from collections.abc import AsyncIterator, Mapping
+from functools import partial
 from pathlib import Path
 
 from gateway.concurrency.threads import PATIENCE_SECONDS
@@ -34,7 +35,6 @@ from gateway.errors import SinkUnavailable
 from gateway.model import Upload
 from gateway.sinks.disk.delivery import DiskDelivery
 from gateway.sinks.disk.holdings import Holdings
-from gateway.sinks.disk.layout import translated
 from gateway.sinks.disk.upload_directory import LockedDirectory, OpenedDirectory, remove_expired
 from gateway.sinks.disk.volume import Volume
 from gateway.sinks.store import Store
@@ -102,6 +102,7 @@ class DiskSink(Store):
             mode=mode,
             directory_mode=directory_mode,
             on_left=on_left,
+            on_fault=partial(self.observer.failed, self.name),
         )
         try:
             await loop.run_in_executor(volume.threads, self._start)
@@ -128,7 +129,7 @@ class DiskSink(Store):
         return self._started
 
     async def check(self) -> None:
-        with translated(self.name):
+        with self._volume.translated():
             if not await self._volume.writable.ask():
                 raise self._hangs()
 
@@ -138,7 +139,9 @@ class DiskSink(Store):
             raise self._hangs()
 
     def _hangs(self) -> SinkUnavailable:
-        return SinkUnavailable(f"sink {self.name} hangs", sink=self.name)
+        fault = SinkUnavailable(f"sink {self.name} hangs", sink=self.name)
+        self.observer.failed(self.name, fault)
+        return fault
 
     @contextlib.asynccontextmanager
     async def open(self, upload: Upload) -> AsyncIterator[DiskDelivery]:
@@ -166,7 +169,7 @@ class DiskSink(Store):
         """One look at a time, for all who ask: it may take a while, and a disk has few threads. One that began before
         somebody asked may have missed what was kept meanwhile, so he waits for the next.
         """
-        with translated(self.name):
+        with self._volume.translated():
             try:
                 async with asyncio.timeout(_LOOK_SECONDS):
                     if self._look is not None:

@@ -23,7 +23,7 @@ from typing import Any, BinaryIO, TypeVar
 
 from gateway.concurrency.threads import settled
 from gateway.errors import Conflict
-from gateway.sinks.disk.layout import MANIFEST, lock_directory, translated
+from gateway.sinks.disk.layout import MANIFEST, lock_directory
 from gateway.sinks.disk.volume import Volume
 from gateway.sinks.store import UPLOAD_ID, Closable, Removal, StoredFile, StoredUpload
 
@@ -62,7 +62,7 @@ class OpenedDirectory(StoredUpload):
 
     async def run(self, function: Callable[..., T], *args: Any) -> T:
         """A job in a thread of the sink's. Raises SinkUnavailable for the system's errors."""
-        with translated(self.sink):
+        with self._volume.translated():
             return await asyncio.get_running_loop().run_in_executor(self._jobs, function, *args)
 
     async def manifest(self) -> StoredFile | None:
@@ -148,7 +148,7 @@ class LockedDirectory(Removal):
         await self._run(self._volume.remove, self._path)
 
     async def _run(self, function: Callable[..., T], *args: Any) -> T:
-        with translated(self._volume.name):
+        with self._volume.translated():
             return await asyncio.get_running_loop().run_in_executor(self._jobs, function, *args)
 
     def _take_lock(self) -> None:

@@ -7,18 +7,21 @@ What a crash left behind is found at the start in the same way.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import logging
 import os
 import secrets
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from gateway.concurrency.groups import JobGroups
 from gateway.concurrency.probe import Probe
 from gateway.concurrency.threads import CleanUps, DaemonThreads, TrackedExecutor
+from gateway.errors import SinkFault
 from gateway.model import Part
+from gateway.sinks import sink_fault
 from gateway.sinks.disk.incoming import Incoming
 from gateway.sinks.disk.jobs import Jobs
 from gateway.sinks.disk.layout import DELETED, INCOMING, lock_directory, sync_directory
@@ -35,7 +38,8 @@ class Volume:
     """What all uploads on one root share. `fsync`: whether what is written there is made durable. `mode` is that of
     files, `directory_mode` that of directories, the root among them if it is made; the umask is taken off.
 
-    `on_left` is called in a thread when something was left, and nothing was before.
+    `on_left` is called in a thread when something was left, and nothing was before; `on_fault` in any thread with each
+    error of the system's, as that of a sink.
     """
 
     def __init__(
@@ -49,6 +53,7 @@ class Volume:
         mode: int = 0o640,
         directory_mode: int = 0o750,
         on_left: Callable[[], None] = lambda: None,
+        on_fault: Callable[[SinkFault], None] = lambda fault: None,
     ) -> None:
         self.name = name
         """That of the sink, for errors and the log."""
@@ -62,7 +67,21 @@ class Volume:
         self._mode = mode
         self._directory_mode = directory_mode
         self._on_left = on_left
+        self._on_fault = on_fault
         self._left: set[Path] = set()
+
+    @contextlib.contextmanager
+    def translated(self) -> Iterator[None]:
+        """The system's errors as the sink's: SinkFull and SinkUnavailable."""
+        try:
+            yield
+        except OSError as error:
+            raise self._fault(error) from error
+
+    def _fault(self, error: OSError) -> SinkFault:
+        fault = sink_fault(self.name, error)
+        self._on_fault(fault)
+        return fault
 
     def tracked(self) -> TrackedExecutor:
         """The threads, for the jobs of one owner."""
@@ -145,6 +164,7 @@ class Volume:
         if path in self._left:
             return
         log.warning("disk %s: %s cannot be removed now, and will be tried again: %s", self.name, path.name, error)
+        self._fault(error)
         was_clean = not self._left
         self._left.add(path)
         if was_clean:

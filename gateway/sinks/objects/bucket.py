@@ -15,7 +15,7 @@ import contextlib
 import logging
 import os
 import re
-from collections.abc import AsyncIterator, Awaitable, Collection, Iterator, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterator, Mapping
 from datetime import timedelta
 from typing import Any, Literal, NamedTuple, TypeVar
 
@@ -62,12 +62,22 @@ class Stored(NamedTuple):
 class Bucket:
     """Raises ValueError for a url, or an environment, of which the client can make no store.
 
-    Its calls raise SinkUnavailable, SinkTimeout, SinkRefused and SinkFull. Keys are relative to `prefix`.
+    Its calls raise SinkUnavailable, SinkTimeout, SinkRefused and SinkFull. Keys are relative to `prefix`. `on_fault` is
+    called with each of these errors, in any thread.
     """
 
-    def __init__(self, name: str, url: str, prefix: str, *, stall_seconds: float) -> None:
+    def __init__(
+        self,
+        name: str,
+        url: str,
+        prefix: str,
+        *,
+        stall_seconds: float,
+        on_fault: Callable[[SinkFault], None] = lambda fault: None,
+    ) -> None:
         self.name = name
         """That of the sink, for errors and the log."""
+        self._on_fault = on_fault
         self.is_local = url.startswith("file:")
         """A directory: it lists in no order, and has no attributes."""
         self._prefix = f"{prefix.strip('/')}/" if prefix.strip("/") else ""
@@ -216,12 +226,22 @@ class Bucket:
 
     def late(self) -> SinkTimeout:
         """The error of a store that does not answer."""
-        return SinkTimeout(f"sink {self.name} did not answer in time", sink=self.name)
+        fault = self._timeout()
+        self._on_fault(fault)
+        return fault
 
     def fault(self, error: Exception) -> SinkFault:
         """What the client raised, as ours. In words it says no more than a status and S3's code: the rest is long, has
         addresses in it, and goes to the log.
         """
+        fault = self._told_apart(error)
+        self._on_fault(fault)
+        return fault
+
+    def _timeout(self) -> SinkTimeout:
+        return SinkTimeout(f"sink {self.name} did not answer in time", sink=self.name)
+
+    def _told_apart(self, error: Exception) -> SinkFault:
         name, text = self.name, str(error)
         log.warning("sink %s: %s", name, text.partition("\n")[0])
         status = next((int(found) for found in _STATUS.findall(text)), None)
@@ -233,7 +253,7 @@ class Bucket:
             return SinkFull(f"the store of sink {name} is full", sink=name)
         took = next((float(found) for found in _TOOK.findall(text)), 0)
         if status is None and (_LATE.search(text) or 0 < self._seconds <= took):  # a writer's error says no more
-            return self.late()
+            return self._timeout()
         return SinkUnavailable(f"sink {name} failed{': the store answered' if said else ''}{said}", sink=name)
 
 

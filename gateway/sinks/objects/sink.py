@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import AsyncIterator
+from functools import partial
 
 from gateway.concurrency.tasks import OwnTasks
 from gateway.errors import GatewayError, SinkUnavailable
@@ -73,7 +74,10 @@ class ObjectSink(Store):
 
     async def __aenter__(self) -> ObjectSink:
         try:
-            self._started = Bucket(self.name, self._url, self._prefix, stall_seconds=self.stall_seconds)
+            on_fault = partial(self.observer.failed, self.name)
+            self._started = Bucket(
+                self.name, self._url, self._prefix, stall_seconds=self.stall_seconds, on_fault=on_fault
+            )
         except ValueError as error:
             raise OSError(f"sinks.{self.name}.url: {error}") from error
         self._sweeper = Sweeper(self._started, self._open, keep_seconds=self.keep_seconds)

@@ -16,7 +16,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from typing import Literal
 
@@ -112,6 +112,8 @@ class RelaySink(Sink):
         self._max_outbound_ratio = max_outbound_ratio
 
     async def __aenter__(self) -> RelaySink:
+        self.sender.observer = self.observer
+        self._report_destinations()
         await self.sender.__aenter__()
         return self
 
@@ -126,14 +128,12 @@ class RelaySink(Sink):
         if "spool" in self.lengths:
             await self.sender.check_spool()
 
-    def report_destinations(self, report: Callable[[str, int, bool, bool], None]) -> None:
-        """Have `report` told of each destination, now and when that changes: this sink's name, which of its urls it is
-        (from 0), whether it is up, and whether its circuit is open.
-        """
+    def _report_destinations(self) -> None:
+        """Have the observer told of each destination, now and when that changes."""
         for number, one in enumerate(self.sender.destinations.all):
 
             def changed(number: int = number, one: Destination = one) -> None:
-                report(self.name, number, one.is_up, bool(one.open_until))
+                self.observer.destination_is(self.name, number, one.is_up, bool(one.open_until))
 
             one.changed = changed
             changed()

@@ -22,6 +22,7 @@ from __future__ import annotations
 
 import asyncio
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import aiohttp
@@ -60,7 +61,10 @@ class Broken(Exception):
 
 
 class Exchange:
-    """Write the body to `connection`, and its last bytes with `end`, from one task; await `answer` in another."""
+    """Write the body to `connection`, and its last bytes with `end`, from one task; await `answer` in another.
+
+    `answered` is called with the seconds from the end of the body to the head of the answer, unless that came first.
+    """
 
     def __init__(
         self,
@@ -72,6 +76,7 @@ class Exchange:
         expecting: Expecting = Expecting(),  # noqa: B008 - frozen
         taught: Taught | None = None,
         server_name: str | None = None,
+        answered: Callable[[float], None] = lambda seconds: None,
     ) -> None:
         self.connection = LentConnection()
         self.end_sent = False
@@ -84,6 +89,7 @@ class Exchange:
         self._clocks = clocks
         self._body = LentBody(self.connection, head, expecting, taught or Taught())
         self._server_name = server_name
+        self._answered = answered
         self._response: aiohttp.ClientResponse | None = None
         self._timer = RearmingTimer(self._look)
         self._began_at = 0.0
@@ -135,6 +141,8 @@ class Exchange:
             async with asyncio.timeout(None) as self._waiting:
                 self._timer.look()
                 response = self._response = await self._request()
+                if self._ended_at is not None:
+                    self._answered(asyncio.get_running_loop().time() - self._ended_at)
                 await self._has_whole_body(response)
                 return response
         except TimeoutError as error:

@@ -35,16 +35,31 @@ from gateway.sinks.relay.sending.exchange import Broken, Exchange
 from gateway.sinks.relay.sending.pending import Pending
 from gateway.sinks.relay.sending.replayable import Replayable
 
-__all__ = ["Outbound"]
+__all__ = ["RETRY_REASONS", "Outbound"]
 
 log = logging.getLogger("gateway.outbound")
+
+_KEPT_CONNECTION, _LENGTH_WANTED, _EXPECT_REFUSED, _STRAY_ANSWER = (
+    "kept-connection",
+    "length-wanted",
+    "expect-refused",
+    "stray-answer",
+)
+RETRY_REASONS = (
+    *(error.slug() for error in (SinkRefused, SinkTimeout, SinkUnavailable)),
+    *(_KEPT_CONNECTION, _LENGTH_WANTED, _EXPECT_REFUSED, _STRAY_ANSWER),
+)
+"""Why another request is made for a body: what the one before it failed with, a kept connection that broke, or an
+answer that asks for another request.
+"""
 
 
 class Outbound:
     """`put`, `pass_on` and `finish` are called from one task at a time; they wait as long as the destination does.
 
     `exchange` makes the request to a destination, for a body of so many bytes (None: chunked), on a new connection or
-    any. `excused` is entered while a request of ours, with its own clocks, is what is waited for.
+    any. `excused` is entered while a request of ours, with its own clocks, is what is waited for. `retried` is called
+    when another request is made, with one of RETRY_REASONS.
     """
 
     def __init__(
@@ -56,11 +71,13 @@ class Outbound:
         length: int | None,
         replayable: Replayable,
         excused: Callable[[], AbstractContextManager[None]] = nullcontext,
+        retried: Callable[[str], None] = lambda reason: None,
     ) -> None:
         self._name = name
         self._destinations = destinations
         self._make_exchange = exchange
         self._excused = excused
+        self._retried = retried
         self._pending = Pending(length)
         self._replayable = replayable
         self._attempt: Attempt | None = None
@@ -168,23 +185,33 @@ class Outbound:
         await self._begun.wait()
         tried: set[Destination] = set()
         error: GatewayError = SinkUnavailable(f"no destination of sink {self._name} is healthy", sink=self._name)
+        reason = ""
         while True:
             if self._replayable.is_spooled:
                 await self._replayable.spooled.wait()
             attempt = self._attempt = self._destinations.choose(tried)
             if attempt is None:
                 raise error
+            if self._wants_other_length(attempt.destination):
+                attempt.leave()
+                continue
+            if reason:
+                self._retried(reason)
             try:
                 with self._excused():
-                    if await self._is_answered(attempt):
-                        return
+                    reason = await self._why_again(attempt)
+                if not reason:
+                    return
             except Broken as broken:
                 error = broken.error
+                reason = error.slug()
                 self._explain(error)
                 if isinstance(error, NoDescriptors):  # says nothing of the destination, and there is none for another
                     raise error from broken
                 assert attempt.exchange is not None
-                if not attempt.exchange.connection.reused:
+                if attempt.exchange.connection.reused:
+                    reason = _KEPT_CONNECTION
+                else:
                     attempt.failed()
                     tried.add(attempt.destination)
                 if attempt.exchange.end_attempted or self._replayable.is_pinned:
@@ -192,14 +219,18 @@ class Outbound:
                 log.debug("%s: %s; another destination may do", self._name, error.detail)
             attempt.leave()
 
-    async def _is_answered(self, attempt: Attempt) -> bool:
-        """Make the request. False if there is to be another one, for a reason that is no failure."""
+    def _wants_other_length(self, destination: Destination) -> bool:
+        """Whether this body has to be spooled before it can be sent there."""
+        if self._replayable.is_spooled or self._pending.length is not None or not destination.wants_length:
+            return False
+        self._turn_to_spool()
+        return True
+
+    async def _why_again(self, attempt: Attempt) -> str:
+        """Make the request. Why there is to be another one, although none failed; "" where it is answered."""
         length, kept = self._pending.length, self._replayable
         if kept.is_spooled:
             length = kept.size + len(self._pending.tail)
-        elif length is None and attempt.destination.wants_length:
-            self._turn_to_spool()
-            return False
         exchange = attempt.exchange = self._make_exchange(attempt.destination, length, self._on_new_connection)
         self._moved.set()
         try:
@@ -207,24 +238,26 @@ class Outbound:
         except Answered as answered:
             attempt.answered()
             response = answered.response
-            if self._wants_length(attempt, response, length) or self._refuses_expect(attempt, response):
-                return False
+            if self._wants_length(attempt, response, length):
+                return _LENGTH_WANTED
+            if self._refuses_expect(attempt, response):
+                return _EXPECT_REFUSED
             if self._may_be_stray(attempt):
-                return False
+                return _STRAY_ANSWER
             raise
         except GatewayError as error:
             if isinstance(error, SinkRefused) and self._may_be_stray(attempt):
-                return False
+                return _STRAY_ANSWER
             self._explain(error)
             if isinstance(error, SinkTimeout):
                 attempt.failed()
             raise
         attempt.answered()
         if self._wants_length(attempt, response, length):
-            return False
+            return _LENGTH_WANTED
         self._response = response
         self._moved.set()
-        return True
+        return ""
 
     def _wants_length(self, attempt: Attempt, response: aiohttp.ClientResponse, length: int | None) -> bool:
         """Whether the answer means that the destination wants a length, and this body can be sent with one yet."""

@@ -15,7 +15,7 @@ from gateway.errors import SinkUnavailable
 from gateway.http.forwarding import HeaderRules, outbound_headers
 from gateway.http.query import with_query
 from gateway.model import Upload
-from gateway.sinks import sink_fault
+from gateway.sinks import Observer, sink_fault
 from gateway.sinks.relay.sending.connect import Connecting
 from gateway.sinks.relay.sending.destinations import Destination, Destinations, check_health
 from gateway.sinks.relay.sending.exchange import Clocks, Exchange
@@ -51,6 +51,8 @@ class Sender:
         self.destinations = destinations
         self.cleanups = CleanUps()
         """Spooled bodies that hang behind uploads that were answered."""
+        self.observer = Observer()
+        """Who is told of requests that are made again, and of answers."""
         self._name = name
         self._sending = sending
         self._stack = AsyncExitStack()
@@ -133,6 +135,7 @@ class Sender:
                 expecting=self._sending.expecting,
                 taught=destination.taught,
                 server_name=self._sending.connecting.server_name,
+                answered=partial(self.observer.answered, self._name),
             )
 
         def excused() -> AbstractContextManager[None]:
@@ -146,4 +149,5 @@ class Sender:
             length=length,
             replayable=Replayable(self._sending.replay_bytes, spool, is_spooled=is_spooled),
             excused=excused,
+            retried=partial(self.observer.retried, self._name),
         )
