@@ -15,7 +15,7 @@ bytes go by: whoever watches has what the pump and the lanes count anyway put to
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, cast
 
 from gateway.intake.body import Intake
