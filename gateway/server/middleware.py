@@ -95,8 +95,8 @@ async def _answer_to(request: web.Request, error: Exception) -> web.Response:
 
 
 async def problem_of(request: web.Request, error: GatewayError) -> web.Response:
-    """What the client is told of an error: a problem, or in its place a page, or what the application has answered; it is
-    counted, where it is a refusal.
+    """What the client is told of an error: a problem, or in its place a page, or what the application has answered.
+    A refusal is counted.
     """
     request.app[SERVICES].metrics.refused(error)
     # Even a body that was small enough to have arrived whole was not read: who is refused must not go on.
