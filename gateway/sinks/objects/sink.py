@@ -41,7 +41,8 @@ class ObjectSink(Store):
     can_drop = True
     remark = (
         "a rule of the bucket's has to abort multipart uploads that stay open for more than a day or so "
-        "(AbortIncompleteMultipartUpload, on S3): of a gateway that is killed such are left"
+        "(AbortIncompleteMultipartUpload, on S3): of a gateway that is killed such are left, and where the store fails "
+        "when it is asked to abort one"
     )
 
     def __init__(

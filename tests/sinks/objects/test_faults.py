@@ -13,6 +13,8 @@ from dataclasses import dataclass
 import pytest
 from aiohttp import ClientError, ClientSession
 
+from gateway.errors import SinkRefused, SinkUnavailable
+from gateway.model import Upload
 from gateway.sinks.objects import layout
 from gateway.sinks.objects.sink import ObjectSink
 from tests.conftest import RunningGateway, StartGateway
@@ -221,7 +223,51 @@ async def test_a_part_that_comes_after_the_abort_is_nobodys(setting: Setting) ->
         assert setting.store.came_late == [404]
         await setting.nothing_left()
         kinds = [call.kind for call in setting.store.calls]
-        assert kinds.index("aborts") > kinds.index("part")
+        assert kinds.count("aborts") == 1
+        assert "part" not in kinds[kinds.index("aborts") :]
+
+
+async def _given(sink: ObjectSink, one: Upload, chunks: AsyncIterator[bytes]) -> None:
+    """A small file, and a large one."""
+    async with delivering(sink, one) as delivery:
+        await delivery.accept(file(1), source(b"small"))
+        await delivery.accept(file(0), chunks)
+
+
+async def _breaking_off() -> AsyncIterator[bytes]:
+    async for chunk in source(_LARGE):
+        yield chunk
+    raise ConnectionResetError
+
+
+@pytest.mark.parametrize("cause", ["a part fails, too", "the client breaks off", "it cannot be completed either"])
+async def test_what_a_store_does_not_abort_stays_open_and_the_log_names_it(
+    cause: str, setting: Setting, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Nobody but the store's client knows its name, and that asks once; all else is removed."""
+    failing = {"a part fails, too": "part", "it cannot be completed either": "completes"}.get(cause, "")
+    async with setting.place.sink(part_bytes=5 << 20, stall_seconds=_STALL_SECONDS) as sink:
+        setting.store.fails = lambda call: 500 if call.kind in ("aborts", failing) else None
+        one = upload()
+        with pytest.raises(SinkUnavailable if failing else ConnectionResetError):
+            await _given(sink, one, source(_LARGE) if failing else _breaking_off())
+        await sink.cleaned_up()
+        assert setting.left() == [f"open: {setting.place.prefix}/{one.id}/0"]
+        (said,) = [record for record in caplog.records if "is not aborted" in record.getMessage()]
+        assert f"multipart upload of {one.id}/0 " in said.getMessage()
+        assert "fails when it is asked to abort" in " ".join(sink.remark.split())
+
+
+async def test_a_large_file_that_fails_and_is_aborted_is_not_said_to_stay_open(
+    setting: Setting, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with setting.place.sink(part_bytes=5 << 20, stall_seconds=_STALL_SECONDS) as sink:
+        setting.store.fails = always("part", 403)
+        with pytest.raises(SinkRefused):
+            await _given(sink, upload(), source(_LARGE))
+        await sink.cleaned_up()
+        assert setting.left() == []
+        assert "is not aborted" not in caplog.text
 
 
 async def test_a_file_that_would_have_too_many_parts_is_a_507_that_names_the_key(
