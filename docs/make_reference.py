@@ -49,7 +49,7 @@ def _of(document: dict[str, Any], title: str, operation: dict[str, Any]) -> Iter
     yield "\n| answer | |\n|---|---|"
     problems = []
     for status, one in operation["responses"].items():
-        if one.get("$ref") == "#/components/responses/Problem":
+        if "$ref" in one:  # a problem, or a page that says it
             problems.append(status)
             continue
         schemas = "".join(_named(media) for media in one.get("content", {}).values())

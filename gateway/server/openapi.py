@@ -7,7 +7,7 @@ examples with the addresses of this gateway (`x-curl`, `{url}`).
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from importlib.resources import files
 from typing import Any
 
@@ -20,9 +20,12 @@ __all__ = ["api_description"]
 Operation = dict[str, Any]
 
 _PROBLEM = {"$ref": "#/components/responses/Problem"}
+_PROBLEM_OR_PAGE = {"$ref": "#/components/responses/ProblemOrPage"}
 _REQUEST_ID = {"$ref": "#/components/parameters/X-Request-ID"}
 _OPEN = ("/healthz", "/readyz", "/metrics", "/problems", "/openapi.json", "/selftest", "/page")
-"""Below these nobody is asked who he is."""
+"""Nobody is asked who he is there, and below."""
+_LINKED = ("/uploads/{id}/archive.zip", "/files/{id}/{index}", "/files/{id}/{index}/{filename}")
+"""What links of the page lead to, which are signed."""
 
 
 def api_description(settings: Settings) -> dict[str, Any]:
@@ -38,12 +41,15 @@ def api_description(settings: Settings) -> dict[str, Any]:
                 for method, operation in operations.items()
                 if method.upper() in route.effective_methods or below
             }
+            if route.keep == "each":
+                for operation in paths[route.path + below].values():
+                    _keep_each(operation)
     document["servers"] = [{"url": settings.server.base_path or "/"}]
     document["paths"] = paths | own
     components = document["components"]
     components["schemas"] |= _problems()
-    for path, _, operation in _operations(document):
-        _complete(operation, path, components["parameters"], _address(settings))
+    for path, method, operation in _operations(document):
+        _complete(operation, path, method, components["parameters"], _address(settings))
         if security := _security(path, settings):
             operation["security"] = security
     used = {name for _, _, operation in _operations(document) for one in operation.get("security", ()) for name in one}
@@ -56,7 +62,19 @@ def api_description(settings: Settings) -> dict[str, Any]:
 def _is_served(path: str, settings: Settings) -> bool:
     if path == "/" or "/links/" in path:
         return settings.has_page
-    return path.startswith("/problems") or any(path == own or path.startswith(own + "/") for own in settings.own_paths)
+    return _is_below(path, ("/problems", *settings.own_paths))
+
+
+def _is_below(path: str, owns: Iterable[str]) -> bool:
+    return any(path == own or path.startswith(own + "/") for own in owns)
+
+
+def _keep_each(operation: Operation) -> None:
+    """What a route says that keeps the parts that are good."""
+    responses = operation["responses"]
+    for status in [status for status in ("200", "201") if status in responses]:
+        description = "Not all files are kept: parts that are not have a problem"
+        responses["207"] = {**responses[status], "description": description}
 
 
 def _operations(document: dict[str, Any]) -> Iterator[tuple[str, str, Operation]]:
@@ -65,11 +83,15 @@ def _operations(document: dict[str, Any]) -> Iterator[tuple[str, str, Operation]
             yield path, method, operation
 
 
-def _complete(operation: Operation, path: str, parameters: dict[str, Any], address: str) -> None:
+def _complete(operation: Operation, path: str, method: str, parameters: dict[str, Any], address: str) -> None:
     operation["parameters"] = [*operation.get("parameters", ()), _REQUEST_ID]
+    has_page = method == "post" and any(
+        "text/html" in one.get("content", ()) for one in operation["responses"].values()
+    )
+    problem = _PROBLEM_OR_PAGE if has_page else _PROBLEM
     for status in operation.pop("x-problems"):
-        operation["responses"][str(status)] = _PROBLEM
-    operation["responses"]["default"] = _PROBLEM
+        operation["responses"][str(status)] = problem
+    operation["responses"]["default"] = problem
     for name, parameter in parameters.items():
         path = path.replace(f"{{{name}}}", str(parameter.get("example", name)))
     if samples := operation.pop("x-curl", None):
@@ -98,12 +120,14 @@ def _problems() -> dict[str, Any]:
 
 def _security(path: str, settings: Settings) -> list[dict[str, list[str]]]:
     """Any one of these; an empty one is nobody's."""
-    if path == "/" or path.startswith(_OPEN):
+    if path == "/" or _is_below(path, _OPEN):
         return []
     if path.startswith("/download/"):
         kinds = settings.download.access or ("none",)
     else:
         kinds = tuple(dict.fromkeys(kind for route in _routes_of(path, settings) for kind in route.access or ("none",)))
+        if settings.has_page and kinds != ("none",) and "signed" not in kinds and path in _LINKED:
+            kinds += ("signed",)
     return [] if kinds == ("none",) else [{} if kind == "none" else {kind: []} for kind in kinds]
 
 

@@ -67,6 +67,25 @@ def test_it_has_the_routes_that_are_configured_and_who_may_use_them() -> None:
     assert paths["/uploads/{id}"]["get"]["security"] == [{"keys": []}, {"signed": []}, {}]
 
 
+def test_a_path_that_only_begins_like_one_of_ours_is_not_open() -> None:
+    routes = [
+        {"path": path, "access": ["keys"], "keep": keep, "parts": [{"sinks": ["disk"]}]}
+        for path, keep in (("/pages", "each"), ("/metrics2", "all"), ("/readyzes/x", "all"))
+    ]
+    document = {"page": {"enabled": True}, "access": KEYS, "routes": routes}
+    paths = api_description(Settings.model_validate(document))["paths"]
+    for route in routes:
+        assert paths[route["path"]]["post"]["security"] == [{"keys": []}]
+    assert "security" not in paths["/page/{route}"]["get"]
+    assert "security" not in paths["/metrics"]["get"]
+    # the page's links are signed, whether any route takes signed urls or not
+    assert paths["/files/{id}/{index}"]["get"]["security"] == [{"keys": []}, {"signed": []}]
+    assert paths["/uploads/{id}/archive.zip"]["get"]["security"] == [{"keys": []}, {"signed": []}]
+    assert paths["/uploads/{id}"]["get"]["security"] == [{"keys": []}]
+    assert "207" in paths["/pages"]["post"]["responses"]
+    assert "207" not in paths["/metrics2"]["post"]["responses"]
+
+
 def test_every_problem_has_a_schema() -> None:
     schemas = api_description(Settings())["components"]["schemas"]
     assert {f"{leaf.__name__}Problem" for leaf in LEAVES} <= schemas.keys()
@@ -99,16 +118,18 @@ async def test_where_it_is_not_wanted_there_is_none(start_gateway: StartGateway)
 
 
 async def test_what_is_answered_is_what_the_schemas_say(start_gateway: StartGateway) -> None:
-    gateway = await start_gateway(page={"enabled": True})
+    routes = [{"path": "/each", "keep": "each", "parts": [{"match": {"filename": "*.b"}, "sinks": ["disk"]}]}]
+    gateway = await start_gateway(page={"enabled": True}, routes=routes)
     described = (await ask(gateway.port, "/openapi.json")).json()
 
     def check(answer: Answer, path: str, method: str) -> None:
         response = described["paths"][path][method]["responses"].get(str(answer.status))
         assert response is not None, (path, method, answer.status)
         response = _followed(described, response)
-        media = response["content"][answer.headers["content-type"].partition(";")[0]]
+        kind = answer.headers["content-type"].partition(";")[0]
+        media = response["content"][kind]
         schema = {**media["schema"], "components": described["components"]}
-        Draft202012Validator(schema).validate(answer.json())
+        Draft202012Validator(schema).validate(answer.body.decode() if kind == "text/html" else answer.json())
         if "example" in media:
             Draft202012Validator(schema).validate(media["example"])
 
@@ -120,6 +141,24 @@ async def test_what_is_answered_is_what_the_schemas_say(start_gateway: StartGate
     check(await ask(gateway.port, "/convert", "POST", form(file(b"hello" * 1000), field)), "/convert", "post")
     check(await ask(gateway.port, f"{location}/progress", accept="application/json"), "/uploads/{id}/progress", "get")
     check(await ask(gateway.port, "/upload", "POST", b"--b0undary\r\nbroken"), "/upload", "post")
+    for path, body, status in (
+        ("/upload", form(file(b"hello")), 201),
+        ("/convert", form(file(b"hello")), 200),
+        ("/upload", b"--b0undary\r\nbroken", 400),
+    ):
+        page = await ask(gateway.port, path, "POST", body, accept="text/html")
+        assert (page.status, page.headers["content-type"].partition(";")[0]) == (status, "text/html")
+        check(page, path, "post")
+    some = await ask(gateway.port, "/each", "POST", form(file(b"hello", "a.a"), file(b"hello", "a.b")))
+    assert some.status == 207
+    check(some, "/each", "post")
+    progress = f"/uploads/{some.headers['location'].rpartition('/')[2]}/progress"
+    told = await ask(gateway.port, progress, accept="application/json")
+    assert "problem" in told.json()["parts"][0]
+    check(told, "/uploads/{id}/progress", "get")
+    described_part = described["components"]["schemas"]["Progress"]["properties"]["parts"]["items"]["properties"]
+    assert told.json()["parts"][0].keys() <= described_part.keys()
+    check(await ask(gateway.port, "/", accept="text/html"), "/", "get")
     check(await ask(gateway.port, "/uploads/01ARZ3NDEKTSV4RRFFQ69G5FAV"), "/uploads/{id}", "get")
     check(await ask(gateway.port, "/", accept="application/json"), "/", "get")
     check(await ask(gateway.port, f"{location}/links/0"), "/uploads/{id}/links/{what}", "get")
