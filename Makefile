@@ -11,7 +11,7 @@ WORKERS ?= 4
 BESIDE = --numprocesses $(WORKERS)
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 
-.PHONY: serve test aiohttp-tests check lint format docs bench bench-smoke fuzz objects soak audit sbom attack bound screenshots image lock system-packages clean
+.PHONY: serve test aiohttp-tests check lint format docs bench bench-smoke fuzz objects soak audit sbom attack bound screenshots image secrets lock system-packages clean
 
 # The gateway with its demo destination. Ctrl-C, or SIGTERM, drains it.
 serve: .venv/.serving
@@ -116,6 +116,10 @@ screenshots: .venv/.testing
 # as root). It is among the tests.
 image: .venv/.testing
 	$(BIN)/pytest -q tests/deploy/test_image.py $(ARGS)
+
+# What docker-compose.yml reads as secrets, in var/secrets: random, made once. The key for clients is var/secrets/gateway_key.
+secrets: .venv/.serving
+	@$(BIN)/python config/make_secrets.py var/secrets
 
 # Other people's clients and servers, which some tests run and skip where they are absent (Debian, as root).
 system-packages:

@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import json
 import re
+import runpy
+import shlex
+import subprocess
+import tomllib
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -47,16 +51,35 @@ def environment(name: str) -> dict[str, str]:
     return dict(SERVICES[name].get("environment", {}))
 
 
-def set_environment(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """As the service has it."""
+def set_environment(name: str, secrets: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As the service has it, but for where its secrets are."""
     for variable, value in environment(name).items():
         monkeypatch.setenv(variable, value)
+    if "gateway_keys" in SERVICES[name].get("secrets", []):
+        monkeypatch.setenv("GATEWAY_ACCESS__KEYS__FILE", str(secrets / "gateway_keys"))
 
 
 def configuration(name: str) -> Path:
     """The file that the service's gateway reads: what is mounted, or the image's own."""
     mounted = [volume.split(":")[0] for volume in SERVICES[name].get("volumes", []) if "gateway.toml" in volume]
     return ROOT / (mounted[0] if mounted else "config/container.toml")
+
+
+def networks(name: str) -> set[str]:
+    """Those that the service is in."""
+    return set(SERVICES[name].get("networks", ["default"]))
+
+
+@pytest.fixture(scope="module")
+def secrets(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What `make secrets` makes."""
+    directory = tmp_path_factory.mktemp("made") / "secrets"
+    _made(directory)
+    return directory
+
+
+def _made(directory: Path) -> None:
+    runpy.run_path(str(ROOT / "config" / "make_secrets.py"))["main"](directory)
 
 
 def test_it_is_what_the_specification_of_compose_files_allows() -> None:
@@ -110,17 +133,89 @@ class TestEveryService:
 
 @each_gateway
 class TestEveryGateway:
-    def test_may_drain_before_it_is_killed(self, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-        set_environment(name, monkeypatch)
-        settings = load(configuration(name))
-        assert seconds(SERVICES[name]["stop_grace_period"]) >= settings.server.drain_seconds + 10
+    def test_may_drain_before_it_is_killed(self, name: str, secrets: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        set_environment(name, secrets, monkeypatch)
+        drain_seconds = load(configuration(name)).server.drain_seconds
+        assert seconds(SERVICES[name]["stop_grace_period"]) >= drain_seconds + 10
+        if "front" in networks(name):  # the proxy has the connections of what drains
+            assert seconds(SERVICES["nginx"]["stop_grace_period"]) >= seconds(SERVICES[name]["stop_grace_period"])
 
     def test_can_use_no_more_memory_than_it_may(
-        self, name: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+        self, name: str, secrets: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
     ) -> None:
-        set_environment(name, monkeypatch)
+        set_environment(name, secrets, monkeypatch)
         assert main(["check", "--config", str(configuration(name))]) == 0
         bound = re.search(r"([\d.]+) MiB  for .* beside the process itself", capsys.readouterr().out)
         assert bound is not None
         most = float(bound[1]) * (1 << 20) + PROCESS_BYTES
         assert most <= size(SERVICES[name]["deploy"]["resources"]["limits"]["memory"])
+
+
+class TestTheTwoPictures:
+    def test_the_small_one_is_a_gateway_and_its_receiver_the_whole_is_started_by_a_profile(self) -> None:
+        assert [name for name, service in SERVICES.items() if "profiles" not in service] == ["gateway", "receiver"]
+        assert {tuple(service["profiles"]) for service in SERVICES.values() if "profiles" in service} == {("full",)}
+
+    def test_what_the_files_call_by_name_is_a_service_in_a_network_of_theirs(self) -> None:
+        files = {
+            "gateway-1": ["config/cluster.toml"],
+            "nginx": ["config/nginx/nginx.conf"],
+            "prometheus": ["config/prometheus/prometheus.yml"],
+            "grafana": ["config/grafana/provisioning/datasources/prometheus.yml"],
+        }
+        called = set()
+        for name, paths in files.items():
+            texts = [(ROOT / path).read_text("utf-8") for path in paths] + list(environment(name).values())
+            for other in re.findall(r"\b([a-z][a-z0-9-]+):\d{4}\b", " ".join(texts)):
+                assert networks(name) & networks(other), f"{name} does not reach {other}"
+                called.add(other)
+        assert called == {"gateway-1", "gateway-2", "receiver", "store", "prometheus"}
+
+    def test_the_file_of_the_whole_is_for_both_gateways_and_each_file_that_is_mounted_is_there(self) -> None:
+        assert SERVICES["gateway-1"] == SERVICES["gateway-2"]
+        mounted = [volume for service in SERVICES.values() for volume in service.get("volumes", []) if volume[0] == "."]
+        assert len(mounted) > 4
+        for volume in mounted:
+            path, _, mode = volume.split(":")
+            assert (ROOT / path).exists()
+            assert mode == "ro"
+
+    def test_the_gateways_believe_the_network_that_they_share_with_nginx_alone(self) -> None:
+        document = tomllib.loads((ROOT / "config/cluster.toml").read_text("utf-8"))
+        (pool,) = COMPOSE["networks"]["front"]["ipam"]["config"]
+        assert document["server"]["trusted_networks"] == [pool["subnet"]]
+        assert {name for name in SERVICES if "front" in networks(name)} == {"nginx", "gateway-1", "gateway-2"}
+
+    def test_nobody_outside_reaches_the_store_or_the_metrics(self) -> None:
+        assert COMPOSE["networks"]["back"]["internal"] is True
+        assert networks("store") == {"back"}
+        assert "watch" not in networks("nginx")
+        assert not [port for name in GATEWAYS for port in SERVICES[name].get("ports", []) if "9090" in port]
+
+
+class TestSecrets:
+    def test_each_is_a_file_that_make_secrets_makes_and_a_service_reads(self, secrets: Path) -> None:
+        assert all((secrets / Path(one["file"]).name).read_text() for one in COMPOSE["secrets"].values())
+        assert {Path(one["file"]).parent for one in COMPOSE["secrets"].values()} == {Path("var/secrets")}
+        read = [name for service in SERVICES.values() for name in service.get("secrets", [])]
+        assert set(read) == COMPOSE["secrets"].keys()
+
+    def test_they_are_random_and_made_once(self, secrets: Path, tmp_path: Path) -> None:
+        before = {path.name: path.read_text() for path in secrets.iterdir()}
+        _made(secrets)
+        assert {path.name: path.read_text() for path in secrets.iterdir()} == before
+        _made(tmp_path)
+        assert not {path.read_text() for path in tmp_path.iterdir()} & set(before.values())
+        assert secrets.stat().st_mode & 0o777 == 0o700
+
+    @pytest.mark.sockets
+    def test_a_gateway_gets_those_of_the_store_from_their_files(self, secrets: Path) -> None:
+        shell, option, script, *rest = SERVICES["gateway-1"]["entrypoint"] + SERVICES["gateway-1"]["command"]
+        assert "exec gateway " in script
+        script = script.replace("$$", "$").replace("/run/secrets", shlex.quote(str(secrets)))
+        script = script.replace("exec gateway ", "printenv AWS_ACCESS_KEY_ID AWS_SECRET_ACCESS_KEY; exec echo ")
+        said = subprocess.run([shell, option, script, *rest], capture_output=True, text=True, check=True).stdout
+        access, secret, arguments = said.splitlines()
+        assert arguments.split() == SERVICES["gateway-1"]["command"]
+        (identity,) = json.loads((secrets / "store_identities.json").read_text())["identities"]
+        assert identity["credentials"] == [{"accessKey": access, "secretKey": secret}]
