@@ -10,6 +10,8 @@ import asyncio
 import hashlib
 import os
 import re
+import ssl
+import stat
 import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import suppress
@@ -53,6 +55,8 @@ class Fetch:
     """None: there was nothing to compare with."""
     seconds: float = 0.0
     failed: Failed | None = None
+    _goes_on: bool = False
+    """Whether there is a part of it that can be gone on with."""
 
     async def fetch(self, remote: Remote, legs: Legs, say: Callable[[str], None]) -> None:
         """It ends well, or has `failed`; it may be cancelled, and goes on another time."""
@@ -65,7 +69,7 @@ class Fetch:
                     await patiently(lambda: self._attempt(remote, part, legs), say)
                 except BaseException:
                     with suppress(OSError):
-                        part.give_up()
+                        self._goes_on = part.give_up()
                     raise
                 await self._compare(part)
                 await asyncio.to_thread(part.finish)
@@ -75,14 +79,21 @@ class Fetch:
         except Failed as failed:
             self.failed = failed
         except asyncio.CancelledError:
-            self.failed = Failed(Code.LATER, "interrupted; it goes on from there another time", state="interrupted")
+            later = "it goes on from there another time" if self._goes_on else "nothing of it is there"
+            self.failed = Failed(Code.LATER, f"interrupted; {later}", state="interrupted")
             raise
         finally:
             self.seconds = round(time.monotonic() - began, 3)
 
     async def _is_there(self) -> bool:
-        """Whether this very file is. Raises Failed where another one has its name, OSError."""
-        if self.force or not os.path.lexists(self.path):  # noqa: ASYNC240  # one look
+        """Whether this very file is. Raises Failed where another one has its name, or what is no file, OSError."""
+        try:
+            found = os.lstat(self.path)
+        except FileNotFoundError:
+            return False
+        if not (stat.S_ISREG(found.st_mode) or stat.S_ISLNK(found.st_mode)):
+            raise Failed(Code.LOCAL, f"{self.path} is there, and no regular file")
+        if self.force:
             return False
         if self.sha256 is not None and self.path.is_file():
             with self.path.open("rb") as file:
@@ -108,7 +119,8 @@ class Fetch:
                     headers.pop(hdrs.AUTHORIZATION, None)  # a bucket has no use for it
             raise Failed(Code.FAILED, "it leads from one place to the next")
         except CONNECTION_ERRORS as error:
-            if isinstance(error, OSError) and not isinstance(error, aiohttp.ClientError | TimeoutError):
+            of_connections = aiohttp.ClientError | TimeoutError | ConnectionError | ssl.SSLError
+            if isinstance(error, OSError) and not isinstance(error, of_connections):
                 raise  # of the file
             failed = translated(error)
             # a part of it is there, and nothing is lost by going on

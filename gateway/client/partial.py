@@ -140,10 +140,12 @@ class Partial:
     def _taken(self) -> Failed:
         return Failed(Code.LOCAL, f"{self._path} is there already, since a moment ago")
 
-    def give_up(self) -> None:
-        """Remove it, unless it can be gone on with."""
-        if self.etag is None or not os.fstat(self.file.fileno()).st_size:
-            self.remove()
+    def give_up(self) -> bool:
+        """Remove it, unless it can be gone on with: whether it can."""
+        if self.etag is not None and os.fstat(self.file.fileno()).st_size:
+            return True
+        self.remove()
+        return False
 
     def remove(self) -> None:
         """It and what is beside it."""

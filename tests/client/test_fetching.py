@@ -17,7 +17,7 @@ from gateway.client.outcomes import Code, Failed
 from gateway.client.remote import connected
 from gateway.client.watching import Legs
 from tests.conftest import StartDestination, StartGateway
-from tests.support.clients import Client, file, form, head
+from tests.support.clients import Client, eventually, file, form, head
 from tests.support.ports import closed_port
 
 MIB = 1 << 20
@@ -115,6 +115,44 @@ async def test_nothing_is_overwritten_unless_it_is_said(start_destination: Start
     assert not (tmp_path / "nowhere").exists()
     assert (await fetched(f"{server.url}/files/a", tmp_path / "a", force=True)).failed is None
     assert (tmp_path / "a").read_bytes() == b"new"
+
+
+@pytest.mark.parametrize("force", [False, True])
+async def test_a_folder_or_a_pipe_is_no_place_to_fetch_to(
+    start_destination: StartDestination, tmp_path: Path, force: bool
+) -> None:
+    """A device, least of all: it would be replaced by a file."""
+    server = await start_destination(BrokenServer(b"new", 10).app)
+    (tmp_path / "folder").mkdir()
+    os.mkfifo(tmp_path / "pipe")
+    for name in ("folder", "pipe"):
+        fetch = await fetched(f"{server.url}/files/a", tmp_path / name, force=force)
+        assert fetch.failed is not None
+        assert (fetch.failed.code, "no regular file" in str(fetch.failed)) == (Code.LOCAL, True)
+    assert sorted(one.name for one in tmp_path.iterdir()) == ["folder", "pipe"]
+
+
+@pytest.mark.parametrize("etag", ['W/"weak"', '"strong"'])
+async def test_who_is_interrupted_is_told_whether_it_goes_on(
+    start_destination: StartDestination, tmp_path: Path, etag: str
+) -> None:
+    async def dribble(request: web.Request) -> web.StreamResponse:
+        response = web.StreamResponse(headers={"ETag": etag})
+        await response.prepare(request)
+        await response.write(bytes(2 * MIB))
+        await asyncio.sleep(10)
+        return response
+
+    app = web.Application()
+    app.router.add_get("/a", dribble)
+    server = await start_destination(app)
+    fetch, legs = Fetch(URL(f"{server.url}/a"), tmp_path / "a"), Legs("a")
+    async with connected("") as remote, asyncio.TaskGroup() as group:
+        fetching = group.create_task(fetch.fetch(remote, legs, print))
+        await eventually(lambda: fetch.size > 0)
+        fetching.cancel()
+    assert fetch.failed is not None
+    assert str(fetch.failed).endswith("another time") == (etag == '"strong"') == bool(list(tmp_path.iterdir()))
 
 
 async def test_of_two_who_fetch_the_same_one_does(start_destination: StartDestination, tmp_path: Path) -> None:
