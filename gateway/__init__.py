@@ -16,7 +16,7 @@ The wings, in the order in which bytes meet them; each says in its own first lin
     config/         what can be configured, and how it is read
     server/         handlers and application; processes that drain; metrics; the demo destination
     client/         `gateway send` and `gateway get`: what sends and fetches; nothing of the server's knows it
-    cli             the command line
+    cli/            the command line; what a command needs is imported when it is given
 
 What it guarantees (docs/guarantees.md has the words for users, tests/test_guarantees.py the proofs):
 G1 bounded memory · G2 nothing early · G3 nothing left · G4 back-pressure · G5 refused before read ·

@@ -47,6 +47,39 @@ def get(url: str) -> tuple[int, bytes]:
         return answer.status, answer.read()
 
 
+# -- what is imported
+
+
+def test_who_asks_what_there_is_does_not_wait_for_what_runs_it() -> None:
+    program = """
+import sys
+from gateway.cli import main
+try:
+    main(["--help"])
+except SystemExit:
+    print(*sys.modules)
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=30, check=True)
+    assert "gateway.cli.program" in done.stdout.split()
+    assert not {"aiohttp", "pydantic", "gateway.server", "gateway.client", "asyncio"} & set(done.stdout.split())
+
+
+@pytest.mark.parametrize("command", ["serve", "check", "get"])
+def test_ctrl_c_while_it_is_being_imported_is_no_traceback(command: str) -> None:
+    program = """
+import os, signal, sys
+class Pressing:
+    def find_spec(self, name, *rest):
+        if name == "aiohttp":
+            os.kill(os.getpid(), signal.SIGINT)
+sys.meta_path.insert(0, Pressing())
+from gateway.cli import main
+sys.exit(main(sys.argv[1:]))
+"""
+    done = subprocess.run([sys.executable, "-c", program, command], capture_output=True, text=True, timeout=30)
+    assert (done.returncode, done.stderr) == (130, "")
+
+
 # -- version and mistakes
 
 WRONG = """

@@ -75,6 +75,11 @@ PURE = {
 TESTED_ELSEWHERE = {
     "access.certificates": ("server.test_tls", "shown in a handshake"),
     "http.tls": ("server.test_tls", "over sockets, and what is said of files"),
+    "cli.access": ("test_cli", "keys and signed urls, as a person makes them"),
+    "cli.arguments": ("test_cli", "configurations that are named twice"),
+    "cli.checking": ("test_cli", "what is printed of configurations, and the exit code"),
+    "cli.program": ("test_cli", "commands that there are, or are not, and what they import"),
+    "cli.serving": ("test_cli", "processes that listen until they are told"),
     "client.watching": ("client.test_bars", "beside what a destination has counted"),
     "config.access": ("config.test_policies", "what each key makes, and what is wrong with it"),
     "config.listening": ("config.test_mistakes", "what may not be written; what is made of it: the tests of server"),
@@ -240,7 +245,7 @@ def test_pure_rooms_import_no_event_loop_and_no_system_not_even_through_others(n
 
 @each_module
 def test_nobody_but_the_command_line_knows_the_demo_destination(name: str) -> None:
-    if name != "cli":
+    if name != "cli.serving":
         assert "server.demo_destination" not in _neighbours(name)
 
 

@@ -14,6 +14,6 @@ bars       what a terminal shows
 
 from __future__ import annotations
 
-from gateway.client.commands import add_commands, run_client
+from gateway.client.commands import add_arguments, run
 
-__all__ = ["add_commands", "run_client"]
+__all__ = ["add_arguments", "run"]

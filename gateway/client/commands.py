@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
+import logging
 import os
 import re
 import signal
@@ -27,7 +28,7 @@ from gateway.client.sources import Sources, gathered
 from gateway.client.watching import Legs
 from gateway.downloads import archive_names
 
-__all__ = ["add_commands", "document_of", "get", "run_client", "send", "until_signalled"]
+__all__ = ["add_arguments", "document_of", "ended_by_signals", "get", "run", "send"]
 
 _DEFAULT_URL = "http://127.0.0.1:8080"
 _MOST_PARALLEL = 64
@@ -36,29 +37,24 @@ _VERIFIED = {True: ", verified", None: ""}
 _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
-def add_commands(commands: Any) -> None:
-    """The parsers of both."""
-    sending = commands.add_parser(
-        "send", allow_abbrev=False, help="send files to a gateway, and see when they are safe"
-    )
-    sending.add_argument("files", nargs="+", metavar="FILE", help="each is an upload; - is standard input")
-    sending.add_argument(
-        "--to", metavar="URL", help=f"a gateway, or one of its routes (default: GATEWAY_URL, or {_DEFAULT_URL})"
-    )
-    sending.add_argument(
-        "--field", action="append", default=[], type=_field, metavar="K=V", help="goes along, in front"
-    )
-    sending.add_argument("--parallel", type=_parallel, default=4, metavar="N", help="uploads at a time (default: 4)")
-    sending.add_argument("--recursive", action="store_true", help="folders, too: each is one upload")
-    getting = commands.add_parser(
-        "get", allow_abbrev=False, help="fetch what is kept, verified, and going on where it was broken off"
-    )
-    getting.add_argument("what", metavar="URL|ID", help="a file's url, or an upload's, or its id at GATEWAY_URL")
-    getting.add_argument("-o", "--output", metavar="FILE", help="where to (default: its own name, here)")
-    getting.add_argument("--force", action="store_true", help="in place of what is there")
-    for command in (sending, getting):
-        command.add_argument("--key-file", metavar="FILE", help="has the key (default: GATEWAY_KEY)")
-        command.add_argument("--json", action="store_true", help="print a line of JSON for each upload, or file")
+def add_arguments(parser: argparse.ArgumentParser, command: str) -> None:
+    """Those of the command, `send` or `get`."""
+    if command == "send":
+        parser.add_argument("files", nargs="+", metavar="FILE", help="each is an upload; - is standard input")
+        parser.add_argument(
+            "--to", metavar="URL", help=f"a gateway, or one of its routes (default: GATEWAY_URL, or {_DEFAULT_URL})"
+        )
+        parser.add_argument(
+            "--field", action="append", default=[], type=_field, metavar="K=V", help="goes along, in front"
+        )
+        parser.add_argument("--parallel", type=_parallel, default=4, metavar="N", help="uploads at a time (default: 4)")
+        parser.add_argument("--recursive", action="store_true", help="folders, too: each is one upload")
+    else:
+        parser.add_argument("what", metavar="URL|ID", help="a file's url, or an upload's, or its id at GATEWAY_URL")
+        parser.add_argument("-o", "--output", metavar="FILE", help="where to (default: its own name, here)")
+        parser.add_argument("--force", action="store_true", help="in place of what is there")
+    parser.add_argument("--key-file", metavar="FILE", help="has the key (default: GATEWAY_KEY)")
+    parser.add_argument("--json", action="store_true", help="print a line of JSON for each upload, or file")
 
 
 def _field(text: str) -> tuple[bytes, bytes]:
@@ -74,17 +70,18 @@ def _parallel(text: str) -> int:
     return int(text)
 
 
-def run_client(options: argparse.Namespace) -> int:
+def run(options: argparse.Namespace) -> int:
     """The exit code: see `Code`; 128 and its number for a signal."""
+    logging.basicConfig(level=options.log_level, format="%(levelname)s %(name)s: %(message)s")
     work = send if options.command == "send" else get
     try:
-        return asyncio.run(until_signalled(lambda at_signal: work(options, at_signal)))
+        return asyncio.run(ended_by_signals(lambda at_signal: work(options, at_signal)))
     except Failed as failed:
         Quiet().complain(str(failed))
         return failed.code
 
 
-async def until_signalled(work: Callable[[list[Callable[[], None]]], Awaitable[int]]) -> int:
+async def ended_by_signals(work: Callable[[list[Callable[[], None]]], Awaitable[int]]) -> int:
     """What the work returns, or 128 and the signal's number. The work may say what else is to be done at a signal.
 
     A second signal has its default effect: the process ends there and then.

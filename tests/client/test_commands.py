@@ -17,7 +17,7 @@ from aiohttp import web
 
 from gateway.access import new_key, read_secrets, signed_url
 from gateway.client import outcomes
-from gateway.client.commands import add_commands, get, send, until_signalled
+from gateway.client.commands import add_arguments, ended_by_signals, get, send
 from gateway.client.outcomes import Code, Failed
 from tests.conftest import StartDestination, StartGateway
 from tests.support.ports import closed_port
@@ -41,10 +41,10 @@ def _here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 async def run(*arguments: str) -> int:
-    parser = argparse.ArgumentParser()
-    add_commands(parser.add_subparsers(dest="command"))
-    options = parser.parse_args(arguments)
-    return await (send if options.command == "send" else get)(options, [])
+    command, *rest = arguments
+    parser = argparse.ArgumentParser(allow_abbrev=False)
+    add_arguments(parser, command)
+    return await (send if command == "send" else get)(parser.parse_args(rest), [])
 
 
 async def told(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, list[dict[str, Any]]]:
@@ -233,7 +233,7 @@ async def test_a_signal_ends_it_and_says_so(number: signal.Signals) -> None:
 
     before = signal.getsignal(number)
     async with asyncio.TaskGroup() as group:
-        working = group.create_task(until_signalled(work))
+        working = group.create_task(ended_by_signals(work))
     assert (working.result(), hung_up) == (128 + number, [True])
     signal.signal(number, before)
 

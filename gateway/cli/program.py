@@ -1,0 +1,83 @@
+"""Which command it is; its room is imported then, and not before."""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import signal
+import socket
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+from gateway import __version__
+
+__all__ = ["main"]
+
+_COMMANDS = {
+    "serve": ("gateway.cli.serving", "run the gateway"),
+    "check": ("gateway.cli.checking", "is the configuration valid, and what does it mean? memory, routes, warnings"),
+    "explain": ("gateway.cli.checking", "say which rule takes a file"),
+    "key": ("gateway.cli.access", "API keys"),
+    "sign": ("gateway.cli.access", "print a url with which somebody may do one thing for a while"),
+    "send": ("gateway.client", "send files to a gateway, and see when they are safe"),
+    "get": ("gateway.client", "fetch what is kept, verified, and going on where it was broken off"),
+    "receiver": ("gateway.cli.serving", "run the demo destination"),
+}
+"""The room of each, which has `add_arguments` and `run`, and what it is for."""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Exit codes: 0, 1 (it could not run), 2 (the configuration or the command line is wrong); `send` and `get` have
+    more of them. 130 is Ctrl-C before there was anything to end.
+    """
+    try:
+        options = _parser().parse_args(arguments)
+        status: int = importlib.import_module(_COMMANDS[options.command][0]).run(options)
+    except KeyboardInterrupt:
+        return 128 + signal.SIGINT
+    except Exception as error:
+        if (told := _told(error)) is None:
+            raise
+        text, status = told
+        print(text, end="", file=sys.stderr)
+    return status
+
+
+class _Command(argparse.ArgumentParser):
+    """It has its arguments when it is asked for them."""
+
+    room: str | None = None
+
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+        if self.room is not None:
+            importlib.import_module(self.room).add_arguments(self, self.prog.rpartition(" ")[2])
+            self.room = None
+        return super().parse_known_args(args, namespace)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="gateway", description="A streaming multipart relay gateway.")
+    parser.add_argument("--version", action="version", version=f"gateway {__version__}")
+    parser.add_argument("--log-level", default="INFO", choices=["DEBUG", "INFO", "WARNING", "ERROR"])
+    commands = parser.add_subparsers(dest="command", required=True, parser_class=_Command)
+    for name, (room, purpose) in _COMMANDS.items():
+        commands.add_parser(name, help=purpose, allow_abbrev=room != "gateway.client").room = room
+    return parser
+
+
+def _told(error: Exception) -> tuple[str, int] | None:
+    """What is printed, and the exit code; None for what is a mistake of ours."""
+    match error:
+        case BrokenPipeError():
+            return "", 1  # whoever reads our output has enough
+        case socket.gaierror():
+            return f"gateway: server.host: {error.strerror}\n", 1
+        case OSError():
+            return f"gateway: {error}\n", 1
+    from gateway.config import ConfigError
+    from gateway.server import WorkersFailed
+
+    if isinstance(error, ConfigError):
+        return "".join(f"{problem}\n" for problem in error.problems), 2
+    return (f"gateway: {error}\n", 1) if isinstance(error, WorkersFailed) else None
