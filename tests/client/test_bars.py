@@ -12,7 +12,6 @@ from functools import partial
 from pathlib import Path
 
 import pytest
-from aiohttp import web
 
 import gateway
 from gateway.client.bars import Bars, screen
@@ -20,37 +19,11 @@ from gateway.client.outcomes import Code
 from gateway.client.watching import Legs
 from tests.conftest import StartDestination, StartGateway
 from tests.support.clients import eventually
+from tests.support.slow_destination import SOCKETS_BYTES, SlowDestination
 from tests.support.terminals import Terminal
 
 MIB = 1 << 20
-SOCKETS_BYTES = 8 * MIB
 ROUTES = [{"path": "/both", "parts": [{"sinks": ["disk", "api"]}]}]
-
-
-class Counting:
-    """A destination that reads so many bytes in a second, and counts them; it answers when it may."""
-
-    def __init__(self, rate: int) -> None:
-        self.rate = rate
-        self.read_bytes = 0
-        self.completed = 0
-        self.answers = asyncio.Event()
-        self.app = web.Application(client_max_size=0)
-        self.app.router.add_post("/upload", self._take)
-
-    async def _take(self, request: web.Request) -> web.Response:
-        loop = asyncio.get_running_loop()
-        began, read = loop.time(), 0
-        try:
-            async for chunk in request.content.iter_any():
-                read += len(chunk)
-                self.read_bytes += len(chunk)
-                await asyncio.sleep(began + read / self.rate - loop.time())
-        except ConnectionError:
-            return web.Response(status=400)
-        self.completed += 1
-        await self.answers.wait()
-        return web.Response()
 
 
 def bars(output: str) -> list[tuple[str, int]]:
@@ -62,7 +35,8 @@ async def test_the_second_bar_is_what_the_destination_has_and_is_full_after_the_
     start_gateway: StartGateway, start_destination: StartDestination, tmp_path: Path
 ) -> None:
     size = 48 * MIB
-    counting = Counting(20_000_000)
+    counting = SlowDestination(20_000_000)
+    counting.answers.clear()
     destination = await start_destination(counting.app)
     relay = await start_gateway(api=f"{destination.url}/upload", routes=ROUTES)
     (tmp_path / "big.bin").write_bytes(os.urandom(size))
@@ -94,7 +68,8 @@ async def test_the_second_bar_is_what_the_destination_has_and_is_full_after_the_
 async def test_ctrl_c_leaves_nothing(
     start_gateway: StartGateway, start_destination: StartDestination, tmp_path: Path
 ) -> None:
-    counting = Counting(10_000_000)
+    counting = SlowDestination(10_000_000)
+    counting.answers.clear()
     destination = await start_destination(counting.app)
     relay = await start_gateway(api=f"{destination.url}/upload", routes=ROUTES)
     (tmp_path / "big.bin").write_bytes(os.urandom(60 * MIB))
@@ -111,7 +86,8 @@ async def test_ctrl_c_leaves_nothing(
 async def test_a_terminal_that_is_closed_leaves_nothing_either(
     start_gateway: StartGateway, start_destination: StartDestination, tmp_path: Path
 ) -> None:
-    counting = Counting(100_000_000)
+    counting = SlowDestination(100_000_000)
+    counting.answers.clear()
     destination = await start_destination(counting.app)
     relay = await start_gateway(api=f"{destination.url}/upload", routes=ROUTES)
     (tmp_path / "a.bin").write_bytes(os.urandom(MIB))

@@ -5,18 +5,17 @@ from __future__ import annotations
 import asyncio
 import os
 import shutil
-import socket
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
-from aiohttp import web
 
 from gateway.access import new_key
 from tests.conftest import RunningGateway, StartDestination, StartGateway
 from tests.support.clients import ask, eventually
+from tests.support.slow_destination import SOCKETS_BYTES, SlowDestination
 
 CHROMIUM = shutil.which("chromium")
 playwright = pytest.importorskip("playwright.async_api", reason="playwright is not installed")
@@ -27,7 +26,6 @@ pytestmark = [
 ]
 
 MIB = 1 << 20
-SOCKETS_BYTES, RECEIVED_BYTES = 8 * MIB, 2 * MIB
 ROUTES = [{"path": "/upload", "parts": [{"sinks": ["disk", "api"]}]}]
 PAGE = {"enabled": True}
 SHOTS = Path(os.environ["GATEWAY_SCREENSHOTS"]) if "GATEWAY_SCREENSHOTS" in os.environ else None
@@ -47,40 +45,6 @@ READ_STATE = """() => [...document.querySelectorAll('#queue li')].map((li) => ({
 AXE = (
     """async (rules) => (await axe.run(rules)).violations.map((one) => [one.id, one.nodes.map((node) => node.html)])"""
 )
-
-
-class Destination:
-    """Reads so many bytes per second, counts them, and answers what it is told to; it may be slow to."""
-
-    def __init__(self) -> None:
-        self.url = ""
-        self.rate = 20_000_000
-        self.status = 200
-        self.read_bytes = 0
-        self.completed = 0
-        """Requests that came to their end."""
-        self.answers = asyncio.Event()
-        self.answers.set()
-        self.app = web.Application(client_max_size=0)
-        self.app.router.add_post("/upload", self._take)
-
-    async def _take(self, request: web.Request) -> web.Response:
-        assert request.transport is not None
-        # by itself the system would let it grow to as much as it is configured to
-        held = request.transport.get_extra_info("socket")
-        held.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, RECEIVED_BYTES)
-        loop = asyncio.get_running_loop()
-        began, read = loop.time(), 0
-        try:
-            async for chunk in request.content.iter_any():
-                read += len(chunk)
-                self.read_bytes += len(chunk)
-                await asyncio.sleep(began + read / self.rate - loop.time())
-        except ConnectionError:
-            return web.Response(status=400)  # it was broken off
-        self.completed += 1
-        await self.answers.wait()
-        return web.Response(status=self.status)
 
 
 class CutConnection:
@@ -197,15 +161,15 @@ async def shown(url: str, **options: Any) -> AsyncIterator[Shown]:
 
 
 @pytest.fixture
-async def destination(start_destination: StartDestination) -> AsyncIterator[Destination]:
-    double = Destination()
+async def destination(start_destination: StartDestination) -> AsyncIterator[SlowDestination]:
+    double = SlowDestination()
     double.url = (await start_destination(double.app)).url + "/upload"
     yield double
     double.answers.set()
 
 
 @pytest.fixture
-async def gateway(start_gateway: StartGateway, destination: Destination) -> RunningGateway:
+async def gateway(start_gateway: StartGateway, destination: SlowDestination) -> RunningGateway:
     return await start_gateway(api=destination.url, routes=ROUTES, page=PAGE)
 
 
@@ -216,7 +180,7 @@ def made(tmp_path: Path, name: str, size: int) -> Path:
 
 
 async def test_the_second_bar_is_what_the_destination_has_and_is_full_when_it_is_safe(
-    gateway: RunningGateway, destination: Destination, tmp_path: Path
+    gateway: RunningGateway, destination: SlowDestination, tmp_path: Path
 ) -> None:
     sizes = {"small.txt": 1024, "middle.bin": 5 * MIB, "large.bin": 200 * MIB}
     files = [made(tmp_path, name, size) for name, size in sizes.items()]
@@ -255,7 +219,7 @@ async def test_the_second_bar_is_what_the_destination_has_and_is_full_when_it_is
 
 
 async def test_what_is_cancelled_leaves_nothing_and_is_tried_again(
-    gateway: RunningGateway, destination: Destination, tmp_path: Path
+    gateway: RunningGateway, destination: SlowDestination, tmp_path: Path
 ) -> None:
     async with shown(gateway.url) as page:
         await page.choose(made(tmp_path, "a.bin", 24 * MIB))
@@ -266,14 +230,14 @@ async def test_what_is_cancelled_leaves_nothing_and_is_tried_again(
         await page.check("cancelled")
         await eventually(lambda: gateway.stored() == [] and gateway.services.gate.in_flight == 0)
         assert destination.completed == 0
-        destination.rate = 200_000_000
+        destination.bytes_per_second = 200_000_000
         await page.page.click(".retry")
         await page.until("kept")
         await page.verified()
 
 
 async def test_a_destination_that_fails_is_told_on_the_file_and_a_retry_works(
-    gateway: RunningGateway, destination: Destination, tmp_path: Path
+    gateway: RunningGateway, destination: SlowDestination, tmp_path: Path
 ) -> None:
     destination.status = 503
     async with shown(gateway.url, locale="de-DE") as page:
@@ -290,7 +254,7 @@ async def test_a_destination_that_fails_is_told_on_the_file_and_a_retry_works(
 
 
 async def test_when_the_network_is_cut_the_page_asks_what_became_of_it(
-    gateway: RunningGateway, destination: Destination, tmp_path: Path
+    gateway: RunningGateway, destination: SlowDestination, tmp_path: Path
 ) -> None:
     async with CutConnection(gateway.port).served() as between, shown(f"http://127.0.0.1:{between.port}/") as page:
         await page.choose(made(tmp_path, "a.bin", 24 * MIB))
@@ -303,7 +267,7 @@ async def test_when_the_network_is_cut_the_page_asks_what_became_of_it(
         assert "The connection ended before all had come." in upload["files"][0]["problem"]
         assert gateway.stored() == []
         # the whole of it has come, and it is only the answer that gets lost: it is safe, and is shown to be
-        destination.rate = 200_000_000
+        destination.bytes_per_second = 200_000_000
         destination.answers.clear()
         await page.page.click(".retry")
         await eventually(lambda: destination.completed == 1)
@@ -320,7 +284,7 @@ UNKNOWN = "The connection was lost. What became of it is not known."
 
 
 async def test_what_cannot_be_found_out_is_not_said_to_be_nothing(
-    start_gateway: StartGateway, destination: Destination, tmp_path: Path
+    start_gateway: StartGateway, destination: SlowDestination, tmp_path: Path
 ) -> None:
     secret, line = new_key("ci", ("upload",))  # it is not for reading
     (tmp_path / "keys.toml").write_text(line)
@@ -454,7 +418,7 @@ async def test_files_are_chosen_by_keyboard_dropped_and_pasted(gateway: RunningG
 
 
 async def test_without_javascript_it_is_a_form_that_is_answered_with_a_page(
-    gateway: RunningGateway, destination: Destination, tmp_path: Path
+    gateway: RunningGateway, destination: SlowDestination, tmp_path: Path
 ) -> None:
     file = made(tmp_path, "<b>a.txt", 1000)
     async with shown(gateway.url, java_script_enabled=False) as page:

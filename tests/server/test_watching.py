@@ -6,7 +6,6 @@ import asyncio
 import errno
 import json
 import resource
-import socket
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from pathlib import Path
@@ -25,32 +24,9 @@ from tests.conftest import RunningGateway, StartDestination, StartGateway
 from tests.support.clients import Answer, Client, ask, eventually, file, form, head
 from tests.support.doubles import RefusingUpstream, closed_port
 from tests.support.processes import gateway_process
+from tests.support.slow_destination import SOCKETS_BYTES, SlowDestination
 
 MIB = 1 << 20
-SOCKETS_BYTES = 8 * MIB
-"""What the sockets between us and a destination hold at most."""
-RECEIVED_BYTES = 2 * MIB
-"""Of these, the destination's: by itself the system would let it grow to as much as it is configured to."""
-
-
-class SlowReader:
-    """A destination that reads so many bytes per second, and counts them."""
-
-    def __init__(self, rate: int, status: int = 200) -> None:
-        self.rate = rate
-        self.status = status
-        self.read_bytes = 0
-        self.app = web.Application(client_max_size=0)
-        self.app.router.add_post("/upload", self._take)
-
-    async def _take(self, request: web.Request) -> web.Response:
-        assert request.transport is not None
-        held = request.transport.get_extra_info("socket")
-        held.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, RECEIVED_BYTES)
-        async for chunk in request.content.iter_any():
-            self.read_bytes += len(chunk)
-            await asyncio.sleep(len(chunk) / self.rate)
-        return web.Response(status=self.status)
 
 
 async def progress(gateway: RunningGateway | int, upload_id: str) -> Any:
@@ -121,7 +97,7 @@ def _all_has_come(gateway: RunningGateway, upload_id: str, size: int) -> bool:
 async def test_what_is_told_of_a_destination_is_what_it_has_read_but_for_the_sockets(
     start_gateway: StartGateway, start_destination: StartDestination
 ) -> None:
-    slow = SlowReader(20 * MIB)
+    slow = SlowDestination(20 * MIB)
     destination = await start_destination(slow.app)
     gateway, upload_id = await start_gateway(api=f"{destination.url}/upload", routes=TWICE), new_ulid()
     body = form(file(bytes(24 * MIB)))
@@ -163,7 +139,7 @@ BEST_EFFORT = {"sink": "api", "mode": "best_effort", "lag_bytes": 64 * MIB, "lag
 async def test_however_it_goes_there_what_was_not_read_is_not_delivered(
     start_gateway: StartGateway, start_destination: StartDestination, route: dict[str, Any], sink: dict[str, Any]
 ) -> None:
-    slow = SlowReader(40 * MIB)
+    slow = SlowDestination(40 * MIB)
     destination = await start_destination(slow.app)
     routes, sinks = [{"path": "/upload", **route}], {"api": {"url": f"{destination.url}/upload", **sink}}
     gateway, upload_id = await start_gateway(routes=routes, sinks=sinks), new_ulid()

@@ -703,11 +703,14 @@ class ChoosyUpstream(HonestUpstream):
 
 
 class SlowUpstream(HonestUpstream):
-    """Answers so many seconds after the end of a request, and counts how many are under way at a time."""
+    """Answers so many seconds after the end of a request, with the end of its body as many later as `body_seconds`, and
+    counts how many are under way at a time.
+    """
 
-    def __init__(self, seconds: float) -> None:
+    def __init__(self, seconds: float = 0, *, body_seconds: float = 0) -> None:
         super().__init__(200, b"{}")
         self._seconds = seconds
+        self._body_seconds = body_seconds
         self._open: set[Exchange] = set()
         self.most_at_once = 0
 
@@ -722,8 +725,11 @@ class SlowUpstream(HonestUpstream):
 
     def _answer_late(self, exchange: Exchange) -> None:
         self._open.discard(exchange)
-        if not exchange.lost:
-            exchange.answer(200, b"{}")
+        if exchange.lost:
+            return
+        exchange.answer(200, b"{" if self._body_seconds else b"{}", length=2)
+        if self._body_seconds:
+            asyncio.get_running_loop().call_later(self._body_seconds, exchange.transport.write, b"}")
 
 
 class LengthDemandingUpstream(HonestUpstream):

@@ -30,6 +30,7 @@ from tests.support.doubles import (
     LengthDemandingUpstream,
     MuteUpstream,
     RefusingUpstream,
+    SlowUpstream,
     Upstream,
 )
 
@@ -54,25 +55,6 @@ def timeout_of(answer: Answer) -> str:
     assert (answer.status, problem["type"], problem["sink"]) == (504, "/problems/sink-timeout", "api")
     assert f"({problem['clock']}_seconds)" in problem["detail"]
     return str(problem["clock"])
-
-
-class SlowUpstream(HonestUpstream):
-    """Answers a whole request some seconds after it has it, and the end of its body as many later."""
-
-    def __init__(self, *, seconds: float, body_seconds: float = 0) -> None:
-        super().__init__(200, b"{}")
-        self._seconds = seconds
-        self._body_seconds = body_seconds
-
-    def received(self, exchange: Any) -> None:
-        if exchange.complete and not exchange.answered:
-            exchange.answered = True
-            asyncio.get_running_loop().call_later(self._seconds, self._answer, exchange)
-
-    def _answer(self, exchange: Any) -> None:
-        exchange.answer(200, b"{" if self._body_seconds else b"{}", length=2)
-        if self._body_seconds:
-            asyncio.get_running_loop().call_later(self._body_seconds, exchange.transport.write, b"}")
 
 
 class SilentListener:
@@ -130,7 +112,7 @@ async def test_first_byte_seconds(start_gateway: StartGateway, path: str, size: 
 
 
 async def test_read_seconds_breaks_the_clients_connection(start_gateway: StartGateway) -> None:
-    async with SlowUpstream(seconds=0, body_seconds=60) as upstream:
+    async with SlowUpstream(body_seconds=60) as upstream:
         gateway = await relay(start_gateway, upstream.url, read_seconds=0.3)
         async with nothing_left_running(), asyncio.timeout(_PATIENCE_SECONDS), ClientSession() as session:
             response = await session.post(gateway.url + "/proxy", data=form_of((b"f", b"a", b"x")), headers=FORM)
@@ -151,7 +133,7 @@ async def test_total_seconds_of_a_body_that_comes_slowly(start_gateway: StartGat
 
 
 async def test_total_seconds_of_an_answer_that_comes_slowly(start_gateway: StartGateway) -> None:
-    async with SlowUpstream(seconds=0, body_seconds=60) as upstream:
+    async with SlowUpstream(body_seconds=60) as upstream:
         gateway = await relay(start_gateway, upstream.url, total_seconds=0.5)
         async with nothing_left_running(), asyncio.timeout(_PATIENCE_SECONDS), ClientSession() as session:
             response = await session.post(gateway.url + "/proxy", data=form_of((b"f", b"a", b"x")), headers=FORM)
@@ -162,19 +144,19 @@ async def test_total_seconds_of_an_answer_that_comes_slowly(start_gateway: Start
 
 @BOTH_KINDS
 async def test_clocks_longer_than_a_sink_may_stall_are_waited_for(start_gateway: StartGateway, path: str) -> None:
-    async with SlowUpstream(seconds=1.2) as upstream:
+    async with SlowUpstream(1.2) as upstream:
         gateway = await relay(start_gateway, upstream.url, stall_seconds=0.4, first_byte_seconds=30)
         assert (await send(gateway, path, form(file(random_bytes(1_000_000))))).status in (200, 201)
 
 
 async def test_an_answer_longer_in_coming_than_a_sink_may_stall_is_waited_for(start_gateway: StartGateway) -> None:
-    async with SlowUpstream(seconds=0, body_seconds=1.2) as upstream:
+    async with SlowUpstream(body_seconds=1.2) as upstream:
         gateway = await relay(start_gateway, upstream.url, stall_seconds=0.4, read_seconds=30)
         assert (await send(gateway, "/proxy", form(file(b"x")))).json() == {}
 
 
 async def test_clocks_can_be_off(start_gateway: StartGateway) -> None:
-    async with SlowUpstream(seconds=0.8, body_seconds=0.8) as upstream:
+    async with SlowUpstream(0.8, body_seconds=0.8) as upstream:
         off = {"write_seconds": 0, "first_byte_seconds": 0, "read_seconds": 0}
         gateway = await relay(start_gateway, upstream.url, stall_seconds=0.3, **off)
         assert (await send(gateway, "/proxy", form(file(b"x")))).json() == {}
