@@ -22,17 +22,18 @@ from yarl import URL
 from gateway.client.bars import Quiet, screen
 from gateway.client.fetching import Fetch
 from gateway.client.outcomes import Code, Failed, patiently
-from gateway.client.remote import ID, Place, Remote, below, checked_url, connected
+from gateway.client.remote import Place, Remote, below, checked_url, connected
 from gateway.client.sending import Upload
 from gateway.client.sources import Sources, gathered
 from gateway.client.watching import Legs
 from gateway.downloads import archive_names
+from gateway.http.ulids import ULID
 
 __all__ = ["add_arguments", "document_of", "ended_by_signals", "get", "run", "send"]
 
 _DEFAULT_URL = "http://127.0.0.1:8080"
 _MOST_PARALLEL = 64
-_UPLOAD = re.compile(rf"/uploads/{ID.pattern}/?$")
+_UPLOAD = re.compile(rf"/uploads/{ULID.pattern}/?$")
 _VERIFIED = {True: ", verified", None: ""}
 _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
@@ -237,7 +238,7 @@ def document_of(upload: Upload) -> dict[str, Any]:
 async def get(options: argparse.Namespace, at_signal: list[Callable[[], None]]) -> int:
     """The exit code. Raises Failed where nothing could be begun."""
     key = _key(options)
-    if ID.fullmatch(options.what):
+    if ULID.fullmatch(options.what):
         base = checked_url(os.environ.get("GATEWAY_URL") or _DEFAULT_URL)
         url = below(base, f"/uploads/{options.what}").with_query(None)
     else:

@@ -6,12 +6,9 @@
 
 from __future__ import annotations
 
-import re
-import secrets
 import socket
 import ssl
 import struct
-import time
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
@@ -28,19 +25,16 @@ from gateway.http import destination_socket
 
 __all__ = [
     "CONNECTION_ERRORS",
-    "ID",
     "Answer",
     "Place",
     "Remote",
     "below",
     "checked_url",
     "connected",
-    "new_id",
     "read",
 ]
 
 CONNECTION_ERRORS = (aiohttp.ClientError, OSError, TimeoutError, ssl.SSLError)
-ID = re.compile(r"[0-7][0-9A-HJKMNP-TV-Z]{25}")
 _CONNECT_SECONDS = 15.0
 _SILENT_SECONDS = 900.0
 """An answer may take as long as a commit does; a gateway's own clocks are shorter than this."""
@@ -48,13 +42,6 @@ _MOST_BYTES = 64 << 20
 """Of an answer that is read whole: a manifest, or what a destination says."""
 _MOST_SEGMENTS = 8
 _RESET = struct.pack("ii", 1, 0)
-_DIGITS = "0123456789ABCDEFGHJKMNPQRSTVWXYZ"
-
-
-def new_id() -> str:
-    """A ULID: 48 bits of milliseconds, 80 random bits."""
-    number = (time.time_ns() // 1_000_000 << 80) | secrets.randbits(80)
-    return "".join(_DIGITS[number >> shift & 31] for shift in range(125, -1, -5))
 
 
 def checked_url(text: str) -> URL:

@@ -20,10 +20,11 @@ from yarl import URL
 
 from gateway.client.answers import PartTold, joined, parts_of, sinks_of
 from gateway.client.outcomes import Code, Failed, patiently, refused, translated
-from gateway.client.remote import CONNECTION_ERRORS, Answer, Place, Remote, below, new_id, read
+from gateway.client.remote import CONNECTION_ERRORS, Answer, Place, Remote, below, read
 from gateway.client.sources import CHUNK_BYTES, STDIN, Reading, Source, Sources, content_digest
 from gateway.client.watching import Legs, watch
 from gateway.http import ConnectionLost
+from gateway.http.ulids import new_ulid
 from gateway.multipart import Encoder, render_head
 from gateway.multipart.writer import StreamingMultipartWriter
 
@@ -44,7 +45,7 @@ class Upload:
 
     sources: Sources
     fields: Sequence[tuple[bytes, bytes]] = ()
-    id: str = field(default_factory=new_id)
+    id: str = field(default_factory=new_ulid)
     tries: int = 0
     seconds: float = 0.0
     answer: Answer | None = None

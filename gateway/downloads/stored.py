@@ -35,8 +35,9 @@ from gateway.http.answers import SENT_BYTES, reset
 from gateway.http.conditions import chosen
 from gateway.http.prefix import PREFIX, prefixed
 from gateway.http.problems import problem
+from gateway.http.ulids import ULID
 from gateway.multipart.filenames import safe_name
-from gateway.sinks.store import PIECE_BYTES, UPLOAD_ID, Store, StoredFile, StoredPieces, StoredUpload
+from gateway.sinks.store import PIECE_BYTES, Store, StoredFile, StoredPieces, StoredUpload
 
 __all__ = [
     "OUTCOME",
@@ -244,7 +245,7 @@ async def _looked_up(
 
 def _upload_id(request: web.Request) -> str:
     upload_id = request.match_info["id"]
-    if not UPLOAD_ID.fullmatch(upload_id):
+    if not ULID.fullmatch(upload_id):
         raise NotFound("there is no such upload")
     return upload_id
 

@@ -38,6 +38,7 @@ from gateway.http.request_heads import ENOUGH_BYTES, MAX_FIELDS, RECEIVE_BYTES, 
 from gateway.http.sockets import acked_bytes, destination_socket, unsent_bytes
 from gateway.http.target import is_host, origin_form, requested_host
 from gateway.http.tls import ServerTls, TlsFileError, check_readable, load_pair
+from gateway.http.ulids import ULID, new_ulid
 from gateway.http.urls import (
     PATH_SAFE,
     PORTS,
@@ -62,6 +63,7 @@ __all__ = [
     "SENT_BYTES",
     "SERVER_NAME",
     "TOKEN",
+    "ULID",
     "UNREAD",
     "AnswerConnector",
     "AnswerHandler",
@@ -97,6 +99,7 @@ __all__ = [
     "is_host",
     "is_prefix",
     "load_pair",
+    "new_ulid",
     "origin_form",
     "origin_path",
     "outbound_headers",

@@ -48,7 +48,8 @@ from gateway.http.prefix import without_base
 from gateway.http.problems import problem
 from gateway.http.request_bodies import Body, ChunkedBody, LengthBody
 from gateway.http.request_heads import ENOUGH_BYTES, MAX_FIELDS, RECEIVE_BYTES, checked_head, end_of_head
-from gateway.server.record import log_refused, log_untaken, new_ulid
+from gateway.http.ulids import new_ulid
+from gateway.server.record import log_refused, log_untaken
 
 __all__ = ["Connection"]
 

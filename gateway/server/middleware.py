@@ -30,9 +30,10 @@ from gateway.http.origin import client_address
 from gateway.http.prefix import PREFIX
 from gateway.http.problems import CHALLENGE, problem
 from gateway.http.target import requested_host
+from gateway.http.ulids import new_ulid
 from gateway.server.browsers import check_host, tell_browsers
 from gateway.server.logs import about
-from gateway.server.record import log_refused, log_untaken, new_ulid
+from gateway.server.record import log_refused, log_untaken
 from gateway.server.services import BODY_READ, CLIENT, HOST, OWN_ID, SENT_REQUEST_ID, SERVICES, UPLOAD_ID, Services
 from gateway.server.watching import chosen_id
 from gateway.sinks import Stage

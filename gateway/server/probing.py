@@ -7,8 +7,8 @@ import json
 from collections.abc import AsyncIterator
 
 from gateway.errors import GatewayError, SinkUnavailable
+from gateway.http.ulids import new_ulid
 from gateway.model import Part, Upload
-from gateway.server.record import new_ulid
 from gateway.sinks import Sink
 from gateway.sinks.store import Store
 

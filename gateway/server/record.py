@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-import io
 import logging
-import secrets
 import time
 
 from aiohttp import web
@@ -16,14 +14,14 @@ from gateway.downloads.stored import OUTCOME
 from gateway.errors import ClientGone, Draining, GatewayError, InternalError, RangeNotSatisfiable, SinkRefused
 from gateway.http.answers import SENT_BYTES
 from gateway.http.problems import problem_document, severity
+from gateway.http.ulids import ULID
 from gateway.intake.body import Intake
 from gateway.model import Upload
 from gateway.server.services import CLIENT, SENT_REQUEST_ID, SERVICES, Services
-from gateway.sinks.store import UPLOAD_ID as STORED_ID
 from gateway.upload.dispatch import Outcome
 from gateway.upload.progress import UploadProgress
 
-__all__ = ["UploadRecord", "log_refused", "log_told", "log_untaken", "log_upload", "new_ulid", "outcome_of", "told"]
+__all__ = ["UploadRecord", "log_refused", "log_told", "log_untaken", "log_upload", "outcome_of", "told"]
 
 log = logging.getLogger("gateway.uploads")
 _LOGS = {
@@ -35,9 +33,6 @@ _LOGS = {
 
 _ERRORS = {leaf.slug(): leaf for leaf in (ClientGone, Draining)}
 """What an error is that is none of ours, by what is told of it."""
-_CROCKFORD = "0123456789ABCDEFGHJKMNPQRSTVWXYZ"
-_CROCKFORD_TWICE = [first + second for first in _CROCKFORD for second in _CROCKFORD]
-"""Ten bits at a time."""
 
 
 class UploadRecord:
@@ -167,7 +162,7 @@ def log_told(
     extra = {
         "request_id": request[SENT_REQUEST_ID],
         "client": request[CLIENT],
-        "upload": upload_id if STORED_ID.fullmatch(upload_id) else None,
+        "upload": upload_id if ULID.fullmatch(upload_id) else None,
         "part": int(index) if index.isdecimal() and len(index) < 10 else None,
         "outcome": outcome,
         "detail": error.detail if isinstance(error, GatewayError) else None,
@@ -187,23 +182,3 @@ def outcome_of(error: BaseException) -> str:
 
 def _since(began: float) -> float:
     return round(time.monotonic() - began, 3)
-
-
-def new_ulid() -> str:
-    """48 bits of milliseconds, 80 random bits, in Crockford's base 32: sorts by time, cannot be guessed."""
-    milliseconds, number = time.time_ns() // 1_000_000, int.from_bytes(_random_bytes(10))
-    tens = [milliseconds >> shift & 1023 for shift in (40, 30, 20, 10, 0)]
-    tens += [number >> shift & 1023 for shift in (70, 60, 50, 40, 30, 20, 10, 0)]
-    return "".join([_CROCKFORD_TWICE[ten] for ten in tens])
-
-
-_random = io.BytesIO()
-
-
-def _random_bytes(size: int) -> bytes:
-    """The system's, fetched many at a time: each call costs as much as a third of a form's parsing."""
-    global _random
-    if len(found := _random.read(size)) < size:
-        _random = io.BytesIO(secrets.token_bytes(4096))
-        found = _random.read(size)
-    return found

@@ -21,9 +21,9 @@ from gateway.downloads.stored import READER
 from gateway.errors import Malformed, NotFound
 from gateway.http.answers import delivered, reset
 from gateway.http.prefix import PREFIX, cut, prefixed
+from gateway.http.ulids import ULID
 from gateway.server.board import REMEMBERED_SECONDS, Told, Watch
 from gateway.server.services import SERVICES
-from gateway.sinks.store import UPLOAD_ID
 
 __all__ = ["CHOSEN_ID", "PROGRESS_PATH", "check_chosen_id", "chosen_id", "get_progress"]
 
@@ -46,7 +46,7 @@ def chosen_id(request: web.Request) -> str | None:
     if CHOSEN_ID not in request.headers:
         return None
     values = request.headers.getall(CHOSEN_ID)
-    return values[0] if len(values) == 1 and UPLOAD_ID.fullmatch(values[0]) else None
+    return values[0] if len(values) == 1 and ULID.fullmatch(values[0]) else None
 
 
 def check_chosen_id(request: web.Request) -> str:
@@ -60,7 +60,7 @@ def check_chosen_id(request: web.Request) -> str:
 async def get_progress(request: web.Request) -> web.StreamResponse:
     """How far an upload is. Raises NotFound where it is not known here, or is somebody else's."""
     services, upload_id = request.app[SERVICES], request.match_info["id"]
-    if not UPLOAD_ID.fullmatch(upload_id):
+    if not ULID.fullmatch(upload_id):
         raise NotFound("there is no such upload")
     watch = services.board.watch(upload_id)
     try:

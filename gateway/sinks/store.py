@@ -6,7 +6,6 @@ Location is that manifest, and what the route's stores keep is read at `/files/â
 
 from __future__ import annotations
 
-import re
 from abc import ABC, abstractmethod
 from collections.abc import AsyncIterator, Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import AbstractAsyncContextManager
@@ -18,7 +17,6 @@ from gateway.sinks import Sink, Stage
 
 __all__ = [
     "PIECE_BYTES",
-    "UPLOAD_ID",
     "Closable",
     "Removal",
     "Store",
@@ -28,8 +26,6 @@ __all__ = [
     "manifest_keeper",
 ]
 
-UPLOAD_ID = re.compile("[0-7][0123456789ABCDEFGHJKMNPQRSTVWXYZ]{25}")
-"""A ULID; what matches can be no path but its own."""
 PIECE_BYTES = 256 << 10
 """Of a stored file, read in one go."""
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from typing import Any
 
 import pytest
@@ -10,8 +9,7 @@ from aiohttp import web
 from yarl import URL
 
 from gateway.client.outcomes import Failed
-from gateway.client.remote import ID, connected, new_id
-from gateway.sinks.store import UPLOAD_ID
+from gateway.client.remote import connected
 from tests.conftest import StartDestination, StartGateway
 
 ROUTES = [
@@ -101,10 +99,3 @@ async def test_who_describes_something_else_is_no_gateway(
     server = await start_destination(app)
     async with connected("") as remote:
         assert str((await remote.place(URL(server.url))).route) == f"{server.url}/upload"
-
-
-def test_ids_are_ulids() -> None:
-    ids = {new_id() for _ in range(100)}
-    assert len(ids) == 100
-    assert all(UPLOAD_ID.fullmatch(one) and ID.fullmatch(one) for one in ids)
-    assert re.fullmatch(ID, "8" * 26) is None

@@ -13,7 +13,7 @@ import pytest
 from aiohttp import ClientSession
 
 from gateway.errors import LEAVES, GatewayError
-from gateway.server.record import new_ulid
+from gateway.http.ulids import new_ulid
 from gateway.sinks.disk.delivery import DiskDelivery
 from tests.conftest import RunningGateway, StartGateway
 from tests.support.clients import Answer, Client, ask, chunked, eventually, file, form, head, random_bytes

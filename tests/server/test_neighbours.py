@@ -13,10 +13,10 @@ from pathlib import Path
 import pytest
 
 from gateway.errors import Busy, Conflict, NoDescriptors
+from gateway.http.ulids import new_ulid
 from gateway.server import neighbours as neighbours_module
 from gateway.server.board import Board, Told
 from gateway.server.neighbours import Neighbours
-from gateway.server.record import new_ulid
 from tests.conftest import StartGateway
 from tests.support.clients import Client, eventually, file, form, head
 

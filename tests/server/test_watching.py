@@ -16,8 +16,8 @@ from aiohttp import web
 
 from gateway.config.load import load
 from gateway.config.memory import connection_bound_bytes
+from gateway.http.ulids import new_ulid
 from gateway.server.board import Board, _Ended
-from gateway.server.record import new_ulid
 from gateway.sinks.disk.jobs import Jobs
 from gateway.upload.standing import TOLD_BYTES
 from tests.conftest import RunningGateway, StartDestination, StartGateway

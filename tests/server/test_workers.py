@@ -23,7 +23,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from gateway.access import new_key
 from gateway.config.load import load
 from gateway.config.messages import ConfigError
-from gateway.server.record import new_ulid
+from gateway.http.ulids import new_ulid
 from gateway.server.slots import SharedCounts, clear_slots, make_slots
 from tests.support.clients import Client, ask, eventually, file, form, head
 from tests.support.ports import free_port

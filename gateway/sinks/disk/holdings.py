@@ -12,9 +12,9 @@ from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 
+from gateway.http.ulids import ULID
 from gateway.manifest import HEAD_BYTES, owner_in
 from gateway.sinks.disk.layout import MANIFEST
-from gateway.sinks.store import UPLOAD_ID
 
 __all__ = ["Holdings"]
 
@@ -33,7 +33,7 @@ class Holdings:
         for name in self._known.keys() - names:
             gone, size = self._known.pop(name)
             self._sums[gone] -= size
-        for name in filter(UPLOAD_ID.fullmatch, names - self._known.keys()):
+        for name in filter(ULID.fullmatch, names - self._known.keys()):
             whose, size = self._known[name] = self._read(name)
             self._sums[whose] += size
         return dict(self._sums)

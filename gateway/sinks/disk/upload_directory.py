@@ -23,9 +23,10 @@ from typing import Any, BinaryIO, TypeVar
 
 from gateway.concurrency.threads import settled
 from gateway.errors import Conflict
+from gateway.http.ulids import ULID
 from gateway.sinks.disk.layout import MANIFEST, lock_directory
 from gateway.sinks.disk.volume import Volume
-from gateway.sinks.store import UPLOAD_ID, Closable, Removal, StoredFile, StoredUpload
+from gateway.sinks.store import Closable, Removal, StoredFile, StoredUpload
 
 __all__ = ["LockedDirectory", "OpenedDirectory", "remove_expired"]
 
@@ -173,7 +174,7 @@ def remove_expired(volume: Volume, keep_seconds: float, stopped: threading.Event
     for name in os.listdir(volume.root):
         if stopped.is_set():
             break
-        if not UPLOAD_ID.fullmatch(name):
+        if not ULID.fullmatch(name):
             continue
         path = volume.root / name
         try:

@@ -22,12 +22,12 @@ from dataclasses import dataclass
 from gateway.concurrency.tasks import OwnTasks
 from gateway.concurrency.timer import RearmingTimer
 from gateway.errors import GatewayError
+from gateway.http.ulids import ULID
 from gateway.sinks.objects.bucket import Bucket
 from gateway.sinks.objects.claim import LEFT_SECONDS, claimed
 from gateway.sinks.objects.delivery import ObjectDelivery
 from gateway.sinks.objects.layout import MANIFEST, SWEEPS, began_at
 from gateway.sinks.objects.upload_prefix import published, remove_prefix
-from gateway.sinks.store import UPLOAD_ID
 
 __all__ = ["Sweeper", "Turn", "sweep"]
 
@@ -219,7 +219,7 @@ async def _prefixes(bucket: Bucket, *, began_before: float) -> AsyncIterator[_Pr
     one: _Prefix | None = None
     async for found in bucket.listed(after=_BEFORE_IDS):
         upload_id, _, name = found.key.partition("/")
-        if not UPLOAD_ID.fullmatch(upload_id):
+        if not ULID.fullmatch(upload_id):
             continue
         if one is None or one.upload_id != upload_id:
             if one is not None:

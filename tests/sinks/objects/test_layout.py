@@ -8,8 +8,8 @@ import time
 
 import pytest
 
+from gateway.http.ulids import new_ulid
 from gateway.model import Limits, Part
-from gateway.server.record import new_ulid
 from gateway.sinks.objects.layout import MAX_PARTS, attributes_of, began_at, memory_shares, part_bytes_for
 from tests.contract import file
 
