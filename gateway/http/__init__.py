@@ -38,7 +38,7 @@ from gateway.http.request_heads import ENOUGH_BYTES, MAX_FIELDS, RECEIVE_BYTES, 
 from gateway.http.sockets import acked_bytes, destination_socket, unsent_bytes
 from gateway.http.target import is_host, origin_form, requested_host
 from gateway.http.tls import ServerTls, TlsFileError, check_readable, load_pair
-from gateway.http.ulids import ULID, new_ulid
+from gateway.http.ulids import ULID, began_at, new_ulid
 from gateway.http.urls import (
     PATH_SAFE,
     PORTS,
@@ -80,6 +80,7 @@ __all__ = [
     "TrustedNetworks",
     "acked_bytes",
     "authority",
+    "began_at",
     "believed",
     "cgi_name",
     "check_forwarded_header",

@@ -7,13 +7,14 @@ import re
 import secrets
 import time
 
-__all__ = ["ULID", "new_ulid"]
+__all__ = ["ULID", "began_at", "new_ulid"]
 
 _CROCKFORD = "0123456789ABCDEFGHJKMNPQRSTVWXYZ"
 ULID = re.compile(f"[0-7][{_CROCKFORD}]{{25}}")
 """One that is spelt as we spell it."""
 _CROCKFORD_TWICE = [first + second for first in _CROCKFORD for second in _CROCKFORD]
 """Ten bits at a time."""
+_DIGITS = {digit: value for value, digit in enumerate(_CROCKFORD)}
 
 
 def new_ulid() -> str:
@@ -22,6 +23,14 @@ def new_ulid() -> str:
     tens = [milliseconds >> shift & 1023 for shift in (40, 30, 20, 10, 0)]
     tens += [number >> shift & 1023 for shift in (70, 60, 50, 40, 30, 20, 10, 0)]
     return "".join([_CROCKFORD_TWICE[ten] for ten in tens])
+
+
+def began_at(upload_id: str) -> float:
+    """When the upload began, which its identifier says, in seconds since the epoch."""
+    milliseconds = 0
+    for digit in upload_id[:10]:
+        milliseconds = milliseconds * 32 + _DIGITS[digit]
+    return milliseconds / 1000
 
 
 _random = io.BytesIO()

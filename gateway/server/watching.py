@@ -12,6 +12,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import socket
+import time
 from contextlib import suppress
 
 from aiohttp import hdrs, web
@@ -21,7 +22,7 @@ from gateway.downloads.stored import READER
 from gateway.errors import Malformed, NotFound
 from gateway.http.answers import delivered, reset
 from gateway.http.prefix import PREFIX, cut, prefixed
-from gateway.http.ulids import ULID
+from gateway.http.ulids import ULID, began_at
 from gateway.server.board import REMEMBERED_SECONDS, Told, Watch
 from gateway.server.services import SERVICES
 
@@ -37,6 +38,8 @@ _HELD_BYTES = 32 << 10
 _SLICE_BYTES = 32 << 10
 """Written at once, and no more before that is the system's."""
 _PATIENCE_SECONDS = 10.0
+_AHEAD_SECONDS = 3600
+"""By so much the clock of a client may be wrong."""
 _QUIET_TEXTS = 100
 """After so many texts that were the same, a comment: so a watcher who has gone away is found."""
 
@@ -50,10 +53,14 @@ def chosen_id(request: web.Request) -> str | None:
 
 
 def check_chosen_id(request: web.Request) -> str:
-    """The same of a request that has the header. Raises Malformed."""
+    """The same of a request that has the header. Raises Malformed, too, for an id from the future: what looks for what
+    is old goes by the times in ids.
+    """
     found = chosen_id(request)
     if found is None:
         raise Malformed(f"{CHOSEN_ID} is no ULID: 26 of 0-9 and A-Z without I, L, O and U, the first one 0-7")
+    if began_at(found) > time.time() + _AHEAD_SECONDS:
+        raise Malformed(f"the time in {CHOSEN_ID} is more than an hour ahead, and such an upload would not expire")
     return found
 
 

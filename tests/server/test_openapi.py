@@ -234,7 +234,11 @@ async def test_whatever_is_asked_the_answer_is_described(tmp_path: Path) -> None
             command = [sys.executable, "-m", "schemathesis.cli", "--config-file", str(HERE / "tests/schemathesis.toml")]
             command += ["run", f"{process.url}/openapi.json", "--phases", "examples,coverage,fuzzing", "-n", "5"]
             done = await asyncio.create_subprocess_exec(
-                *command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+                *command,
+                cwd=tmp_path,
+                env={**os.environ, "PYTHONPATH": str(HERE)},
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
             )
             output, _ = await done.communicate()
     assert done.returncode == 0, output.decode("utf-8", "replace")

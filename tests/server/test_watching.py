@@ -6,6 +6,7 @@ import asyncio
 import errno
 import json
 import resource
+import time
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from pathlib import Path
@@ -196,6 +197,11 @@ async def test_a_best_effort_sink_that_was_dropped_says_why(start_gateway: Start
     assert sink_of(told, "disk", 0)["state"] == "kept"
 
 
+def _ulid_at(seconds: float) -> str:
+    number, digits = int(seconds * 1000) << 80, "0123456789ABCDEFGHJKMNPQRSTVWXYZ"
+    return "".join(digits[number >> shift & 31] for shift in range(125, -1, -5))
+
+
 class TestIds:
     @pytest.mark.parametrize("wrong", ["abc", "8" + "0" * 25, "0" * 27, "0" * 25 + "U", "0" * 25 + "a"])
     async def test_one_that_is_no_ulid_is_refused(self, start_gateway: StartGateway, wrong: str) -> None:
@@ -203,6 +209,19 @@ class TestIds:
         answer = await ask(gateway.port, "/upload", "POST", form(file(b"abc")), x_upload_id=wrong)
         assert (answer.status, answer.json()["type"]) == (400, "/problems/malformed")
         assert gateway.stored() == []
+
+    @pytest.mark.parametrize(
+        ("hours", "status"), [(0.9, 201), (1.1, 400), (24 * 365 * 100, 400), (-24 * 365 * 20, 201)]
+    )
+    async def test_an_id_from_the_future_is_refused_for_it_would_not_expire(
+        self, hours: float, status: int, start_gateway: StartGateway
+    ) -> None:
+        gateway = await start_gateway()
+        chosen = _ulid_at(time.time() + hours * 3600)
+        answer = await ask(gateway.port, "/upload", "POST", form(file(b"abc")), x_upload_id=chosen)
+        assert answer.status == status
+        if status == 400:
+            assert "more than an hour ahead" in answer.json()["detail"]
 
     async def test_one_that_is_taken_is_refused_while_it_comes_and_when_it_is_stored(
         self, start_gateway: StartGateway

@@ -26,7 +26,6 @@ __all__ = [
     "SWEEPS",
     "WRITE_BYTES",
     "attributes_of",
-    "began_at",
     "counted_key",
     "memory_shares",
     "owners_prefix",
@@ -43,7 +42,6 @@ PARTS_IN_FLIGHT = 3
 """Of one file: enough to keep a connection busy while others wait for their answers, and each is memory."""
 WRITE_BYTES = 1 << 20
 """Given to the store's client at a time: a call costs a tenth of a millisecond, whatever is in it."""
-_DIGITS = {digit: value for value, digit in enumerate("0123456789ABCDEFGHJKMNPQRSTVWXYZ")}
 _FIELD_VALUE = re.compile(r"[\x21-\x7e](?:[\t\x20-\x7e]*[\x21-\x7e])?")
 
 
@@ -59,14 +57,6 @@ def counted_key(upload_id: str, manifest: bytes) -> str | None:
     except ValueError:
         return None
     return f"{owners_prefix(owner)}{upload_id}-{size}" if owner else None
-
-
-def began_at(upload_id: str) -> float:
-    """When the upload began, which its identifier says, in seconds since the epoch."""
-    milliseconds = 0
-    for digit in upload_id[:10]:
-        milliseconds = milliseconds * 32 + _DIGITS[digit]
-    return milliseconds / 1000
 
 
 def part_bytes_for(length: int | None, *, part_bytes: int, max_part_bytes: int) -> int:

@@ -22,11 +22,11 @@ from dataclasses import dataclass
 from gateway.concurrency.tasks import OwnTasks
 from gateway.concurrency.timer import RearmingTimer
 from gateway.errors import GatewayError
-from gateway.http.ulids import ULID
+from gateway.http.ulids import ULID, began_at
 from gateway.sinks.objects.bucket import Bucket
 from gateway.sinks.objects.claim import LEFT_SECONDS, claimed
 from gateway.sinks.objects.delivery import ObjectDelivery
-from gateway.sinks.objects.layout import MANIFEST, SWEEPS, began_at
+from gateway.sinks.objects.layout import MANIFEST, SWEEPS
 from gateway.sinks.objects.upload_prefix import published, remove_prefix
 
 __all__ = ["Sweeper", "Turn", "sweep"]

@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import subprocess
 import sys
-import time
 
 import pytest
 
-from gateway.http.ulids import new_ulid
 from gateway.model import Limits, Part
-from gateway.sinks.objects.layout import MAX_PARTS, attributes_of, began_at, memory_shares, part_bytes_for
+from gateway.sinks.objects.layout import MAX_PARTS, attributes_of, memory_shares, part_bytes_for
 from tests.contract import file
 
 _MIB = 1 << 20
@@ -22,11 +20,6 @@ def test_who_has_no_bucket_does_not_import_the_client_of_the_store() -> None:
     program = "import sys; from gateway.config.load import load; from gateway.config.make import make_sinks_and_flows; "
     program += "make_sinks_and_flows(load()); sys.exit('obstore' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", program], check=False).returncode == 0
-
-
-def test_an_identifier_says_when_its_upload_began() -> None:
-    assert abs(began_at(new_ulid()) - time.time()) < 5
-    assert began_at("0" * 26) == 0
 
 
 @pytest.mark.parametrize(
