@@ -80,6 +80,35 @@ sys.exit(main(sys.argv[1:]))
     assert (done.returncode, done.stderr) == (130, "")
 
 
+# -- output that is not taken
+
+
+@pytest.mark.parametrize("command", [("check",), ("key", "new", "--name", "a")])
+def test_output_that_cannot_be_written_is_told_by_the_exit_code_and_in_words(command: tuple[str, ...]) -> None:
+    env = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}
+    program = [sys.executable, "-m", "gateway", *command]
+    with open("/dev/full", "w") as full:
+        done = subprocess.run(program, stdout=full, stderr=subprocess.PIPE, text=True, timeout=30, env=env)
+    assert (done.returncode, done.stderr) == (1, "gateway: [Errno 28] No space left on device\n")
+
+
+def test_who_reads_no_more_of_the_output_has_enough() -> None:
+    reading, writing = os.pipe()
+    os.close(reading)
+    env = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}
+    with os.fdopen(writing, "w") as output:
+        done = subprocess.run(
+            [sys.executable, "-m", "gateway", "check"], stdout=output, stderr=subprocess.PIPE, text=True, env=env
+        )
+    assert (done.returncode, done.stderr) == (1, "")
+
+
+def test_standard_input_that_is_closed_is_not_sent() -> None:
+    program = [sys.executable, "-m", "gateway", "send", "-"]
+    done = subprocess.run(program, preexec_fn=lambda: os.close(0), stderr=subprocess.PIPE, text=True, timeout=30)
+    assert (done.returncode, done.stderr) == (1, "gateway: standard input is closed\n")
+
+
 # -- version and mistakes
 
 WRONG = """

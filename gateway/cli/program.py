@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import os
 import signal
 import socket
 import sys
@@ -34,11 +35,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         options = _parser().parse_args(arguments)
         status: int = importlib.import_module(_COMMANDS[options.command][0]).run(options)
+        if sys.stdout is not None:
+            sys.stdout.flush()  # what cannot be written is told while there is somebody to tell it
     except KeyboardInterrupt:
         return 128 + signal.SIGINT
     except Exception as error:
         if (told := _told(error)) is None:
             raise
+        if isinstance(error, OSError):
+            _forget_output()
         text, status = told
         print(text, end="", file=sys.stderr)
     return status
@@ -81,3 +86,14 @@ def _told(error: Exception) -> tuple[str, int] | None:
     if isinstance(error, ConfigError):
         return "".join(f"{problem}\n" for problem in error.problems), 2
     return (f"gateway: {error}\n", 1) if isinstance(error, WorkersFailed) else None
+
+
+def _forget_output() -> None:
+    """What standard output has not taken would fail once more when Python ends, which makes that exit with 120."""
+    try:
+        if sys.stdout is not None:
+            sys.stdout.flush()
+    except OSError:
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, sys.stdout.fileno())
+        os.close(nowhere)

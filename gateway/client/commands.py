@@ -13,6 +13,7 @@ import logging
 import os
 import re
 import signal
+import sys
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -26,7 +27,6 @@ from gateway.client.remote import Place, Remote, below, checked_url, connected
 from gateway.client.sending import Upload
 from gateway.client.sources import Sources, gathered
 from gateway.client.watching import Legs
-from gateway.downloads import archive_names
 from gateway.http.ulids import ULID
 
 __all__ = ["add_arguments", "document_of", "ended_by_signals", "get", "run", "send"]
@@ -134,6 +134,8 @@ async def send(options: argparse.Namespace, at_signal: list[Callable[[], None]])
     """The exit code. What is to be done at a signal is added to `at_signal`. Raises Failed for a wrong command line."""
     if options.files.count("-") > 1:
         raise Failed(Code.USAGE, "standard input can be sent once")
+    if "-" in options.files and sys.stdin is None:  # a connection would get its number
+        raise Failed(Code.LOCAL, "standard input is closed")
     url, key = checked_url(options.to or os.environ.get("GATEWAY_URL") or _DEFAULT_URL), _key(options)
     async with connected(key) as remote, screen(prints=options.json) as shown:
         at_signal.append(remote.hang_up)
@@ -266,6 +268,8 @@ async def get(options: argparse.Namespace, at_signal: list[Callable[[], None]]) 
 
 async def _fetches(remote: Remote, url: URL, options: argparse.Namespace, shown: Quiet) -> list[Fetch]:
     """The file, or all files of an upload, and where they go. Raises Failed."""
+    from gateway.downloads import archive_names  # with what that imports `send` would take half as long again to begin
+
     output = None if options.output is None else Path(options.output)
     if not _UPLOAD.search(url.path):
         name = archive_names([url.name])[0]
