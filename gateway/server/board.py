@@ -29,8 +29,6 @@ _MOST_ENDED, _MOST_UNASKED, _MOST_PARTS = 4096, 256, 16384
 _INTERVAL_SECONDS = 0.1
 _SHARE = 20
 """Of a processor, to make texts: one in so many seconds of a second."""
-_LONGEST_SECONDS = 1.0
-"""Between two texts, however long one takes."""
 _WATCHER_SECONDS = 0.001
 """To send a text to one more, about, and that with a share of it."""
 
@@ -45,6 +43,8 @@ class Told:
     """Whether it has ended, so that nothing changes any more."""
     text: bytes
     """JSON, without a prefix."""
+    seconds: float = 0.0
+    """How long it took to make, where that was."""
 
 
 class Others:
@@ -122,8 +122,9 @@ class Board:
         if progress is None:
             return None
         progress.is_asked = True
+        began = time.monotonic()
         text = json.dumps(progress.snapshot(), ensure_ascii=False).encode()
-        return Told(progress.identity, progress.ended_at > 0, text)
+        return Told(progress.identity, progress.ended_at > 0, text, time.monotonic() - began)
 
     async def find(self, upload_id: str) -> Told | None:
         """The same, of any of the processes."""
@@ -181,17 +182,15 @@ class Watch:
     async def newest(self) -> Told | None:
         """None where nobody knows the upload any more. Raises Busy, NoDescriptors where that cannot be found out."""
         async with self._asking:
-            began = time.monotonic()
-            if began >= self._next_at:  # also of what has ended: an upload that failed gives its id back
+            if time.monotonic() >= self._next_at:  # also of what has ended: an upload that failed gives its id back
                 try:
                     self._told = await self._find()
                 except (Busy, NoDescriptors):
                     if self._told is None:
                         raise  # else what was known last is what is known now
-                now = time.monotonic()
-                making = min(_SHARE * (now - began), _LONGEST_SECONDS)  # other processes may have been slow to answer
+                making = 0.0 if self._told is None else _SHARE * self._told.seconds  # not what the answer took to come
                 pause = max(_INTERVAL_SECONDS, making, self.watchers * _WATCHER_SECONDS)
-                self._next_at = now + pause
+                self._next_at = time.monotonic() + pause
             return self._told
 
     async def pause(self) -> None:

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from itertools import chain
 from typing import Any, cast
 
 from gateway.intake.body import Intake
@@ -34,6 +35,7 @@ from gateway.upload.standing import (
     sink_state,
     told_bytes,
     told_part,
+    untold,
 )
 
 __all__ = ["FEW_PARTS", "UploadProgress"]
@@ -173,8 +175,8 @@ class UploadProgress:
         sinks = [sink_standing(lane, parts, rest, ended=False) for lane in self._lanes]
         return Standing(state, 0 if intake is None else intake.received_bytes, parts, len(rest), sinks)
 
-    def _parts(self, most: int) -> tuple[list[PartStanding], list[Entry]]:
-        """(so many at most, the files that are not among them)."""
+    def _parts(self, most: int) -> tuple[list[PartStanding], list[tuple[int, int]]]:
+        """(so many at most, the files that are not among them, as `untold` has them)."""
         is_coming = not self.ended_at and self._intake is not None and not self._intake.ended
         last = self._entries[-1] if is_coming and self._entries else None
         of_sinks = sum(TOLD_SINK_BYTES + len(lane.name.encode()) for lane in self._lanes)
@@ -184,7 +186,7 @@ class UploadProgress:
             part = part_standing(entry, is_whole=entry is not last)
             left -= of_sinks + told_bytes(part)
             if len(parts) == most or left < 0:
-                return parts, [entry, *files]
+                return parts, untold(chain([entry], files))
             parts.append(part)
         return parts, []
 

@@ -8,7 +8,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence, Set
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass
 from json.encoder import encode_basestring
 from typing import Any
@@ -30,6 +30,7 @@ __all__ = [
     "sink_state",
     "told_bytes",
     "told_part",
+    "untold",
 ]
 
 _MOST_NAME_BYTES = 400
@@ -106,6 +107,11 @@ def part_standing(entry: Entry, *, is_whole: bool) -> PartStanding:
     )
 
 
+def untold(entries: Iterable[Entry]) -> list[tuple[int, int]]:
+    """(index, how much of it its sinks are to have) of files of which no more is told."""
+    return [(entry.part.index, _given(entry)) for entry in entries]
+
+
 def _given(entry: Entry) -> int:
     """What its sinks are to have of it."""
     return entry.size if entry.output is None else entry.output.size
@@ -124,29 +130,28 @@ def told_bytes(part: PartStanding) -> int:
 
 
 def sink_standing(
-    lane: Lane, parts: Sequence[PartStanding] | None, rest: Sequence[Entry], *, ended: bool
+    lane: Lane, parts: Sequence[PartStanding] | None, rest: Sequence[tuple[int, int]], *, ended: bool
 ) -> SinkStanding:
-    """`parts` are the files that are told, None: all; `rest` are the others."""
+    """`parts` are the files that are told, None: all; `rest` are the others, as `untold` has them."""
     alone: Set[int] = frozenset([receipt.part for receipt in lane.kept_alone()]) or _NOBODY
     backlog = _NOTHING if ended else lane.backlog()
     late = backlog.get(LATEST, 0)
     files: Set[int] | None = None if lane.takes_wire else frozenset(lane.files)
     forgotten: Set[int] = lane.forgotten
     keeps = lane.committed or bool(alone)
-    untold = untold_alone = 0
+    untold_bytes = untold_alone = 0
     if rest:
         is_lost = lane.excluded is not None or (ended and not lane.committed)
-        for entry in rest:
-            index = entry.part.index
-            if (files is None or index in files) and index not in forgotten and (not is_lost or index in alone):
-                arrived = max(0, _given(entry) - backlog.get(index, 0))
-                untold += arrived
-                untold_alone += arrived if index in alone else 0
-        untold, late = max(0, untold - late), max(0, late - untold)
+        theirs = rest if files is None else [one for one in rest if one[0] in files]
+        if not (forgotten or alone or backlog or is_lost):  # as mostly, and there may be a hundred thousand
+            untold_bytes = sum([given for _, given in theirs])
+        else:
+            untold_bytes, untold_alone = _arrived(theirs, forgotten, alone, backlog, is_lost=is_lost)
+        untold_bytes, late = max(0, untold_bytes - late), max(0, late - untold_bytes)
     if ended and parts is not None:
         told = frozenset(part.index for part in parts)
         files, forgotten, alone = (None if files is None else files & told), forgotten & told, alone & told
-    untold_committed = untold if lane.committed else untold_alone
+    untold_committed = untold_bytes if lane.committed else untold_alone
     return SinkStanding(
         lane.name,
         files,
@@ -157,9 +162,27 @@ def sink_standing(
         lane.committed,
         lane.excluded,
         keeps,
-        untold,
+        untold_bytes,
         untold_committed,
     )
+
+
+def _arrived(
+    rest: Sequence[tuple[int, int]],
+    forgotten: Set[int],
+    alone: Set[int],
+    backlog: Mapping[int, int],
+    *,
+    is_lost: bool,
+) -> tuple[int, int]:
+    """(bytes of these files that have arrived, how many of them stay by themselves)."""
+    all_of_them = kept_alone = 0
+    for index, given in rest:
+        if index not in forgotten and (not is_lost or index in alone):
+            arrived = max(0, given - backlog.get(index, 0))
+            all_of_them += arrived
+            kept_alone += arrived if index in alone else 0
+    return all_of_them, kept_alone
 
 
 def sink_state(sink: SinkStanding, state: str, *, is_alone: bool) -> str:

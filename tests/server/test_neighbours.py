@@ -65,6 +65,17 @@ async def test_who_does_not_answer_holds_up_nobody_where_another_one_knows(
                     pass
 
 
+async def test_what_a_text_took_to_make_counts_wherever_it_was_made_and_not_what_it_took_to_come(
+    tmp_path: Path,
+) -> None:
+    ours, theirs, upload_id = Board(Neighbours(tmp_path, 0)), Board(), new_ulid()
+    theirs.known = lambda _: Told("", False, b"{}", seconds=1.0)  # type: ignore[method-assign]
+    watch = ours.watch(upload_id)
+    async with Neighbours(tmp_path, 1).answering(theirs):
+        assert await watch.newest() == Told("", False, b"{}", seconds=1.0)
+    assert 18 < watch._next_at - asyncio.get_running_loop().time() <= 20
+
+
 async def test_silence_is_no_no(tmp_path: Path) -> None:
     ours, upload_id = Board(Neighbours(tmp_path, 0)), new_ulid()
     with silent(tmp_path, 1):
