@@ -6,7 +6,7 @@ import contextlib
 import json
 from collections.abc import AsyncIterator
 
-from gateway.errors import GatewayError, SinkUnavailable
+from gateway.errors import GatewayError, SinkRefused, SinkUnavailable
 from gateway.http.ulids import new_ulid
 from gateway.model import Part, Upload
 from gateway.sinks import Sink
@@ -37,8 +37,17 @@ async def probe(sink: Sink) -> str:
                 await _remove(sink, upload_id)
             raise
         await _remove(sink, upload_id)
-    found = f"{len(_DATA)} bytes were written, read and removed"
-    return f"{found}; {sink.remark}" if sink.remark else found
+        found = f"{len(_DATA)} bytes were written, read and removed"
+        return "; ".join(filter(None, [found, await _refuses_chosen_ids(sink), sink.remark]))
+
+
+async def _refuses_chosen_ids(store: Store) -> str:
+    """Why clients cannot choose ids there; empty: they can."""
+    try:
+        async with store.open(Upload(new_ulid(), "/", id_chosen=True)):
+            return ""
+    except SinkRefused as error:
+        return f"X-Upload-ID is refused: {error}"
 
 
 async def _write(store: Store, upload_id: str) -> None:

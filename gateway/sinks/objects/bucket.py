@@ -80,6 +80,8 @@ class Bucket:
         self._on_fault = on_fault
         self.is_local = url.startswith("file:")
         """A directory: it lists in no order, and has no attributes."""
+        self.makes_once = False
+        """Whether it was seen to make no object where there is one."""
         self._prefix = f"{prefix.strip('/')}/" if prefix.strip("/") else ""
         self._seconds = stall_seconds
         clock = timedelta(seconds=stall_seconds) if stall_seconds else _FOR_EVER

@@ -74,10 +74,15 @@ class Claim:
         self._may_be_there = False
 
     async def _made(self) -> bool | None:
+        """None: a store that does not know that condition, or overlooks it, as is tried once."""
         self._may_be_there = True
         made = await self._bucket.put(self._key, self._nonce, create=True)
         if made is False:
             made = await self._is_ours()
+        elif made and not self._bucket.makes_once:
+            if await self._bucket.put(self._key, self._nonce, create=True):
+                return None
+            self._bucket.makes_once = True
         self._may_be_there = made is True
         return made
 

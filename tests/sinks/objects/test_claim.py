@@ -10,13 +10,14 @@ import pytest
 
 from gateway.errors import Conflict, SinkFault, SinkRefused
 from gateway.model import Upload
+from gateway.server.probing import probe
 from gateway.sinks.objects.bucket import Bucket, Stored
 from gateway.sinks.objects.claim import Claim, claimed
 from gateway.sinks.objects.sink import ObjectSink
 from gateway.sinks.objects.sweep import sweep
 from tests.contract import delivering, file, source
 from tests.sinks.objects.conftest import EVERYWHERE
-from tests.support.buckets import Place
+from tests.support.buckets import Place, in_memory
 from tests.support.failing_store import Call, FailingStore, failing_store
 from tests.support.stores import kept_manifest, remove_kept
 
@@ -121,6 +122,7 @@ async def test_a_claim_of_which_nobody_was_told_is_ones_own_and_nobody_elses(
     store.fails = fails
     async with sink.open(_CHOSEN):
         assert broken == 2  # the client has asked again, and was told that it is there
+        assert not sink._bucket.makes_once
         with pytest.raises(Conflict):
             async with sink.open(_CHOSEN):
                 pass
@@ -145,11 +147,17 @@ async def test_a_claim_of_which_nobody_is_ever_told_is_not_left(
     await kept(sink, b"again")
 
 
+@pytest.mark.parametrize("knows", [False, True])
 async def test_a_store_that_makes_an_object_whether_there_is_one_or_not_gives_no_id_to_clients(
-    place_of: Callable[[str], Place], monkeypatch: pytest.MonkeyPatch
+    knows: bool, failing: tuple[FailingStore, ObjectSink, Place], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    place = place_of("moto")
-    monkeypatch.setenv("AWS_CONDITIONAL_PUT", "disabled")
+    """It is known to do so, or it overlooks what it is asked."""
+    store, _, place = failing
+    if knows:
+        monkeypatch.setenv("AWS_CONDITIONAL_PUT", "disabled")
+    else:
+        store.overlooks = "If-None-Match"
+    assert "X-Upload-ID is refused: the store of sink bucket cannot tell" in await probe(place.sink())
     async with place.sink() as sink:
         with pytest.raises(SinkRefused, match="cannot tell whose"):
             async with sink.open(_CHOSEN):
@@ -160,6 +168,7 @@ async def test_a_store_that_makes_an_object_whether_there_is_one_or_not_gives_no
             await delivery.commit()
         assert await remove_kept(sink, _ID)
         assert await names_in(sink._bucket) == []
+    assert "X-Upload-ID" not in await probe(in_memory().sink())
 
 
 # -- who removes, and who comes with the same id
