@@ -102,7 +102,7 @@ def _is_sink(one: Any) -> bool:
 
 
 def _is_count(value: Any) -> bool:
-    return isinstance(value, int) and value >= 0
+    return isinstance(value, int) and 0 <= value < 1 << 63
 
 
 def _dicts(value: Any) -> Iterator[dict[str, Any]]:

@@ -10,7 +10,7 @@ from yarl import URL
 from gateway.client.answers import PartTold, is_progress, joined, parts_of, sinks_of
 
 ID = "01ARZ3NDEKTSV4RRFFQ69G5FAV"
-ODD: list[Any] = [None, 3, "x", [], {}, [3], [None], [{}], {"a": [1]}, [[]], True, -1]
+ODD: list[Any] = [None, 3, "x", [], {}, [3], [None], [{}], {"a": [1]}, [[]], True, -1, 10**400]
 SINK = {"sink": "disk", "state": "kept", "delivered": 1}
 PROGRESS: dict[str, Any] = {"expected": 3, "sinks": [SINK], "parts": [{"received": 1, "sinks": [SINK]}]}
 
@@ -37,7 +37,7 @@ def test_what_has_another_shape_is_not_said(odd: Any) -> None:
     assert parts_of([{"index": 0, "input": odd, "output": {"location": odd}}], ID) == {0: PartTold()}
     if not isinstance(odd, str):
         assert parts_of({"upload": ID, "parts": [{"index": 0, "sha256": odd}]}, ID) == {0: PartTold()}
-    if not isinstance(odd, int) or odd < 0:
+    if not isinstance(odd, int) or not 0 <= odd < 100:
         assert parts_of({"upload": ID, "parts": [{"index": 0, "size": odd}]}, ID) == {0: PartTold()}
         assert parts_of({"upload": ID, "parts": [{"index": odd}]}, ID) == {}
     if not isinstance(odd, dict):
@@ -54,7 +54,7 @@ def test_what_is_no_progress_is_taken_for_none(odd: Any) -> None:
     if not isinstance(odd, str):
         assert not is_progress({**PROGRESS, "sinks": [{**SINK, "state": odd}]})
         assert not is_progress({**PROGRESS, "sinks": [{**SINK, "sink": odd}]})
-    if not isinstance(odd, int) or odd < 0:
+    if not isinstance(odd, int) or not 0 <= odd < 100:
         assert not is_progress({**PROGRESS, "sinks": [{**SINK, "delivered": odd}]})
         assert not is_progress({**PROGRESS, "parts": [{"received": odd, "sinks": []}]})
 

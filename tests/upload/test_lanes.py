@@ -170,3 +170,11 @@ async def test_what_gathers_behind_a_part_of_the_long_way_is_not_taken_before_th
         await lane.hand_over(tasks, permits)
         pipe.finish()
     assert delivery.seen == [(0, b"0"), (1, b"begun"), (2, b"2")]
+
+
+@pytest.mark.parametrize("stage", [Stage.RELAY, Stage.STORE])
+@pytest.mark.parametrize("committing", [False, True])
+async def test_a_relay_that_confirms_nothing_may_have_acted_on_the_whole_of_it(stage: Stage, committing: bool) -> None:
+    lane = RequiredLane("a", stage, Recorder(), 1)
+    lane.committing = committing
+    assert ("may_have_acted" in lane.stalled(3).members) == (committing and stage is Stage.RELAY)
