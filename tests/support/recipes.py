@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 from collections.abc import Mapping
@@ -9,7 +10,7 @@ from pathlib import Path
 
 from tests.support.destinations import absent
 
-__all__ = ["CONFIG", "command_of", "placed", "put_in"]
+__all__ = ["CONFIG", "command_of", "dashboard_queries", "placed", "put_in"]
 
 CONFIG = Path(__file__).resolve().parents[2] / "config"
 
@@ -37,6 +38,20 @@ def placed(name: str, directory: Path, words: Mapping[str, str]) -> Path:
             left -= stands.keys()
     assert not left, f"{left} stand in no file of {name}"
     return folder
+
+
+def dashboard_queries(*, rate_interval: str = "1m") -> list[tuple[str, str]]:
+    """(title of the panel, what it asks Prometheus) of Grafana's dashboard, for all gateways."""
+    dashboard = json.loads((CONFIG / "grafana" / "dashboards" / "gateway.json").read_text("utf-8"))
+    variables = {"$__rate_interval": rate_interval, "$instance": ".*"}
+    found = []
+    for panel in dashboard["panels"]:
+        for target in panel.get("targets", []):
+            query: str = target["expr"]
+            for name, value in variables.items():
+                query = query.replace(name, value)
+            found.append((panel["title"], query))
+    return found
 
 
 def command_of(name: str) -> str:
