@@ -114,7 +114,6 @@ TESTED_ELSEWHERE = {
     "sinks.disk.volume": ("sinks.disk.test_failing_disk", "what is left, and swept"),
     "sinks.disk.jobs": ("sinks.disk.test_sink", "what is on disk, and when it is durable"),
     "sinks.disk.upload_directory": ("downloads.test_stored_expiry", "locks, sweeps and removals"),
-    "sinks.objects.bucket": ("sinks.objects.test_faults", "what the store says, and does not say"),
     "sinks.objects.delivery": ("sinks.objects.test_sink", "one upload is what it is opened for"),
     "sinks.objects.upload_prefix": ("sinks.objects.test_stored", "what is given back, and removed"),
     "sinks.objects.writer": ("sinks.objects.test_faults", "objects that do not come to their end"),

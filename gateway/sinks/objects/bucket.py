@@ -45,7 +45,9 @@ _STATUS = re.compile(r"status(?: code)?:? (\d{3})")
 _CODE = re.compile(r"<Code>(\w{1,64})</Code>")
 _LATE = re.compile(r"timed ?out", re.IGNORECASE)
 _TOOK = re.compile(r" in ([\d.]+)s\b")
-_FULL = re.compile(r"no space left|quota", re.IGNORECASE)
+_ADDRESS = re.compile(r"\w+://\S+")
+"""What an error has of the client's: a bucket or a file may be called anything."""
+_FULL = re.compile(r"no space left|quota ?exceeded|exceed\w*(?: \w+){,3} quota|XMinioStorageFull", re.IGNORECASE)
 
 T = TypeVar("T")
 
@@ -57,6 +59,8 @@ class Stored(NamedTuple):
     size: int
     modified: float
     """In seconds since the epoch, by the store's clock."""
+    e_tag: str | None = None
+    """That of these bytes, where it was asked for them alone: a listing may spell it in another way."""
 
 
 class Bucket:
@@ -142,24 +146,25 @@ class Bucket:
             meta = await self._timed(obstore.head_async(self._reading, self._prefix + key))
         except FileNotFoundError:
             return None
-        return self._stored(meta)
+        return self._stored(meta, meta["e_tag"])
 
     async def fetch(self, key: str, *, at_most: int) -> tuple[Stored, bytes | None] | None:
         """An object with its bytes, or without them where they are more than `at_most`."""
         try:
             result = await self._timed(obstore.get_async(self._reading, self._prefix + key))
-            found = self._stored(result.meta)
+            found = self._stored(result.meta, result.meta["e_tag"])
             return found, None if found.size > at_most else bytes(await self._timed(result.bytes_async()))
         except FileNotFoundError:
             return None
 
-    async def stream(self, key: str, start: int, stop: int, *, piece_bytes: int) -> AsyncIterator[bytes]:
-        """Its bytes from `start` up to `stop`, with one request. Raises EOFError where they are fewer."""
+    async def stream(self, found: Stored, start: int, stop: int, *, piece_bytes: int) -> AsyncIterator[bytes]:
+        """Its bytes from `start` up to `stop`, with one request. Raises EOFError where they are fewer, or another's."""
         left = stop - start
         try:
             result = await self._timed(
-                obstore.get_async(self._reading, self._prefix + key, options={"range": (start, stop)})
+                obstore.get_async(self._reading, self._prefix + found.key, options={"range": (start, stop)})
             )
+            self._check_same(found, result.meta)
             pieces = result.stream(min_chunk_size=piece_bytes)
             while left > 0:
                 try:
@@ -173,10 +178,12 @@ class Bucket:
         if left:
             raise EOFError("a stored object is shorter than it was")
 
-    def blocking(self, key: str, *, piece_bytes: int) -> Iterator[bytes]:
-        """All its bytes, for a thread. Raises EOFError for an object that is gone."""
+    def blocking(self, found: Stored, *, piece_bytes: int) -> Iterator[bytes]:
+        """All its bytes, for a thread. Raises EOFError for an object that is gone, or is another one."""
         try:
-            yield from obstore.get(self._reading, self._prefix + key).stream(min_chunk_size=piece_bytes)
+            result = obstore.get(self._reading, self._prefix + found.key)
+            self._check_same(found, result.meta)
+            yield from result.stream(min_chunk_size=piece_bytes)
         except FileNotFoundError as error:
             raise EOFError("a stored object is gone") from error
         except (BaseError, OSError) as error:
@@ -209,8 +216,15 @@ class Bucket:
         signed = obstore.sign_async(self._reading, method, self._prefix + key, expires_in)  # type: ignore[arg-type]
         return str(await self._timed(signed))
 
-    def _stored(self, meta: Any) -> Stored:
-        return Stored(meta["path"].removeprefix(self._prefix), meta["size"], meta["last_modified"].timestamp())
+    def _stored(self, meta: Any, e_tag: str | None = None) -> Stored:
+        return Stored(meta["path"].removeprefix(self._prefix), meta["size"], meta["last_modified"].timestamp(), e_tag)
+
+    def _check_same(self, found: Stored, meta: Any) -> None:
+        """Raises EOFError for one that came under the same key meanwhile. Stores round times, each in its own way."""
+        now = self._stored(meta, meta["e_tag"])
+        is_same = found.e_tag == now.e_tag if found.e_tag else abs(found.modified - now.modified) < 1
+        if found.size != now.size or not is_same:
+            raise EOFError("a stored object is another one now")
 
     async def _timed(self, call: Awaitable[T]) -> T:
         """A call that reads, or removes: it may be cancelled. Raises FileNotFoundError for what is not there."""
@@ -249,10 +263,10 @@ class Bucket:
         status = next((int(found) for found in _STATUS.findall(text)), None)
         code = next(iter(_CODE.findall(text)), None)
         said = f" with {status}{f' {code}' if code else ''}" if status else ""
+        if status == 507 or _FULL.search(_ADDRESS.sub("", text)):  # which some say with a 403
+            return SinkFull(f"the store of sink {name} is full", sink=name)
         if isinstance(error, PermissionDeniedError | UnauthenticatedError) or status in (401, 403):
             return SinkRefused(f"sink {name} may not do that: the store refused{said}", sink=name, sink_status=status)
-        if status == 507 or _FULL.search(text):
-            return SinkFull(f"the store of sink {name} is full", sink=name)
         took = next((float(found) for found in _TOOK.findall(text)), 0)
         if status is None and (_LATE.search(text) or 0 < self._seconds <= took):  # a writer's error says no more
             return self._timeout()

@@ -82,7 +82,7 @@ class OpenedPrefix(StoredUpload):
 
     async def pieces(self, index: int) -> StoredPieces:
         found = (await self._files())[index]
-        return StoredPieces(found.size, self._bucket.blocking(found.key, piece_bytes=PIECE_BYTES))
+        return StoredPieces(found.size, self._bucket.blocking(found, piece_bytes=PIECE_BYTES))
 
     async def run(self, function: Callable[..., T], *args: Any) -> T:
         return await asyncio.to_thread(function, *args)
@@ -97,7 +97,7 @@ class StoredObject(StoredFile):
     def __init__(self, bucket: Bucket, found: Stored, data: bytes | None = None, *, seconds: float = 0) -> None:
         self.size, self.modified = found.size, found.modified
         self._bucket = bucket
-        self._key = found.key
+        self._found = found
         self._data = data
         self._seconds = seconds
 
@@ -110,11 +110,11 @@ class StoredObject(StoredFile):
         if self._data is not None:
             yield self._data[start:stop]
         elif start < stop:
-            async for piece in self._bucket.stream(self._key, start, stop, piece_bytes=PIECE_BYTES):
+            async for piece in self._bucket.stream(self._found, start, stop, piece_bytes=PIECE_BYTES):
                 yield piece
 
     async def elsewhere(self, method: Literal["GET", "HEAD"]) -> str | None:
-        return await self._bucket.sign(method, self._key, self._seconds) if self._seconds else None
+        return await self._bucket.sign(method, self._found.key, self._seconds) if self._seconds else None
 
 
 @contextlib.asynccontextmanager

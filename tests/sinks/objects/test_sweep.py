@@ -113,3 +113,12 @@ async def test_an_upload_that_runs_for_longer_than_a_day_is_not_taken_for_one_th
             await delivery.commit()
         keys = [key for key in await keys_in(sink._bucket) if not key.startswith(".sweeps/")]
         assert keys == [f"{ulid(1)}/0", f"{ulid(1)}/manifest.json"]
+
+
+async def test_an_upload_that_has_ended_shows_no_life() -> None:
+    """A sweep may have chosen it before."""
+    async with in_memory().sink() as sink:
+        async with sink.open(Upload(ulid(1), "/upload")) as delivery:
+            await delivery.accept(file(0), source(b"x"))
+        await delivery.show_life()
+        assert [key for key in await keys_in(sink._bucket) if not key.startswith(".sweeps/")] == []
