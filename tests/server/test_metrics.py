@@ -7,31 +7,15 @@ from typing import Literal
 
 import pytest
 from aiohttp import web
-from prometheus_client.parser import text_string_to_metric_families
 
 from gateway.server.demo_destination import receiver_app
 from tests.conftest import RunningGateway, StartDestination, StartGateway
 from tests.support.clients import Client, VanishingClient, ask, eventually, file, form, head
 from tests.support.ports import free_port
+from tests.support.scrapes import Samples, scraped
 
 SLOTS = ("gateway_uploads_in_flight", ())
 WHOLE = form(file(b"abc"))
-
-Samples = dict[tuple[str, tuple[tuple[str, str], ...]], float]
-
-
-async def _samples(gateway: RunningGateway) -> Samples:
-    answer = await ask(gateway.port, "/metrics")
-    assert answer.status == 200
-    assert answer.headers["content-type"].startswith("text/plain; version=0.0.4")
-    families = text_string_to_metric_families(answer.body.decode())
-    return {
-        (sample.name, tuple(sorted(sample.labels.items()))): sample.value
-        for family in families
-        for sample in family.samples
-        if not sample.name.endswith(("_created", "_bucket"))
-    }
-
 
 def _uploads(samples: Samples, route: str = "/upload") -> dict[str, float]:
     """Outcome -> count."""
@@ -44,15 +28,15 @@ def _uploads(samples: Samples, route: str = "/upload") -> dict[str, float]:
 
 async def _ended(gateway: RunningGateway) -> Samples:
     await eventually(lambda: not gateway.services.requests)
-    return await _samples(gateway)
+    return await scraped(gateway.port)
 
 
 async def test_an_upload_is_counted_with_its_bytes_and_its_duration(start_gateway: StartGateway) -> None:
     gateway = await start_gateway()
-    assert (await _samples(gateway))[SLOTS] == 0
+    assert (await scraped(gateway.port))[SLOTS] == 0
     for _ in range(2):
         assert (await ask(gateway.port, "/upload", "POST", WHOLE)).status == 201
-    samples = await _samples(gateway)
+    samples = await scraped(gateway.port)
     route = (("route", "/upload"),)
     assert _uploads(samples) == {"ok": 2}
     assert samples["gateway_received_bytes_total", route] == 2 * len(WHOLE)
@@ -66,7 +50,7 @@ async def test_an_upload_in_progress_is_in_flight_and_no_longer_when_it_ended(st
     async with Client(gateway.port) as client:
         await client.send(head(content_length=len(WHOLE)) + WHOLE[:-1])
         await eventually(lambda: gateway.services.gate.in_flight == 1)
-        assert (await _samples(gateway))[SLOTS] == 1
+        assert (await scraped(gateway.port))[SLOTS] == 1
         await client.send(WHOLE[-1:])
         assert (await client.answer()).status == 201
     assert (await _ended(gateway))[SLOTS] == 0
@@ -141,7 +125,7 @@ async def test_no_word_of_a_client_becomes_a_label(start_gateway: StartGateway) 
     await ask(gateway.port, "/upload/evil%00", "PUT", b"evil", content_type="evil/evil")
     answer = await ask(gateway.port, "/metrics")
     assert b"evil" not in answer.body.lower()
-    samples = await _samples(gateway)
+    samples = await scraped(gateway.port)
     routes = {route.path for route in gateway.services.routes}
     for _, labels in samples:
         assert dict(labels).get("route", "/upload") in routes
@@ -157,7 +141,7 @@ def _of(samples: Samples, name: str) -> dict[tuple[str, str], float]:
 async def test_destinations_are_shown_from_the_start_by_their_numbers(start_gateway: StartGateway) -> None:
     urls = ["http://T0KEN.invalid/services?sig=hunter2", "http://127.0.0.1:1/b"]
     gateway = await start_gateway(sinks={"hooks": {"type": "relay", "urls": urls}})
-    samples = await _samples(gateway)
+    samples = await scraped(gateway.port)
     for name, value in (("up", 1), ("circuit_open", 0)):
         shown = _of(samples, f"gateway_destination_{name}")
         assert shown == {("api", "0"): value, ("hooks", "0"): value, ("hooks", "1"): value}
@@ -170,7 +154,7 @@ async def test_a_destination_is_down_while_its_circuit_is_open(start_gateway: St
 
     async def known_after(status: int) -> list[float]:
         assert (await ask(gateway.port, "/proxy", "POST", WHOLE)).status == status
-        samples = await _samples(gateway)
+        samples = await scraped(gateway.port)
         return [_of(samples, f"gateway_destination_{name}")["api", "0"] for name in ("up", "circuit_open")]
 
     assert await known_after(503) == [1, 0]
@@ -200,7 +184,7 @@ async def test_a_destination_is_down_while_its_health_check_fails(
     async def comes_to(expected: float) -> None:
         async with asyncio.timeout(10):
             while True:
-                samples = await _samples(gateway)
+                samples = await scraped(gateway.port)
                 assert _of(samples, "gateway_destination_circuit_open")["api", "0"] == 0
                 if _of(samples, "gateway_destination_up")["api", "0"] == expected:
                     return
