@@ -100,7 +100,6 @@ TESTED_ELSEWHERE = {
     "server.app": ("server.test_serve", "it is built in every test over a socket"),
     "server.board": ("server.test_watching", "what it tells, to whoever watches"),
     "server.middleware": ("server.test_handlers", "what every answer says, over a socket"),
-    "server.measuring": ("server.test_metrics", "what is shown, over a socket"),
     "server.page_handlers": ("server.test_page", "over a socket; signed links: test_page_in_browser"),
     "server.record": ("server.test_handlers", "a line and counts for each upload over a socket"),
     "server.results": ("server.test_handlers", "what the client reads, over a socket"),

@@ -17,6 +17,7 @@ from tests.support.scrapes import Samples, scraped
 SLOTS = ("gateway_uploads_in_flight", ())
 WHOLE = form(file(b"abc"))
 
+
 def _uploads(samples: Samples, route: str = "/upload") -> dict[str, float]:
     """Outcome -> count."""
     return {
