@@ -99,9 +99,7 @@ def build_app(
                 await stack.enter_async_context(neighbours.answering(board))
             for sink in sinks.values():
                 await stack.enter_async_context(sink)
-            await stack.enter_async_context(
-                looking(metrics, app[SERVICES].gate, 0 if shared is None else shared.number)
-            )
+            stack.enter_context(looking(metrics, app[SERVICES].gate, 0 if shared is None else shared.number))
             yield
 
     app.cleanup_ctx.append(running)

@@ -10,8 +10,8 @@ import os
 import platform
 import resource
 import time
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 
@@ -19,7 +19,6 @@ import aiohttp
 from prometheus_client import Counter, Gauge, Histogram
 
 from gateway import __version__
-from gateway.concurrency.tasks import OwnTasks
 from gateway.intake.admission import Gate
 from gateway.server.metrics import Metrics
 
@@ -35,18 +34,16 @@ _DESCRIPTORS, _MEMORY = Path("/proc/self/fd"), Path("/proc/self/statm")
 _PAGE_BYTES = resource.getpagesize()
 
 
-@asynccontextmanager
-async def looking(metrics: Metrics, gate: Gate, worker: int) -> AsyncIterator[None]:
+@contextmanager
+def looking(metrics: Metrics, gate: Gate, worker: int) -> Iterator[None]:
     """Look until it is left, and then once more: what was counted stays. `worker` is the number of this process."""
     measures = _Measures(metrics, gate, worker)
     metrics.look_also(measures.look)
-    tasks = OwnTasks()
-    tasks.start(measures.run())
+    measures.start()
     try:
         yield
     finally:
-        tasks.cancel()
-        await tasks.ended()
+        measures.stop()
         metrics.look()
 
 
@@ -85,20 +82,34 @@ class _Measures:
         )
         build.labels(__version__, platform.python_version(), aiohttp.__version__).set(1)
         self._cpu_seconds = 0.0
+        self._loop = asyncio.get_running_loop()
+        self._timer: asyncio.TimerHandle | None = None
+        self._due = 0.0
+        self._ticks = 0
 
-    async def run(self) -> None:
-        """For ever: see how late the loop is, and look at the rest less often."""
-        loop, ticks = asyncio.get_running_loop(), 0
+    def start(self) -> None:
+        """Look from now on."""
         self._count()
-        while True:
-            due = loop.time() + _TICK_SECONDS
-            await asyncio.sleep(_TICK_SECONDS)
-            self._lag.observe(max(0.0, loop.time() - due))
-            ticks += 1
-            if ticks % _TICKS_PER_LOOK == 0:
-                self._metrics.look()
-            if ticks % (_TICKS_PER_LOOK * _LOOKS_PER_COUNT) == 0:
-                self._count()
+        self._wait()
+
+    def stop(self) -> None:
+        """Look no more."""
+        if self._timer is not None:
+            self._timer.cancel()
+
+    def _wait(self) -> None:
+        self._due = self._loop.time() + _TICK_SECONDS
+        self._timer = self._loop.call_at(self._due, self._tick)
+
+    def _tick(self) -> None:
+        """See how late the loop is, and look at the rest less often."""
+        self._lag.observe(max(0.0, self._loop.time() - self._due))
+        self._wait()
+        self._ticks += 1
+        if self._ticks % _TICKS_PER_LOOK == 0:
+            self._metrics.look()
+        if self._ticks % (_TICKS_PER_LOOK * _LOOKS_PER_COUNT) == 0:
+            self._count()
 
     def look(self) -> None:
         """What costs next to nothing."""
