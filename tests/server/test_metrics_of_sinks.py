@@ -79,7 +79,11 @@ async def test_bytes_wait_while_a_sink_takes_none_and_no_longer(start_gateway: S
 async def test_requests_are_made_again_for_a_reason(start_gateway: StartGateway) -> None:
     async with HonestUpstream(200, b"{}") as good, LengthDemandingUpstream() as wants_length:
         failing = {"urls": [closed_port(), good.url], "failures_to_open": 0}
-        sinks = {"failing": failing, "demanding": {"urls": [wants_length.url]}, "steady": {"urls": [good.url]}}
+        sinks: dict[str, dict[str, Any]] = {
+            "failing": failing,
+            "demanding": {"urls": [wants_length.url]},
+            "steady": {"urls": [good.url]},
+        }
         sinks = {name: {"type": "relay", **sink} for name, sink in sinks.items()}
         routes = [{"path": f"/{name}", "parts": [{"sinks": [name]}]} for name in sinks]
         gateway = await start_gateway(sinks=sinks, routes=routes)
