@@ -18,8 +18,8 @@ from aiohttp.http_exceptions import HttpProcessingError
 from gateway.config.make import make_tls
 from gateway.config.settings import DEFAULT_ROUTES, Settings
 from gateway.server.app import build_app, build_management, check_took_effect
+from gateway.server.binding import bound_sockets
 from gateway.server.demo_destination import receiver_app
-from gateway.server.listening import bound_sockets
 from gateway.server.serve import DrainingRunner
 from gateway.server.services import SERVICES, Services
 

@@ -35,7 +35,7 @@ def run(options: argparse.Namespace) -> int:
     from gateway.config.load import load  # it takes as long as all the rest, and keys have no configuration
     from gateway.server.logs import configure_logging
 
-    configure_logging(options.log_level)
+    configure_logging(options.log_level or "INFO")
     return _sign(load(options.config), options)
 
 

@@ -47,7 +47,7 @@ def add_arguments(parser: argparse.ArgumentParser, command: str) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """The exit code. Raises ConfigError, OSError."""
-    configure_logging(options.log_level)
+    configure_logging(options.log_level or "INFO")
     settings = load(options.config)
     if options.command == "explain":
         return _explain(settings, options)
@@ -67,7 +67,7 @@ def _check(settings: Settings) -> None:
     server, management = settings.server, settings.management
     below = f", and below {server.base_path}" if server.base_path else ""
     scheme = "http" if settings.tls is None else "https"
-    print(f"at {scheme}://{authority(server.host, server.port)}{below}:")
+    print(f"at {', '.join(address.told(scheme) for address in server.addresses)}{below}:")
     for route in settings.as_routes():
         told = [_told(route, rule) for rule in route.rules] or ["no file"]
         print(f"{route.path} ({route.kind}):", *told, sep=" " if len(told) == 1 else "\n    ")

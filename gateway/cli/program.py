@@ -6,7 +6,6 @@ import argparse
 import importlib
 import os
 import signal
-import socket
 import sys
 from collections.abc import Sequence
 from typing import Any
@@ -64,7 +63,11 @@ class _Command(argparse.ArgumentParser):
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="gateway", description="A streaming multipart relay gateway.")
     parser.add_argument("--version", action="version", version=f"gateway {__version__}")
-    parser.add_argument("--log-level", default="INFO", choices=["DEBUG", "INFO", "WARNING", "ERROR"])
+    parser.add_argument(
+        "--log-level",
+        choices=["DEBUG", "INFO", "WARNING", "ERROR"],
+        help="in place of server.log_level, which is INFO unless the configuration says otherwise",
+    )
     commands = parser.add_subparsers(dest="command", required=True, parser_class=_Command)
     for name, (room, purpose) in _COMMANDS.items():
         commands.add_parser(name, help=purpose, allow_abbrev=room != "gateway.client").room = room
@@ -76,8 +79,6 @@ def _told(error: Exception) -> tuple[str, int] | None:
     match error:
         case BrokenPipeError():
             return "", 1  # whoever reads our output has enough
-        case socket.gaierror():
-            return f"gateway: server.host: {error.strerror}\n", 1
         case OSError():
             return f"gateway: {error}\n", 1
     from gateway.config import ConfigError

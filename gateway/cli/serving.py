@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import logging
+from collections.abc import Callable
 from contextlib import AsyncExitStack
 from functools import partial
 
@@ -19,6 +20,7 @@ from gateway.config.sinks import RelaySettings
 from gateway.http.urls import authority
 from gateway.server.demo_destination import receiver_app
 from gateway.server.logs import LOG_FORMATS, LogFormat, configure_logging
+from gateway.server.reloading import Reloading
 from gateway.server.serve import run as run_in_loop
 from gateway.server.serve import serve
 from gateway.server.signals import until_signalled
@@ -53,23 +55,40 @@ def add_arguments(parser: argparse.ArgumentParser, command: str) -> None:
 def run(options: argparse.Namespace) -> int:
     """Until a signal comes. Raises ConfigError, OSError, WorkersFailed."""
     log_format: LogFormat = getattr(options, "log_format", "auto")
-    configure_logging(options.log_level, log_format=log_format)
+    configure_logging(options.log_level or "INFO", log_format=log_format)
     if options.command == "receiver":
         asyncio.run(_receiver(options.host, options.port))
         return 0
-    settings = load(options.config)
+    read = partial(_configured, options)
+    settings = read()
+    logging.getLogger().setLevel(settings.server.log_level)
     for variable in unknown_variables(settings.model_dump()):
         log.warning("%s is no variable of the gateway's", variable)
     if warning := open_to_others(settings):
         log.warning(warning)
     # the parent of workers waits for processes, which any loop can
     event_loop = settings.server.event_loop if settings.server.workers == 1 else "asyncio"
-    run_in_loop(_serve(settings, log_format=log_format, receiver_port=options.with_receiver), event_loop=event_loop)
+    serving = _serve(settings, read, log_format=log_format, receiver_port=options.with_receiver)
+    run_in_loop(serving, event_loop=event_loop)
     return 0
 
 
-async def _serve(settings: Settings, *, log_format: LogFormat, receiver_port: int | None) -> None:
-    serve_all = serve if settings.server.workers == 1 else partial(supervise, log_format=log_format)
+def _configured(options: argparse.Namespace) -> Settings:
+    """What is configured now; the command line has the last word. Raises ConfigError."""
+    settings = load(options.config)
+    if options.log_level is None:
+        return settings
+    server = settings.server.model_copy(update={"log_level": options.log_level})
+    return settings.model_copy(update={"server": server})
+
+
+async def _serve(
+    settings: Settings, read: Callable[[], Settings], *, log_format: LogFormat, receiver_port: int | None
+) -> None:
+    reloading = Reloading(settings, read)
+    serve_all = partial(serve, reloading=reloading)
+    if settings.server.workers > 1:
+        serve_all = partial(supervise, reloading=reloading, log_format=log_format)
     async with AsyncExitStack() as stack:
         if receiver_port is None:
             await serve_all(settings)

@@ -8,6 +8,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from gateway.config.addresses import TcpAddress
+from gateway.config.listening import ServerSettings
 from gateway.config.messages import did_you_mean
 from gateway.config.settings import BUILT_IN_FLOWS, OWN_PATHS, FlowSettings, RouteSettings, Settings
 from gateway.config.sinks import DOTTED_PATH, DiskSettings, ObjectsSettings, RelaySettings, SinkSettings
@@ -60,8 +62,22 @@ def server_contradictions(settings: Settings) -> Iterator[str]:
         for name, sink in settings.sinks.items():
             if isinstance(sink, ObjectsSettings) and sink.url.startswith("memory:"):
                 yield f"sinks.{name}.url: each of the {server.workers} workers would have a memory of its own"
-    if management.port and (management.host, management.port) == (server.host, server.port):
-        yield f"management.port: {management.port} is server.port, too; leave it out to have one listener"
+    yield from _of_addresses(server)
+    if management.port and TcpAddress(management.host, management.port) in server.addresses:
+        key = "server.port" if server.listen is None else "in server.listen"
+        yield f"management.port: {management.port} is {key}, too; leave it out to have one listener"
+
+
+def _of_addresses(server: ServerSettings) -> Iterator[str]:
+    if server.listen is None:
+        return
+    for key in ("host", "port"):
+        if key in server.model_fields_set:
+            yield f"server.{key}: server.listen says where it listens; leave one of them out"
+    free = [address for address in server.addresses if not (isinstance(address, TcpAddress) and not address.port)]
+    for address in dict.fromkeys(free):
+        if free.count(address) > 1:
+            yield f"server.listen: {address.told('http').removeprefix('http://')} is there twice"
 
 
 def _is_below(path: str, above: str) -> bool:

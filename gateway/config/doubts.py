@@ -6,6 +6,7 @@ import inspect
 import os
 from collections.abc import Iterator, Mapping
 
+from gateway.config.addresses import TcpAddress
 from gateway.config.listening import ManagementSettings, ServerSettings
 from gateway.config.policies import open_to_others
 from gateway.config.settings import DownloadSettings, RouteSettings, Settings
@@ -97,11 +98,15 @@ def _of_connections(server: ServerSettings) -> Iterator[str]:
 def _is_own(url: str, settings: Settings) -> bool:
     """Whether it is where this gateway listens, as far as that can be told without asking for names."""
     parts = split_url(url)
-    host, own = parts.host.strip("[]"), settings.server.host
-    everywhere = own in ("0.0.0.0", "::", "") and host in ("127.0.0.1", "::1", "localhost", "0.0.0.0")
-    local = {own, host} <= {"127.0.0.1", "::1", "localhost"}
-    port = parts.port or PORTS[parts.scheme]
-    return port == settings.server.port and parts.scheme == "http" and (host == own or everywhere or local)
+    host, port = parts.host.strip("[]"), parts.port or PORTS[parts.scheme]
+    for address in settings.server.addresses:
+        if isinstance(address, TcpAddress) and port == address.port and parts.scheme == "http":
+            own = address.host
+            everywhere = own in ("0.0.0.0", "::", "") and host in ("127.0.0.1", "::1", "localhost", "0.0.0.0")
+            local = {own, host} <= {"127.0.0.1", "::1", "localhost"}
+            if host == own or everywhere or local:
+                return True
+    return False
 
 
 def _umask() -> int:

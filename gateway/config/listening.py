@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import importlib.util
-import re
-from contextlib import suppress
-from ipaddress import ip_address
 from typing import Annotated, Literal
 
 from pydantic import AfterValidator, Field
 
 from gateway.config.access import HostNames
-from gateway.config.sinks import FileName, Table, matching
+from gateway.config.addresses import Address, Inherited, TcpAddress, checked_host, parsed_address
+from gateway.config.sinks import FileName, Table, matching, octal_mode
 from gateway.http.origin import Family, TrustedNetworks
 from gateway.http.prefix import is_prefix
 from gateway.model import Count, Seconds
@@ -27,13 +25,10 @@ def _installed(event_loop: str) -> str:
     return event_loop
 
 
-def _listening(host: str) -> str:
-    with suppress(ValueError):
-        ip_address(host)
-        return host
-    if not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_.-]*", host) or host.rsplit(".", 1)[-1].isdigit():
-        raise ValueError('neither an address, such as "0.0.0.0" or "::", nor a host name; a port has a key of its own')
-    return host
+def _addresses(listen: tuple[str, ...] | None) -> tuple[str, ...] | None:
+    for text in listen or ():
+        parsed_address(text)
+    return listen
 
 
 def _networks(networks: tuple[str, ...]) -> tuple[str, ...]:
@@ -53,9 +48,13 @@ def _base_path(path: str) -> str:
 class ServerSettings(Table):
     """`[server]`: where it listens, and how many uploads it takes."""
 
-    host: Annotated[str, AfterValidator(_listening)] = "127.0.0.1"
+    host: Annotated[str, AfterValidator(checked_host)] = "127.0.0.1"
     """Loopback: what listens on a network is somebody's decision."""
     port: Annotated[Count, Field(le=65535)] = 8080
+    listen: Annotated[tuple[str, ...] | None, Field(min_length=1), AfterValidator(_addresses)] = None
+    """The one of `host` and `port`: more are for proxies on this machine, and for restarts that refuse nobody."""
+    socket_mode: Annotated[str, octal_mode("0660")] = "0660"
+    """A proxy has the group; nobody else gets past it."""
     name: Annotated[str, matching(_NAME, "should be 1 to 64 letters, digits, and characters such as - . _")] | None = (
         None
     )
@@ -72,8 +71,12 @@ class ServerSettings(Table):
     """More than uploads, since one holds less: see the bound that `gateway check` prints."""
     max_connections: Count = 1000
     """Fifteen for each upload. One that is idle costs some 10 KiB and a descriptor, and not all systems give many."""
+    drain_delay_seconds: Seconds = 0
+    """Who stops it has taken it out of the balancer before, or there is none."""
     drain_seconds: Seconds = 60
     """What orchestrators commonly wait for, or can be told to."""
+    log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = "INFO"
+    """A line for each upload, which is what an operator looks for first."""
     read_buffer_bytes: Annotated[Count, Field(ge=4096, le=16 << 20)] = 256 << 10
     """Half of what is received in one call, and of what waits to be parsed; smaller ones cost a wake-up each."""
     max_head_bytes: Annotated[Count, Field(ge=4096, le=1 << 20)] = 64 << 10
@@ -90,6 +93,16 @@ class ServerSettings(Table):
     """None: anybody can write into a header where they come from."""
     trusted_header: Family = "x-forwarded"
     """What nearly every proxy writes."""
+
+    @property
+    def addresses(self) -> list[Address]:
+        """Where it listens."""
+        return [TcpAddress(self.host, self.port)] if self.listen is None else [*map(parsed_address, self.listen)]
+
+    @property
+    def hands_over(self) -> bool:
+        """Whether its listeners stay open when it has ended, for the next process."""
+        return Inherited() in self.addresses
 
     @property
     def effective_max_connections(self) -> int:
@@ -113,7 +126,7 @@ class ServerSettings(Table):
 class ManagementSettings(Table):
     """`[management]`: what is for operators, and a listener of its own for that."""
 
-    host: Annotated[str, AfterValidator(_listening)] = "127.0.0.1"
+    host: Annotated[str, AfterValidator(checked_host)] = "127.0.0.1"
     """Loopback: there is no password."""
     port: Annotated[Count, Field(le=65535)] | None = None
     """None: there is no such listener, and all is served where uploads are."""

@@ -9,6 +9,7 @@ from types import TracebackType
 from typing import Self
 
 from gateway.access import ANY, AnyPolicy, Browsers, Counts, Hook, Kind, Policy, SignedUrls, is_loopback, read_secrets
+from gateway.config.addresses import Inherited, TcpAddress
 from gateway.config.messages import ConfigError
 from gateway.config.settings import Settings
 
@@ -85,8 +86,13 @@ def access_contradictions(settings: Settings) -> Iterator[str]:
 def _reached(settings: Settings) -> str:
     """How others than this machine can ask, in words; empty where they cannot."""
     server = settings.server
-    if not is_loopback(server.host):
-        return f'others than this machine reach server.host = "{server.host}"'
+    for address in server.addresses:
+        match address:
+            case TcpAddress(host) if not is_loopback(host):
+                key = f'server.host = "{host}"' if server.listen is None else f"{host} in server.listen"
+                return f"others than this machine reach {key}"
+            case Inherited():
+                return "others than this machine may reach what server.listen takes over as fd://"
     return "server.trusted_networks has proxies, which bring others" if server.trusted_networks else ""
 
 
@@ -109,8 +115,11 @@ def make_management_browsers(settings: Settings) -> Browsers:
     return Browsers(hosts=frozenset(settings.server.hosts or (ANY,)))
 
 
-def make_policies(settings: Settings, counts: Counts | None = None, secret: str = "") -> Policies:
-    """Those of all routes; the page signs its links with `secret`, unless there are others to sign with.
+def make_policies(
+    settings: Settings, counts: Counts | None = None, secret: str = "", *, hook: Hook | None = None
+) -> Policies:
+    """Those of all routes; the page signs its links with `secret`, unless there are others to sign with. `hook` is one
+    that was made before, with its connections.
 
     Raises ConfigError for keys and secrets that cannot be read, all at once."""
     by_path = {route.path: route.access or ("none",) for route in settings.routes}
@@ -120,7 +129,8 @@ def make_policies(settings: Settings, counts: Counts | None = None, secret: str 
     made = settings.access.made(tuple(dict.fromkeys([*union, *downloading])), problems, counts)
     if problems:
         raise ConfigError(problems)
-    hook = settings.access.made_hook() if "hook" in {*union, *downloading} else None
+    if hook is None and "hook" in {*union, *downloading}:
+        hook = settings.access.made_hook()
 
     signing: Sequence[str] = ()
     if settings.has_page and union != ("none",):

@@ -38,6 +38,7 @@ __all__ = [
     "Table",
     "TlsSettings",
     "matching",
+    "octal_mode",
     "sink_tag",
 ]
 
@@ -81,7 +82,7 @@ class Table(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, hide_input_in_errors=True, allow_inf_nan=False)
 
 
-def _mode(example: str) -> BeforeValidator:
+def octal_mode(example: str) -> BeforeValidator:
     """Octal, as a text or as TOML writes it (0o640); the gateway itself, the owner, needs what `example` gives it."""
     least = int(example, 8) & 0o700
 
@@ -104,8 +105,8 @@ class DiskSettings(Table):
     """How much others need there, only they know."""
     keep_seconds: Seconds = 0
     """0: for ever. What is kept for a while only has to be asked for."""
-    mode: Annotated[str, _mode("0640")] = "0640"
-    directory_mode: Annotated[str, _mode("0750")] = "0750"
+    mode: Annotated[str, octal_mode("0640")] = "0640"
+    directory_mode: Annotated[str, octal_mode("0750")] = "0750"
     """Those of its group may read, for backups and the like, and nobody else: uploads are not the world's."""
 
 

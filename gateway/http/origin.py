@@ -22,6 +22,7 @@ from gateway.model import Upload
 
 __all__ = [
     "TOKEN",
+    "UNIX_PEER",
     "Family",
     "TrustedNetworks",
     "appended",
@@ -35,6 +36,8 @@ __all__ = [
 Family = Literal["x-forwarded", "forwarded"]
 """What the trusted proxies write: X-Forwarded-For, -Proto, -Host and their like, or Forwarded."""
 
+UNIX_PEER = "unix:"
+"""The address of all that come by a socket of this machine: they have none, and the mode of its file lets them in."""
 _TCHARS = r"[!#$%&'*+\-.^_`|~0-9A-Za-z]+"
 TOKEN = re.compile(_TCHARS)
 _PAIR = re.compile(rf'({_TCHARS})=("(?:[\t\x20\x21\x23-\x5b\x5d-\x7e]|\\[\t\x20-\x7e])*"|{_TCHARS})')
@@ -73,7 +76,11 @@ class TrustedNetworks:
 
     def __init__(self, networks: Iterable[str] = ()) -> None:
         self._networks = []
+        self._has_unix = False
         for text in networks:
+            if text == UNIX_PEER:
+                self._has_unix = True
+                continue
             try:
                 self._networks.append(ip_network(text))
             except ValueError as error:
@@ -84,6 +91,8 @@ class TrustedNetworks:
         return self._found(peer)
 
     def _look_up(self, peer: str) -> bool:
+        if peer == UNIX_PEER:
+            return self._has_unix
         try:
             address = ip_address(peer)
         except ValueError:
@@ -126,7 +135,8 @@ def is_believed(name: str, family: Family) -> bool:
 def origin_headers(upload: Upload) -> list[tuple[str, str]]:
     """Forwarded and X-Forwarded-For, -Proto, -Host: what was believed, and this hop (rule 4)."""
     chain, addresses, scheme, host = _told(upload)
-    peer = upload.peer.partition("%")[0]  # without the zone of a link-local address
+    # without the zone of a link-local address
+    peer = "" if upload.peer == UNIX_PEER else upload.peer.partition("%")[0]
     made = [
         ("Forwarded", appended(chain, _element(peer or "unknown", upload.scheme, upload.host))),
         ("X-Forwarded-For", appended(addresses, peer)),

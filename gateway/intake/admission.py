@@ -76,7 +76,15 @@ class Gate:
     def __init__(self, uploads: Slots, reads: Slots) -> None:
         self.uploads = uploads
         self.reads = reads
+        self.leaving = False
+        """Whether new ones should go elsewhere: it is said, and those that come are let in."""
         self.draining = False
+        """Whether nothing new begins."""
+
+    @property
+    def is_ending(self) -> bool:
+        """Whether clients that have got their answer are to go elsewhere."""
+        return self.leaving or self.draining
 
     @property
     def in_flight(self) -> int:

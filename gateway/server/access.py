@@ -134,7 +134,7 @@ def for_readers(handler: Handler, scope: str = "read") -> Handler:
         return await _asked(
             handler,
             request,
-            services.reading,
+            services.policies.reading,
             scope,
             _stored(request),
             called="" if called is None else called.canonical,
@@ -147,7 +147,7 @@ def for_downloaders(handler: Handler) -> Handler:
     """The handler, for those who may download from elsewhere."""
 
     async def ask(request: web.Request) -> web.StreamResponse:
-        return await _asked(handler, request, request.app[SERVICES].downloading, "download", "/download")
+        return await _asked(handler, request, request.app[SERVICES].policies.downloading, "download", "/download")
 
     return ask
 

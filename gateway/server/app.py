@@ -51,7 +51,8 @@ def build_app(
     """
     sinks, flows = make_sinks_and_flows(settings)
     counts = _counts(settings, shared)
-    policies = make_policies(settings, counts, secrets.token_hex() if shared is None else shared.secret)
+    secret = secrets.token_hex() if shared is None else shared.secret
+    policies = make_policies(settings, counts, secret)
     browsers = make_browsers(settings)
     app = _application(settings, browsers)
     settings = settings.named()
@@ -77,11 +78,9 @@ def build_app(
         metrics=metrics,
         quotas=_quotas(settings, counts, shared, sinks),
         board=board,
-        signing=policies.signing,
         page=_page(settings),
-        access=policies.routes,
-        reading=policies.reading,
-        downloading=policies.downloading,
+        policies=policies,
+        read_policies=lambda before: make_policies(settings, counts, secret, hook=before.hook),
         description=api_description(settings) if settings.has_page else {},
         browsers=browsers,
         trusted=TrustedNetworks(settings.server.trusted_networks),

@@ -44,6 +44,7 @@ from gateway.config.settings import HEALTH_PATHS
 from gateway.errors import Busy, ClientGone, GatewayError, Malformed, Stalled
 from gateway.http.answers import SERVER_NAME, UNREAD
 from gateway.http.forwarding import REQUEST_ID
+from gateway.http.origin import UNIX_PEER
 from gateway.http.prefix import without_base
 from gateway.http.problems import problem
 from gateway.http.request_bodies import Body, ChunkedBody, LengthBody
@@ -76,6 +77,7 @@ class Connection(RequestHandler):
         "_is_beyond",
         "_is_last",
         "_is_over",
+        "_late",
         "_looked_at",
         "_max_head_bytes",
         "_reader",
@@ -83,7 +85,7 @@ class Connection(RequestHandler):
         "_refused",
         "_refused_from",
         "_unread_bytes",
-        "may_begin",
+        "peer",
     )
 
     def __init__(
@@ -121,7 +123,10 @@ class Connection(RequestHandler):
         self._is_over = is_over
         """Whether there are more than that now."""
         self._count_refused = refused
-        self.may_begin = False
+        self._late = 0
+        """The number of the request that may begin although the gateway drains."""
+        self.peer = ""
+        """The address of whoever is connected."""
         self._received = bytearray()
         """From the beginning of a request on that is not begun."""
         self._looked_at = 0
@@ -146,6 +151,9 @@ class Connection(RequestHandler):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """As aiohttp's."""
         super().connection_made(transport)
+        name = transport.get_extra_info("peername")
+        # one by a path has a name if it wants to, and then it is any
+        self.peer = str(name[0]) if isinstance(name, tuple) else UNIX_PEER
         self._receive_at_most(RECEIVE_BYTES)
         self._start_head_clock()
 
@@ -156,20 +164,30 @@ class Connection(RequestHandler):
         if self._refused is not None:
             self._refused.feed_eof()
 
-    @property
-    def has_had_none(self) -> bool:
-        """Whether no request has come yet, and one still may."""
-        return not self._request_count and not self._has_ended
+    def let_begin(self, *, any_request: bool) -> None:
+        """Its first request may begin although the gateway drains, or whichever is next; so may one that has come, and
+        is not answered yet.
+        """
+        number = self._request_count + self._is_answered
+        if number == 1 or any_request:
+            self._late = number
+
+    def let_begin_no_more(self, *, close: bool) -> None:
+        """Not what has not come by now; `close` the connection, if it was idle."""
+        if self.is_to_begin:
+            self._late = 0
+            if close and not self._received and self._body is None:
+                self.force_close()
 
     @property
-    def is_at_its_first(self) -> bool:
-        """Whether its first request may still come, or has come and is the last one so far."""
-        return self._request_count == 1 or self.has_had_none
+    def is_to_begin(self) -> bool:
+        """Whether what was let begin has not come, and still may."""
+        return self._late > self._request_count and not self._has_ended
 
     @property
     def begins_late(self) -> bool:
-        """Whether its request now is the first one, and was let begin although the gateway drains."""
-        return self.may_begin and self._request_count == 1
+        """Whether its request now is the one that was let begin although the gateway drains."""
+        return self._request_count == self._late
 
     def data_received(self, data: bytes) -> None:
         """What came, by segments. b"" is aiohttp's own, when whoever reads a body has taken some of it."""
@@ -345,7 +363,7 @@ class Connection(RequestHandler):
             response.headers[hdrs.SERVER] = SERVER_NAME
             return response
         identity = new_ulid()
-        log_refused(exc, identity, request.remote)
+        log_refused(exc, identity, self.peer)
         self._count_refused(exc)
         response = problem(exc, prefix=self._base_path, close=True)
         own = {REQUEST_ID: identity, hdrs.SERVER: SERVER_NAME, hdrs.CONNECTION: "close"}

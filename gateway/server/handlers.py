@@ -30,7 +30,7 @@ from gateway.server.middleware import problem_of
 from gateway.server.page_handlers import LINK_PATH, get_asset, get_link, get_page, get_root
 from gateway.server.record import log_told, told
 from gateway.server.selftest import answer_buffering
-from gateway.server.services import CLIENT, SERVICES
+from gateway.server.services import CLIENT, SERVICES, begins_late
 from gateway.server.uploads import UploadHandler
 from gateway.server.watching import PROGRESS_PATH, get_progress
 
@@ -52,7 +52,7 @@ async def get_download(request: web.Request) -> web.StreamResponse:
         raise
     try:
         with held:
-            response = await services.downloader.respond(request, close=services.gate.draining)
+            response = await services.downloader.respond(request, close=services.gate.is_ending)
         outcome = response.get(OUTCOME, "ok")
         return response
     except GatewayError as error:
@@ -64,8 +64,7 @@ async def get_download(request: web.Request) -> web.StreamResponse:
 
 def _take_slot_of_read(request: web.Request, held: ExitStack) -> None:
     """Until `held` is left. Raises Draining, Busy, TooManyRequests."""
-    gate = request.app[SERVICES].gate
-    if gate.draining:
+    if request.app[SERVICES].gate.draining and not begins_late(request):
         raise Draining
     _share_reads(request, held)
 

@@ -12,23 +12,20 @@ import asyncio
 import errno
 import logging
 import math
-import os
 import socket
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from typing import Any, Protocol
 
 from aiohttp import web
 
 from gateway.concurrency.tasks import OwnTasks
-from gateway.config.settings import Settings
 from gateway.errors import GatewayError
 from gateway.http.tls import ServerTls
-from gateway.http.urls import authority
 from gateway.model import Limits
 from gateway.server.answer_clocks import AnswerClocks
 from gateway.server.connection import Connection
 
-__all__ = ["Listener", "Server", "SharedConnections", "bound_listeners", "bound_sockets", "told_addresses"]
+__all__ = ["Listener", "Server", "SharedConnections"]
 
 log = logging.getLogger("gateway.server")
 
@@ -54,6 +51,9 @@ class SharedConnections(Protocol):
 
     def is_our_turn(self) -> bool:
         """Whether this process is to accept the next one."""
+
+    def accept_no_more(self) -> None:
+        """Have others take all that come."""
 
 
 class Server(web.Server):
@@ -102,16 +102,17 @@ class Server(web.Server):
         self._listeners.append(listener)
         return listener
 
-    def let_begin(self) -> None:
-        """The first request of each connection that has not been answered yet may begin, although nothing else may."""
+    def let_begin(self, *, any_request: bool) -> None:
+        """The first request of each connection that has not been answered yet may begin, although nothing else may; or
+        the next one of each, whichever it is.
+        """
         for connection in self._accepted:
-            connection.may_begin = connection.is_at_its_first
+            connection.let_begin(any_request=any_request)
 
-    def let_begin_no_more(self) -> None:
-        """Those that have not come by now."""
-        for connection in self._accepted:
-            if connection.has_had_none:
-                connection.may_begin = False
+    def let_begin_no_more(self, *, close: bool) -> None:
+        """Those that have not come by now; who had one, and was idle since, is closed, or told so when he asks."""
+        for connection in list(self._accepted):
+            connection.let_begin_no_more(close=close)
 
     @property
     def connection_count(self) -> int:
@@ -121,7 +122,14 @@ class Server(web.Server):
     @property
     def awaits_beginnings(self) -> bool:
         """Whether some of them have not come."""
-        return any(connection.may_begin and connection.has_had_none for connection in self._accepted)
+        return any(connection.is_to_begin for connection in self._accepted)
+
+    def accept_no_more(self, *, leave: bool) -> None:
+        """Close the listeners; `leave` to others what waits there."""
+        for listener in self._listeners:
+            listener.close(leave=leave)
+        if self._shared is not None:
+            self._shared.accept_no_more()
 
     def connection_lost(self, handler: Any, exc: BaseException | None = None) -> None:
         """As aiohttp's."""
@@ -212,15 +220,18 @@ class Listener:
         self.address: Any = bound.getsockname()
         """As the system has it."""
         bound.setblocking(False)
-        bound.listen(_BACKLOG)
+        if not bound.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN):  # or it keeps the queue that it has
+            bound.listen(_BACKLOG)
         self._loop.add_reader(bound, self._accept)
 
-    def close(self) -> None:
-        """Accept what waits with the system, which would reset it, and no more."""
+    def close(self, *, leave: bool = False) -> None:
+        """Accept what waits with the system, which would reset it, and no more; or `leave` it, where another process
+        has the socket, too.
+        """
         if self._socket.fileno() < 0:
             return
         try:
-            if self._retry is None:
+            if self._retry is None and not leave:
                 self._accept(_BACKLOG + 1)
         except OSError as error:  # of a network that is going: it ends all the same
             self._tell(error)
@@ -278,40 +289,3 @@ class Listener:
         if now - self._told_at >= _RETRY_SECONDS:
             self._told_at = now
             log.warning("a connection has to wait: %s", error.strerror)
-
-
-async def bound_listeners(settings: Settings) -> tuple[list[socket.socket], list[socket.socket]]:
-    """(those for uploads, those for management), not listening yet. Raises OSError where an address cannot be had."""
-    management = settings.management
-    listeners = await bound_sockets(settings.server.host, settings.server.port)
-    try:
-        return listeners, [] if management.port is None else await bound_sockets(management.host, management.port)
-    except OSError as error:
-        for listener in listeners:
-            listener.close()
-        if isinstance(error, socket.gaierror):
-            raise OSError(f"management.host: {error.strerror}") from error
-        raise
-
-
-def told_addresses(
-    listeners: Iterable[socket.socket], of_management: Iterable[socket.socket], *, scheme: str = "http"
-) -> str:
-    """Where they listen, in words."""
-
-    def told(bound: Iterable[socket.socket], scheme: str = "http") -> str:
-        addresses = [one.getsockname()[:2] for one in bound]
-        return ", ".join(f"{scheme}://{authority(host, port)}" for host, port in addresses)
-
-    management = told(of_management)
-    return told(listeners, scheme) + (f", management on {management}" if management else "")
-
-
-async def bound_sockets(host: str, port: int) -> list[socket.socket]:
-    """One for each address of the host, not listening yet. Raises OSError where there is none, or one is taken."""
-    loop = asyncio.get_running_loop()
-    server = await loop.create_server(asyncio.Protocol, host, port, start_serving=False)
-    try:
-        return [socket.socket(fileno=os.dup(bound.fileno())) for bound in server.sockets]
-    finally:
-        server.close()

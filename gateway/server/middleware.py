@@ -34,7 +34,7 @@ from gateway.http.ulids import new_ulid
 from gateway.server.browsers import check_host, tell_browsers
 from gateway.server.logs import about
 from gateway.server.record import log_refused, log_untaken
-from gateway.server.services import BODY_READ, CLIENT, HOST, OWN_ID, SENT_REQUEST_ID, SERVICES, UPLOAD_ID, Services
+from gateway.server.services import BODY_READ, CLIENT, HOST, OWN_ID, SENT_REQUEST_ID, SERVICES, UPLOAD_ID, Services, peer_of
 from gateway.server.watching import chosen_id
 from gateway.sinks import Stage
 
@@ -63,7 +63,7 @@ async def problems(request: web.Request, handler: Handler) -> web.StreamResponse
             return await _answer_to(request, error)
         finally:
             services.requests.discard(task)
-    if services.gate.draining and not response.prepared:
+    if services.gate.is_ending and not response.prepared:
         response.force_close()
     return response
 
@@ -72,7 +72,7 @@ def _identify(request: web.Request, services: Services) -> None:
     own_id = request[OWN_ID] = chosen_id(request) or new_ulid()
     request[SENT_REQUEST_ID] = request_id(request.headers.getall(REQUEST_ID, ()), own_id)
     request[CLIENT] = client_address(
-        request.headers.items(), request.remote or "", trusted=services.trusted, family=services.trusted_header
+        request.headers.items(), peer_of(request), trusted=services.trusted, family=services.trusted_header
     )
 
 

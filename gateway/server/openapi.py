@@ -11,9 +11,9 @@ from collections.abc import Iterable, Iterator
 from importlib.resources import files
 from typing import Any
 
+from gateway.config.addresses import TcpAddress
 from gateway.config.settings import RouteSettings, Settings
 from gateway.errors import LEAVES
-from gateway.http.urls import authority
 
 __all__ = ["api_description"]
 
@@ -139,5 +139,7 @@ def _routes_of(path: str, settings: Settings) -> list[RouteSettings]:
 
 
 def _address(settings: Settings) -> str:
-    scheme = "https" if settings.tls else "http"
-    return f"{scheme}://{authority(settings.server.host, settings.server.port)}{settings.server.base_path}"
+    """Where it can be asked by a url; on its own host where it listens on none."""
+    scheme, base = "https" if settings.tls else "http", settings.server.base_path
+    found = [address.told(scheme) for address in settings.server.addresses if isinstance(address, TcpAddress)]
+    return found[0] + base if found else base or "/"

@@ -47,9 +47,9 @@ async def get_link(request: web.Request) -> web.Response:
     is_archive = what == "archive.zip"
     owner = await stored_owner(request, None if is_archive else what)
     path = ARCHIVE_PATH.format(id=upload_id) if is_archive else f"/files/{upload_id}/{what}"
-    if services.signing:
+    if services.policies.signing:
         # As its owner: who asks may be that, and somebody else, too.
-        path = signed_url(services.signing, path, expires_seconds=_LINK_SECONDS, identity=owner)
+        path = signed_url(services.policies.signing, path, expires_seconds=_LINK_SECONDS, identity=owner)
     return web.json_response({"url": request[PREFIX] + path}, headers={hdrs.CACHE_CONTROL: "no-store"})
 
 

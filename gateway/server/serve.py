@@ -3,8 +3,8 @@
 The management listener, if there is one, answers until all that has ended.
 
 aiohttp's own shutdown drops the bytes of uploads in flight as soon as it begins. So ours comes first:
-readiness turns to 503, the listener closes, new requests on open connections are refused, uploads in
-progress go on for up to `drain_seconds`, or until a second signal; those that are left are cancelled, which
+readiness turns to 503, `drain_delay_seconds` later the listener closes, new requests on open connections are refused,
+uploads in progress go on for up to `drain_seconds`, or until a second signal; those that are left are cancelled, which
 keeps nothing of them (G3); only then aiohttp's clean-up runs.
 """
 
@@ -23,12 +23,15 @@ from typing import Any
 
 from aiohttp import web
 
+from gateway.concurrency.tasks import OwnTasks
 from gateway.config.make import make_tls
 from gateway.config.settings import Settings
 from gateway.http.tls import ServerTls
 from gateway.server.app import build_app, build_management, check_took_effect
+from gateway.server.binding import bound_listeners, told_addresses
 from gateway.server.descriptors import within_descriptors
-from gateway.server.listening import Listener, Server, SharedConnections, bound_listeners, told_addresses
+from gateway.server.listening import Listener, Server, SharedConnections
+from gateway.server.reloading import Reloading, reread_files
 from gateway.server.services import SERVICES
 from gateway.server.signals import Ending, catch_signals, ignore_signals
 
@@ -55,6 +58,8 @@ _REMOVAL_SECONDS = 0.5
 """For what a disk that hangs has not removed by then."""
 _FIRST_REQUEST_SECONDS = 0.5
 """For those who have connected before the end began to say what they want."""
+_HANDED_OVER_SECONDS = 2
+"""The same where the next process listens on: nobody else answers meanwhile, and a client on a busy machine is slow."""
 _LOOKS = 25
 _CLEANUP_SECONDS = 2
 """For connections that are idle, or whose upload was cancelled just now."""
@@ -101,10 +106,10 @@ class ListeningRunner(web.AppRunner):
         """As aiohttp's: where it listens."""
         return [listener.address for listener in self._listeners]
 
-    def accept_no_more(self) -> None:
-        """Close the listeners."""
-        for listener in self._listeners:
-            listener.close()
+    def accept_no_more(self, *, leave: bool = False) -> None:
+        """Close the listeners; `leave` what waits there to the next process."""
+        if isinstance(self.server, Server):  # or it was left before
+            self.server.accept_no_more(leave=leave)
 
     async def cleanup(self) -> None:
         """Accept no more, and leave as aiohttp does."""
@@ -113,8 +118,10 @@ class ListeningRunner(web.AppRunner):
 
 
 class DrainingRunner(ListeningRunner):
-    """One whose `cleanup` drains first. `management` is an application that is served until then, by a runner that is
-    set up and left together with this one.
+    """One whose `cleanup` drains first, `drain_delay_seconds` after it has begun to say so.
+
+    `hands_over`: somebody keeps its listeners open for the next process. `management` is an application that is served
+    until all has ended, by a runner that is set up and left together with this one.
     """
 
     def __init__(
@@ -122,6 +129,8 @@ class DrainingRunner(ListeningRunner):
         app: web.Application,
         *,
         drain_seconds: float,
+        drain_delay_seconds: float = 0,
+        hands_over: bool = False,
         max_connections: int = 0,
         shared: SharedConnections | None = None,
         ending: Ending | None = None,
@@ -130,17 +139,16 @@ class DrainingRunner(ListeningRunner):
     ) -> None:
         super().__init__(app, max_connections=max_connections, shared=shared, tls=tls)
         self._drain_seconds = drain_seconds
+        self._drain_delay_seconds = drain_delay_seconds
+        self._hands_over = hands_over
         self._ending = ending or Ending()
         self.management: ListeningRunner | None = None
         if management is not None:
             self.management = ListeningRunner(management, max_connections=_MANAGEMENT_CONNECTIONS)
 
-    def signalled(self, number: int) -> None:
-        """SIGHUP reads the certificate anew, where there is one; anything else is for the end."""
-        if number == signal.SIGHUP and self.tls is not None and not self._ending.begun:
-            self.tls.reload()
-        else:
-            self._ending.signalled(number)
+    def reread_files(self) -> None:
+        """Of certificates and keys."""
+        reread_files(self.app[SERVICES], self.tls)
 
     async def setup(self) -> None:
         """As aiohttp's."""
@@ -163,22 +171,30 @@ class DrainingRunner(ListeningRunner):
             self.app[SERVICES].metrics.connections_are(self.server.connection_count)
 
     async def _first_requests(self) -> None:
-        """Of connections that were let in before: who could connect was not refused, and does not try again."""
+        """Of connections that were let in before: who could connect was not refused, and does not try again. Where the
+        next process listens on it is the next request of each: none of them could know that this one ends.
+        """
         if not isinstance(self.server, Server):  # it was left before
             return
-        self.server.let_begin()
+        self.server.let_begin(any_request=self._hands_over)
+        patience_seconds = _HANDED_OVER_SECONDS if self._hands_over else _FIRST_REQUEST_SECONDS
         for _ in range(_LOOKS):
             if not self.server.awaits_beginnings or self._ending.hurried:
                 break
-            await asyncio.sleep(min(_FIRST_REQUEST_SECONDS, self._drain_seconds) / _LOOKS)
-        self.server.let_begin_no_more()
+            await asyncio.sleep(min(patience_seconds, self._drain_seconds) / _LOOKS)
+        self.server.let_begin_no_more(close=self._hands_over)
         await asyncio.sleep(0.01)  # for the last one to get as far as its handler
 
     async def _drain(self) -> None:
         services, ending = self.app[SERVICES], self._ending
-        services.gate.draining = True
-        self.accept_no_more()
         loop = asyncio.get_running_loop()
+        if self._drain_delay_seconds and not ending.hurried:
+            services.gate.leaving = True
+            log.info("draining in %g s: /readyz says so", self._drain_delay_seconds)
+            async with ending.patience(loop.time() + self._drain_delay_seconds):
+                await asyncio.Event().wait()
+        services.gate.draining = True
+        self.accept_no_more(leave=self._hands_over)
         deadline = loop.time() + self._drain_seconds
         if not ending.hurried:
             await self._first_requests()
@@ -209,21 +225,41 @@ def run(main: Coroutine[Any, Any, None], *, event_loop: str) -> None:
         ignore_signals()
 
 
-async def serve(settings: Settings, *, started: Callable[[str, int], None] = lambda host, port: None) -> None:
-    """Serve until a signal comes, then drain. `started` is told where it listens. Raises OSError where the address
-    cannot be had.
+async def serve(
+    settings: Settings,
+    *,
+    reloading: Reloading | None = None,
+    started: Callable[[str, int], None] = lambda host, port: None,
+) -> None:
+    """Serve until a signal comes, then drain. `started` is told where it listens, if it has a port. Raises OSError
+    where an address cannot be had.
     """
-    ending = Ending()
+    ending, reloads = Ending(), OwnTasks()
     settings = within_descriptors(settings)
     async with running(build_app(settings), settings, ending) as runner:
+
+        async def reload() -> None:
+            if reloading is not None:
+                await reloading.reread()
+            runner.reread_files()
+
+        def signalled(number: int) -> None:
+            if number == signal.SIGHUP and not ending.terminal_closed:
+                reloads.start(reload())
+            else:
+                ending.signalled(number)
+
         listeners, of_management = await bound_listeners(settings)
-        catch_signals(runner.signalled)
+        catch_signals(signalled)
         scheme = "http" if settings.tls is None else "https"
         log.info("listening on %s", told_addresses(listeners, of_management, scheme=scheme))
         runner.listen(*listeners)
         if runner.management is not None:
             runner.management.listen(*of_management)
-        started(*runner.addresses[0][:2])
+        for address in runner.addresses:
+            if isinstance(address, tuple):
+                started(*address[:2])
+                break
         await ending.wait()
 
 
@@ -237,6 +273,8 @@ async def running(
     runner = DrainingRunner(
         app,
         drain_seconds=settings.server.drain_seconds,
+        drain_delay_seconds=settings.server.drain_delay_seconds,
+        hands_over=settings.server.hands_over,
         max_connections=settings.server.effective_max_connections,
         shared=shared,
         ending=ending,

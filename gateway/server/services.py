@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping
 from concurrent.futures import Executor
 from dataclasses import dataclass, field
 from typing import Any
 
 from aiohttp import web
 
-from gateway.access import AnyPolicy, Browsers, Policy, Quotas
+from gateway.access import Browsers, Quotas
+from gateway.config.policies import Policies
 from gateway.downloads.remote import Downloader
 from gateway.errors import SinkFault
 from gateway.flows import Flow
@@ -25,7 +26,18 @@ from gateway.sinks import Sink
 from gateway.sinks.store import Store
 from gateway.upload.routes import Route
 
-__all__ = ["BODY_READ", "CLIENT", "HOST", "OWN_ID", "SENT_REQUEST_ID", "SERVICES", "UPLOAD_ID", "Services"]
+__all__ = [
+    "BODY_READ",
+    "CLIENT",
+    "HOST",
+    "OWN_ID",
+    "SENT_REQUEST_ID",
+    "SERVICES",
+    "UPLOAD_ID",
+    "Services",
+    "begins_late",
+    "peer_of",
+]
 
 
 @dataclass
@@ -48,14 +60,10 @@ class Services:
     quotas: Quotas
     board: Board
     """Which uploads can be watched."""
-    access: Mapping[str, Policy]
-    """Who may, by the path of the route."""
-    reading: AnyPolicy
-    """Who may read, and remove, what was stored."""
-    downloading: Policy
-    """Who may download from elsewhere."""
-    signing: Sequence[str] = ()
-    """With what links of the page are signed; nothing, where anybody may read."""
+    policies: Policies
+    """Who may do what."""
+    read_policies: Callable[[Policies], Policies]
+    """The same, with the keys and secrets that the files have now. Raises ConfigError."""
     page: Page | None = None
     """None where there is none."""
     description: Mapping[str, Any] = field(default_factory=dict)
@@ -71,6 +79,10 @@ class Services:
     requests: set[asyncio.Task[object]] = field(default_factory=set)
     """What is in progress, for the drain."""
 
+    def reread_keys(self) -> None:
+        """From now on what the files of keys and secrets have is believed. Raises ConfigError, and nothing changes."""
+        self.policies = self.read_policies(self.policies)
+
     @property
     def stores(self) -> list[Store]:
         """The sinks whose uploads can be fetched again."""
@@ -79,7 +91,7 @@ class Services:
     def prefix_of(self, request: web.Request) -> str:
         """The prefix that its client sees us behind."""
         told = None
-        if self.trusted_header == "x-forwarded" and (request.remote or "") in self.trusted:
+        if self.trusted_header == "x-forwarded" and peer_of(request) in self.trusted:
             told = forwarded_prefix(request.headers.getall("X-Forwarded-Prefix", ()))
         return self.base_path if told is None else told
 
@@ -87,6 +99,8 @@ class Services:
         """Why new uploads should go elsewhere: it drains, or a sink that a route requires can take none."""
         if self.gate.draining:
             return "draining"
+        if self.gate.leaving:
+            return "draining soon: it still takes what comes"
         for name in dict.fromkeys(name for route in self.routes for name in route.required):
             try:
                 await self.sinks[name].check()
@@ -107,3 +121,13 @@ CLIENT = web.RequestKey("client", str)
 """The address that it comes from, as far as those who say so are believed."""
 BODY_READ = web.RequestKey("body_read", bool)
 """Whether the body was read to its end: only then the connection can go on."""
+
+
+def peer_of(request: web.Request) -> str:
+    """The address that it came from; `unix:` of all that came by a socket of this machine."""
+    return str(getattr(request.protocol, "peer", None) or request.remote or "")
+
+
+def begins_late(request: web.Request) -> bool:
+    """Whether it was let begin although the gateway drains."""
+    return bool(getattr(request.protocol, "begins_late", False))

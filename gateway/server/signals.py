@@ -1,14 +1,16 @@
 """When the process stops, and how long what is in progress may take.
 
-SIGTERM, SIGINT or SIGHUP (a terminal that closes sends it; where there is a certificate, it is read anew instead) begin
-the drain; another SIGTERM or SIGINT ends it: what is left is broken off at once. Later ones mean nothing. Where SIGHUP
-is ignored when the process starts, as `nohup` has it, it stays so.
+SIGTERM and SIGINT begin the drain; another one ends it: what is left is broken off at once. Later ones mean nothing.
+
+SIGHUP has what can be read anew read anew; and where the process had a terminal, and has none any more, it says that
+this was closed, and begins the drain. Where it is ignored when the process starts, as `nohup` has it, it stays so.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 import signal
 from collections.abc import AsyncIterator, Callable
 
@@ -24,12 +26,18 @@ class Ending:
         self.hurried = False
         """Whether nothing is waited for any more."""
         self._begun = asyncio.Event()
+        self._had_terminal = _has_terminal()
         self._patience: asyncio.Timeout | None = None
 
     @property
     def begun(self) -> bool:
         """Whether the process is to stop."""
         return self._begun.is_set()
+
+    @property
+    def terminal_closed(self) -> bool:
+        """Whether the terminal of the process, if it had one, is gone."""
+        return self._had_terminal and not _has_terminal()
 
     def begin(self) -> None:
         """The process is to stop."""
@@ -43,7 +51,11 @@ class Ending:
             self._patience.reschedule(asyncio.get_running_loop().time())
 
     def signalled(self, number: int) -> None:
-        """The first signal begins it, the second one hurries it. That a terminal closed says nothing twice."""
+        """The first signal begins it, the second one hurries it. SIGHUP says, if at all, that a terminal closed, which
+        says nothing twice.
+        """
+        if number == signal.SIGHUP and not self.terminal_closed:
+            return
         if not self.begun:
             self.begin()
         elif number != signal.SIGHUP and not self.hurried:
@@ -62,6 +74,15 @@ class Ending:
                     yield
                 finally:
                     self._patience = None
+
+
+def _has_terminal() -> bool:
+    """Whether one controls the process: it can be opened for as long as it is there (tty(4))."""
+    try:
+        os.close(os.open("/dev/tty", os.O_RDONLY | os.O_NOCTTY | os.O_CLOEXEC))
+    except OSError:
+        return False
+    return True
 
 
 def catch_signals(tell: Callable[[int], None]) -> None:

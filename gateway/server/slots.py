@@ -157,7 +157,8 @@ class _CountedConnections:
             self._counts[self._ours] = connections
 
     def of_others(self) -> int:
-        return sum(count for count in self._counts[_CONNECTIONS::3] if count != _MANY) - self._counts[self._ours]
+        theirs = (self._counts[place] for place in range(_CONNECTIONS, len(self._counts), 3) if place != self._ours)
+        return sum(count for count in theirs if count != _MANY)
 
     def is_our_turn(self) -> bool:
         if min(self._counts[_CONNECTIONS::3]) >= self._counts[self._ours]:

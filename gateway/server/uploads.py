@@ -22,11 +22,21 @@ from gateway.multipart import boundary_of
 from gateway.multipart.codec import Decoder, Event
 from gateway.multipart.reader import decoded, raw_body_events, raw_part
 from gateway.server.access import Charge, admitted
-from gateway.server.connection import Connection
 from gateway.server.logs import tell_also
 from gateway.server.record import UploadRecord, log_upload
 from gateway.server.results import converted, created
-from gateway.server.services import BODY_READ, CLIENT, HOST, OWN_ID, SENT_REQUEST_ID, SERVICES, UPLOAD_ID, Services
+from gateway.server.services import (
+    BODY_READ,
+    CLIENT,
+    HOST,
+    OWN_ID,
+    SENT_REQUEST_ID,
+    SERVICES,
+    UPLOAD_ID,
+    Services,
+    begins_late,
+    peer_of,
+)
 from gateway.server.watching import CHOSEN_ID, check_chosen_id
 from gateway.sinks.store import manifest_keeper
 from gateway.upload.dispatch import Dispatcher, Outcome
@@ -40,7 +50,6 @@ class UploadHandler:
 
     def __init__(self, route: Route, services: Services) -> None:
         self._route = route
-        self._policy = services.access[route.path]
         self._is_stored = manifest_keeper(route.required, services.sinks) is not None
         self._dispatcher = Dispatcher(
             route,
@@ -62,13 +71,12 @@ class UploadHandler:
                 check_loop(request.headers.items(), services.name)
                 charge, limits, form, upload = await admitted(
                     request,
-                    self._policy,
+                    services.policies.routes[route.path],
                     scope="upload",
                     route=route.path,
                     then=partial(self._counted, request, services, held),
                 )
-                begins_late = isinstance(request.protocol, Connection) and request.protocol.begins_late
-                held.enter_context(services.gate.slot(begins_late=begins_late))
+                held.enter_context(services.gate.slot(begins_late=begins_late(request)))
             except GatewayError as error:
                 services.metrics.upload_refused(route=route.path, outcome=error.slug())
                 log_upload(upload_id, request[SENT_REQUEST_ID], route.path, error.slug(), error=error)
@@ -85,7 +93,8 @@ class UploadHandler:
         self, request: web.Request, services: Services, held: AsyncExitStack, who: Identity
     ) -> tuple[Charge, Limits, Form | None, Upload]:
         """What is to come, and counted, of one who may upload, until `held` is left. Raises what refuses it."""
-        charge = Charge(who, self._policy, services.quotas, is_stored=self._is_stored)
+        policy = services.policies.routes[self._route.path]
+        charge = Charge(who, policy, services.quotas, is_stored=self._is_stored)
         if charge.is_due:
             held.push_async_callback(charge.settle)
         if CHOSEN_ID in request.headers:
@@ -129,7 +138,7 @@ class UploadHandler:
                 raise
             # Whether its client gets to read that or not.
             charge.is_used = outcome.answer is None or outcome.answer.status < 400
-            close = services.gate.draining or not intake.ended
+            close = services.gate.is_ending or not intake.ended
             if outcome.answer is not None:
                 limits = services.limits
                 return await passed_through(
@@ -145,18 +154,19 @@ class UploadHandler:
         return await self._answer(request, outcome, close=close)
 
     def _described(self, request: web.Request, services: Services, who: Identity, *, multipart: bool) -> Upload:
-        peer, length = request.remote or "", request.content_length
+        peer, length = peer_of(request), request.content_length
         if length is None and hdrs.TRANSFER_ENCODING not in request.headers:
             length = 0  # RFC 9112 6.3
         headers = believed(request.headers.items(), trusted=peer in services.trusted, family=services.trusted_header)
         query = request.raw_path.partition("?")[2]
+        policy = services.policies.routes[self._route.path]
         return Upload(
             request[UPLOAD_ID],
             self._route.path,
             self._route.kind,
             request.method,
-            query=self._policy.without_signature(query),
-            headers=self._policy.without_keys(headers),
+            query=policy.without_signature(query),
+            headers=policy.without_keys(headers),
             content_type=request.headers.get(hdrs.CONTENT_TYPE, ""),
             content_length=length,
             multipart=multipart,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import fcntl
+import logging
 import os
 import pickle
 import shutil
@@ -24,10 +25,12 @@ from gateway.server.serve import run, running
 from gateway.server.signals import SIGNALS, Ending, catch_signals
 from gateway.server.slots import SharedCounts
 
-__all__ = ["HURRY", "LISTENING", "Orders", "work"]
+__all__ = ["HURRY", "LISTENING", "RELOAD", "Orders", "work"]
 
 LISTENING = b"+"
 HURRY = b"!"
+RELOAD = b"r"
+"""With the log level, a byte, behind it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,26 +71,28 @@ def work(descriptor: int) -> int:
 
 async def _work(orders: Orders, channel: socket.socket) -> None:
     ending, orphaned = Ending(), asyncio.Event()
-    reload: Callable[[], None] | None = None
+    reread: Callable[[], None] | None = None
 
     def signalled(number: int) -> None:
-        """A terminal, or systemd, signals all: only the parent counts."""
-        if number == signal.SIGHUP and orders.settings.tls is not None and not ending.begun:
-            if reload is not None:
-                reload()
-        else:
+        """A terminal, or systemd, signals all: only the parent counts, and tells what there is to be read anew."""
+        if number != signal.SIGHUP or ending.terminal_closed:
             ending.begin()
 
     catch_signals(signalled)
     loop = asyncio.get_running_loop()
 
     def parent_speaks() -> None:
-        if channel.recv(1) == HURRY:
+        word = channel.recv(1)
+        if word == HURRY:
             ending.hurry()
-            return
-        loop.remove_reader(channel)  # its end
-        orphaned.set()
-        ending.begin()
+        elif word == RELOAD:
+            logging.getLogger().setLevel(channel.recv(1)[0])
+            if reread is not None:
+                reread()
+        else:
+            loop.remove_reader(channel)  # its end
+            orphaned.set()
+            ending.begin()
 
     loop.add_reader(channel, parent_speaks)
     settings = orders.settings
@@ -101,7 +106,7 @@ async def _work(orders: Orders, channel: socket.socket) -> None:
             async with running(app, settings, ending, connections) as runner:
                 if ending.begun:
                     return
-                reload = None if runner.tls is None else runner.tls.reload
+                reread = runner.reread_files
                 runner.listen(*_inherited(orders.listeners))
                 if runner.management is not None:
                     runner.management.listen(*_inherited(orders.of_management))
@@ -109,7 +114,6 @@ async def _work(orders: Orders, channel: socket.socket) -> None:
                 with suppress(ConnectionError):
                     channel.send(LISTENING)
                 await ending.wait()
-                connections.accept_no_more()
 
 
 def _inherited(descriptors: Iterable[int]) -> list[socket.socket]:

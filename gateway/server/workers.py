@@ -7,10 +7,12 @@
 3. Parent and worker hold the two ends of a socket pair. It carries what the worker has to do, one byte when it
    listens, and one when what it does is to be broken off; its end tells each of them that the other one is gone. A
    worker without a parent drains.
-4. SIGTERM, SIGINT and SIGHUP end the parent: it closes its listener and sends SIGTERM to the workers, which drain
-   as a single process does. Ctrl-C reaches the workers by itself, too; for them a second signal is none: that the
-   parent got one, it tells them through the socket pair. Until a worker can handle signals they are blocked, and wait.
-   The management listener stays open until the last worker has ended: any of them answers there.
+4. SIGTERM and SIGINT end the parent, and SIGHUP of a terminal that closed: it sends SIGTERM to the workers, which drain
+   as a single process does, and closes its listener. Ctrl-C reaches the workers by itself, too; for them a second
+   signal is none: that the parent got one, it tells them through the socket pair. Until a worker can handle signals
+   they are blocked, and wait. The management listener stays open until the last worker has ended: any of them answers
+   there. Any other SIGHUP has the parent read the configuration anew; then it tells each worker the log level, and to
+   read its files.
 5. What counts for all of them lies in a directory of temporary files: upload slots, metrics, and the sockets by which
    they ask each other how far an upload is (neighbours.py).
 6. A worker that ends is replaced, after a pause that grows while they are short-lived. If one cannot start at
@@ -32,15 +34,17 @@ from contextlib import ExitStack, asynccontextmanager, contextmanager, suppress
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
+from gateway.concurrency.tasks import OwnTasks
 from gateway.config.make import make_sinks_and_flows, make_tls
 from gateway.config.settings import Settings
+from gateway.server.binding import bound_listeners, told_addresses
 from gateway.server.descriptors import within_descriptors
-from gateway.server.listening import bound_listeners, told_addresses
 from gateway.server.logs import LogFormat
 from gateway.server.metrics import forget_process
+from gateway.server.reloading import Reloading
 from gateway.server.signals import SIGNALS, Ending, catch_signals
 from gateway.server.slots import clear_slots, make_slots
-from gateway.server.worker import HURRY, LISTENING, Orders
+from gateway.server.worker import HURRY, LISTENING, RELOAD, Orders
 
 __all__ = ["WorkersFailed", "supervise"]
 
@@ -66,11 +70,12 @@ async def supervise(
     settings: Settings,
     *,
     log_format: LogFormat = "auto",
+    reloading: Reloading | None = None,
     started: Callable[[str, int], None] = lambda host, port: None,
 ) -> None:
-    """Serve with workers until a signal comes, then let them drain. `started` is told where they listen.
+    """Serve with workers until a signal comes, then let them drain. `started` is told where they listen, if at a port.
 
-    Raises OSError where the address cannot be had, ConfigError, WorkersFailed.
+    Raises OSError where an address cannot be had, ConfigError, WorkersFailed.
     """
     settings = within_descriptors(settings)
     make_tls(settings)
@@ -80,7 +85,7 @@ async def supervise(
         for listener in (*listeners, *of_management):
             stack.enter_context(listener)
         directory = Path(stack.enter_context(TemporaryDirectory(prefix="gateway-", ignore_cleanup_errors=True)))
-        await _Parent(settings, listeners, of_management, directory, log_format, started).run()
+        await _Parent(settings, listeners, of_management, directory, log_format, reloading, started).run()
 
 
 class _Parent:
@@ -91,6 +96,7 @@ class _Parent:
         of_management: list[socket.socket],
         directory: Path,
         log_format: LogFormat,
+        reloading: Reloading | None,
         started: Callable[[str, int], None],
     ) -> None:
         self._settings = settings.named()  # together they are one gateway
@@ -98,6 +104,8 @@ class _Parent:
         self._of_management = of_management
         self._directory = directory
         self._log_format = log_format
+        self._reloading = reloading
+        self._reloads = OwnTasks()
         self._started = started
         self._ending = Ending()
         self._one_at_a_time = asyncio.Lock()
@@ -115,13 +123,16 @@ class _Parent:
             for number in range(self._settings.server.workers):
                 group.create_task(self._keep(number))
             await self._ending.wait()
-            for listener in self._listeners:
-                listener.close()
             log.info("draining; another SIGTERM or SIGINT breaks off what is in progress")
             self._send(signal.SIGTERM)
-            patience = asyncio.get_running_loop().call_later(
-                self._settings.server.drain_seconds + _PATIENCE_SECONDS, self._send, signal.SIGKILL
-            )
+            server, loop = self._settings.server, asyncio.get_running_loop()
+            seconds = server.drain_delay_seconds + server.drain_seconds + _PATIENCE_SECONDS
+            patience = loop.call_later(seconds, self._send, signal.SIGKILL)
+            if server.drain_delay_seconds:
+                async with self._ending.patience(loop.time() + server.drain_delay_seconds):
+                    await asyncio.Event().wait()
+            for listener in self._listeners:
+                listener.close()
         patience.cancel()
         if self._problem is not None:
             raise WorkersFailed(self._problem)
@@ -138,16 +149,24 @@ class _Parent:
         )
 
     def _signalled(self, number: int) -> None:
-        if number == signal.SIGHUP and self._settings.tls is not None and not self._ending.begun:
-            self._send(signal.SIGHUP)  # a certificate is read anew
+        if number == signal.SIGHUP and not self._ending.terminal_closed:
+            self._reloads.start(self._reload())
             return
         was_hurried = self._ending.hurried
         self._ending.signalled(number)
         if self._ending.hurried and not was_hurried:
             log.info("draining: what is left is broken off")
-            for _, channel in self._running.values():
-                with suppress(OSError):
-                    channel.send(HURRY)
+            self._tell(HURRY)
+
+    async def _reload(self) -> None:
+        if self._reloading is not None:
+            await self._reloading.reread()
+        self._tell(RELOAD + bytes([logging.getLogger().level]))
+
+    def _tell(self, message: bytes) -> None:
+        for _, channel in self._running.values():
+            with suppress(OSError):
+                channel.send(message)
 
     def _send(self, number: signal.Signals) -> None:
         for process, _ in self._running.values():
@@ -237,7 +256,10 @@ class _Parent:
                 self._listeners, self._of_management, scheme="http" if self._settings.tls is None else "https"
             ),
         )
-        self._started(*self._listeners[0].getsockname()[:2])
+        for listener in self._listeners:
+            if isinstance(address := listener.getsockname(), tuple):
+                self._started(*address[:2])
+                break
 
 
 @contextmanager

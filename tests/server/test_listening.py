@@ -15,7 +15,8 @@ from typing import Any
 
 import pytest
 
-from gateway.server.listening import Listener, bound_sockets
+from gateway.server.binding import bound_sockets
+from gateway.server.listening import Listener
 from tests.conftest import RunningGateway, StartGateway
 from tests.support.clients import SECONDS, Client, ask, eventually, file, form, head, random_bytes
 from tests.support.processes import Process, gateway_process, gateway_short_of_descriptors

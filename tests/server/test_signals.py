@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import json
 import os
+import pty
 import signal
 import time
 from collections.abc import AsyncIterator, Iterator
@@ -16,7 +17,7 @@ import pytest
 
 from gateway.server.signals import Ending
 from tests.support.clients import Client, eventually, file, form, head
-from tests.support.processes import Process, gateway_process
+from tests.support.processes import Process, gateway_on_terminal, gateway_process
 
 BODY = form(file(b"abc" * 1000))
 HALF = len(BODY) // 2
@@ -64,12 +65,15 @@ async def exit_code(process: Process) -> int:
 @pytest.mark.parametrize("workers", [1, 2])
 async def test_a_terminal_that_closes_lets_uploads_end_however_often_it_says_so(tmp_path: Path, workers: int) -> None:
     root = tmp_path / "uploads"
-    with gateway_process(tmp_path, config(workers)) as process:
+    window, terminal = pty.openpty()
+    with gateway_on_terminal(tmp_path, terminal, config(workers)) as process:
+        os.close(terminal)
         async with half_sent(process, root) as client:
-            for _ in range(2):
-                for pid in processes(process):
-                    os.kill(pid, SIGHUP)
-                await draining(process)
+            os.close(window)
+            await draining(process)
+            for pid in processes(process):
+                os.kill(pid, SIGHUP)
+            await asyncio.sleep(0.1)
             await client.send(BODY[HALF:])
             answer = await client.answer()
             assert answer.status == 201
@@ -79,7 +83,7 @@ async def test_a_terminal_that_closes_lets_uploads_end_however_often_it_says_so(
 
 @pytest.mark.sockets
 @pytest.mark.parametrize(
-    ("first", "second", "workers"), [(SIGINT, SIGINT, 1), (SIGHUP, SIGTERM, 1), (SIGTERM, SIGINT, 2)]
+    ("first", "second", "workers"), [(SIGINT, SIGINT, 1), (SIGTERM, SIGTERM, 1), (SIGTERM, SIGINT, 2)]
 )
 async def test_the_second_one_breaks_them_off_at_once(
     tmp_path: Path, first: Signals, second: Signals, workers: int
@@ -144,8 +148,31 @@ async def test_patience_ends_at_its_time_or_when_it_is_hurried_and_before_what_i
         left.hurry()
 
 
-def test_signals_are_counted() -> None:
+@pytest.mark.sockets
+@pytest.mark.parametrize("workers", [1, 2])
+async def test_sighup_on_a_terminal_that_is_there_drains_nothing(tmp_path: Path, workers: int) -> None:
+    window, terminal = pty.openpty()
+    with gateway_on_terminal(tmp_path, terminal, config(workers)) as process:
+        os.close(terminal)
+        async with half_sent(process, tmp_path / "uploads") as client:
+            for pid in processes(process):
+                os.kill(pid, SIGHUP)
+            await eventually(lambda: "keys and secrets were read anew" in process.log.read_text())
+            async with half_sent(process, tmp_path / "uploads") as another:
+                for one in (client, another):
+                    await one.send(BODY[HALF:])
+                    assert (await one.answer()).status == 201
+        assert "draining" not in process.log.read_text()
+        process.terminate()
+        assert await exit_code(process) == 0
+    os.close(window)
+
+
+def test_signals_are_counted(monkeypatch: pytest.MonkeyPatch) -> None:
     ending = Ending()
+    ending.signalled(SIGHUP)
+    assert not ending.begun, "it had no terminal, or has it still"
+    monkeypatch.setattr(Ending, "terminal_closed", True)
     ending.signalled(SIGHUP)
     ending.signalled(SIGHUP)
     assert (ending.begun, ending.hurried) == (True, False)

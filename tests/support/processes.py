@@ -6,37 +6,70 @@ import os
 import re
 import resource
 import signal
+import socket
 import subprocess
 import sys
 import time
 from functools import partial
 from pathlib import Path
 
-__all__ = ["Process", "gateway_process", "gateway_short_of_descriptors", "receiver_process"]
+__all__ = [
+    "Process",
+    "activated_gateway",
+    "gateway_on_terminal",
+    "gateway_process",
+    "gateway_short_of_descriptors",
+    "receiver_process",
+]
 
 _START_SECONDS = 60
+_LISTENS = re.compile(r"listen\w* on (https?://(?:[\d.]+|\[[\da-f:]+\]):\d+|unix:[^\s\",]+)")
+_ACTIVATE = """
+import os, sys
+os.dup2(int(sys.argv[1]), 3)
+os.environ.update(LISTEN_FDS="1", LISTEN_PID=str(os.getpid()))
+os.execv(sys.executable, [sys.executable, "-m", "gateway", *sys.argv[2:]])
+"""
+"""What systemd does for a service that has a socket unit (sd_listen_fds(3))."""
+_ON_TERMINAL = """
+import fcntl, os, sys, termios
+os.setsid()
+fcntl.ioctl(int(sys.argv[1]), termios.TIOCSCTTY, 0)
+os.close(int(sys.argv[1]))
+os.execv(sys.executable, [sys.executable, "-m", "gateway", *sys.argv[2:]])
+"""
+"""In a session of its own, which that terminal controls."""
 
 
 class Process:
     """A command that says where it listens. Ends with the `with` block, killed if need be.
 
-    `descriptors` are what it may have at most.
+    `descriptors` are what it may have at most. `through` is a program that begins it, and the descriptor that it is
+    told, which both may have.
     """
 
     def __init__(
-        self, *arguments: str, log: Path, env: dict[str, str] | None = None, descriptors: int | None = None
+        self,
+        *arguments: str,
+        log: Path,
+        env: dict[str, str] | None = None,
+        descriptors: int | None = None,
+        through: tuple[str, int] | None = None,
     ) -> None:
         self.log = log
+        begun_by = ["-m", "gateway"] if through is None else ["-c", through[0], str(through[1])]
         with log.open("wb") as output:
             self._process = subprocess.Popen(
-                [sys.executable, "-m", "gateway", *arguments],
+                [sys.executable, *begun_by, *arguments],
                 stdout=output,
                 stderr=subprocess.STDOUT,
                 env={**os.environ, "PYTHONUNBUFFERED": "1", **(env or {})},
+                pass_fds=() if through is None else (through[1],),
                 preexec_fn=None if descriptors is None else partial(_limit_descriptors, descriptors),
             )
         self.url = self._wait_for_url()
-        self.port = int(self.url.rpartition(":")[2])
+        port = self.url.rpartition(":")[2]
+        self.port = int(port) if port.isdigit() else 0
 
     @property
     def pid(self) -> int:
@@ -45,8 +78,7 @@ class Process:
     def _wait_for_url(self) -> str:
         deadline = time.monotonic() + _START_SECONDS
         while time.monotonic() < deadline:
-            match = re.search(r"listen\w* on (https?://(?:[\d.]+|\[[\da-f:]+\]):\d+)", self.log.read_text())
-            if match:
+            if match := _LISTENS.search(self.log.read_text()):
                 return match[1]
             if self._process.poll() is not None:
                 break
@@ -103,7 +135,25 @@ def gateway_short_of_descriptors(directory: Path, config: str = "", *, descripto
     return _gateway(directory, config, {}, descriptors)
 
 
-def _gateway(directory: Path, config: str, env: dict[str, str], descriptors: int | None = None) -> Process:
+def activated_gateway(directory: Path, listener: socket.socket, config: str = "") -> Process:
+    """One that is started for what connects to this listener, which stays ours."""
+    routes = '[[routes]]\npath = "/upload"\naccess = ["none"]\nparts = [{sinks = ["disk"]}]\n'
+    config = f'server.listen = ["fd://"]\n{config}{routes}'
+    return _gateway(directory, config, {"GATEWAY_SERVER__PORT": ""}, through=(_ACTIVATE, listener.fileno()))
+
+
+def gateway_on_terminal(directory: Path, terminal: int, config: str = "") -> Process:
+    """One in the foreground of a terminal."""
+    return _gateway(directory, config, {}, through=(_ON_TERMINAL, terminal))
+
+
+def _gateway(
+    directory: Path,
+    config: str,
+    env: dict[str, str],
+    descriptors: int | None = None,
+    through: tuple[str, int] | None = None,
+) -> Process:
     number = len(list(directory.glob("gateway-*.toml")))
     path = directory / f"gateway-{number}.toml"
     path.write_text(config)
@@ -117,6 +167,7 @@ def _gateway(directory: Path, config: str, env: dict[str, str], descriptors: int
         log=path.with_suffix(".log"),
         env={name: value for name, value in {**defaults, **env}.items() if value},
         descriptors=descriptors,
+        through=through,
     )
 
 
