@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import http.client
+import socket
 import ssl
 
+from gateway.config.addresses import TcpAddress, UnixAddress
 from gateway.config.settings import Settings
 from gateway.http.urls import authority
 
@@ -17,14 +19,17 @@ _ANY = {"0.0.0.0": "127.0.0.1", "::": "::1"}
 def ask_alive(settings: Settings, *, timeout_seconds: float = 4) -> str:
     """Where it was asked. Raises OSError where nobody answers, and where the answer is no 200.
 
-    The management listener is asked where there is one: it answers until a drain has ended, and never over TLS.
+    The management listener is asked where there is one: it answers until a drain has ended, and never over TLS. Else
+    the first address that it can know of.
     """
-    server, management = settings.server, settings.management
-    listener = server if management.port is None else management
-    host, port = _ANY.get(listener.host, listener.host), listener.port or 0
-    with_tls = settings.tls is not None and listener is server
-    at = f"{'https' if with_tls else 'http'}://{authority(host, port)}/healthz"
-    connection = _connection(host, port, with_tls, timeout_seconds)
+    address, with_tls = _asked(settings)
+    if isinstance(address, UnixAddress):
+        connection: http.client.HTTPConnection = _ByPath(address.path, timeout_seconds)
+        at = address.told("http")
+    else:
+        host = _ANY.get(address.host, address.host)
+        connection = _connection(host, address.port, with_tls, timeout_seconds)
+        at = f"{'https' if with_tls else 'http'}://{authority(host, address.port)}/healthz"
     try:
         connection.request("GET", "/healthz")
         status = connection.getresponse().status
@@ -35,6 +40,31 @@ def ask_alive(settings: Settings, *, timeout_seconds: float = 4) -> str:
     if status != 200:
         raise OSError(f"{at}: the answer is a {status}")
     return at
+
+
+def _asked(settings: Settings) -> tuple[TcpAddress | UnixAddress, bool]:
+    """(an address, whether it speaks TLS). Raises OSError where there is none but what another process has opened."""
+    management, with_tls = settings.management, settings.tls is not None
+    if management.port is not None:
+        return TcpAddress(management.host, management.port), False
+    for address in settings.server.addresses:
+        if isinstance(address, TcpAddress) or (isinstance(address, UnixAddress) and not with_tls):
+            return address, with_tls
+    raise OSError("server.listen has nothing that could be asked here; with management.port there is something")
+
+
+class _ByPath(http.client.HTTPConnection):
+    """To a socket of this machine."""
+
+    def __init__(self, path: str, timeout_seconds: float) -> None:
+        super().__init__("localhost", timeout=timeout_seconds)
+        self._path = path
+
+    def connect(self) -> None:
+        """As its own."""
+        self.sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        self.sock.settimeout(self.timeout)
+        self.sock.connect(self._path)
 
 
 def _connection(host: str, port: int, with_tls: bool, timeout_seconds: float) -> http.client.HTTPConnection:

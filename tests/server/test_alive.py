@@ -68,3 +68,18 @@ async def test_somebody_else_who_listens_there_is_no_gateway() -> None:
         settings = Settings.model_validate({"server": {"port": server.sockets[0].getsockname()[1]}})
         with pytest.raises(OSError, match="/healthz: 220 mail"):
             await asyncio.to_thread(ask_alive, settings)
+
+
+@pytest.mark.sockets
+async def test_a_path_is_asked_too_and_what_only_systemd_knows_is_not(tmp_path: Path) -> None:
+    path = tmp_path / "a.sock"
+    config = f'server.listen = ["unix:{path}"]\n'
+    with gateway_process(tmp_path, config, GATEWAY_SERVER__PORT=""):
+        settings = Settings.model_validate({"server": {"listen": [f"unix:{path}"]}})
+        assert await asyncio.to_thread(ask_alive, settings) == f"unix:{path}"
+    with pytest.raises(OSError, match="No such file"):
+        await asyncio.to_thread(ask_alive, settings)
+    route = {"path": "/upload", "access": ["none"], "parts": [{"sinks": ["disk"]}]}
+    settings = Settings.model_validate({"server": {"listen": ["fd://"]}, "routes": [route]})
+    with pytest.raises(OSError, match="nothing that could be asked here"):
+        await asyncio.to_thread(ask_alive, settings)
