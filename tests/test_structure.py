@@ -102,6 +102,7 @@ TESTED_ELSEWHERE = {
     "server.middleware": ("server.test_handlers", "what every answer says, over a socket"),
     "server.page_handlers": ("server.test_page", "over a socket; signed links: test_page_in_browser"),
     "server.record": ("server.test_handlers", "a line and counts for each upload over a socket"),
+    "server.reloading": ("server.test_restarts", "SIGHUP to processes, also under load"),
     "server.results": ("server.test_handlers", "what the client reads, over a socket"),
     "server.services": ("server.test_handlers", "what they share"),
     "server.slots": ("server.test_workers", "between processes"),

@@ -2,23 +2,29 @@
 
 from __future__ import annotations
 
+from gateway.config.addresses import Address, Inherited, TcpAddress, UnixAddress
 from gateway.config.environment import unknown_variables
 from gateway.config.listening import ServerSettings
 from gateway.config.make import make_sinks_and_flows, make_tls
 from gateway.config.memory import connection_bound_bytes, memory_bound_bytes, read_bound_bytes, unlimited_keys
 from gateway.config.messages import ConfigError
-from gateway.config.policies import make_browsers, make_management_browsers, make_policies, open_to_others
+from gateway.config.policies import Policies, make_browsers, make_management_browsers, make_policies, open_to_others
 from gateway.config.settings import HEALTH_PATHS, OWN_PATHS, RouteSettings, Settings
 from gateway.config.sinks import RelaySettings
 
 __all__ = [
     "HEALTH_PATHS",
     "OWN_PATHS",
+    "Address",
     "ConfigError",
+    "Inherited",
+    "Policies",
     "RelaySettings",
     "RouteSettings",
     "ServerSettings",
     "Settings",
+    "TcpAddress",
+    "UnixAddress",
     "connection_bound_bytes",
     "make_browsers",
     "make_management_browsers",

@@ -34,7 +34,17 @@ from gateway.http.ulids import new_ulid
 from gateway.server.browsers import check_host, tell_browsers
 from gateway.server.logs import about
 from gateway.server.record import log_refused, log_untaken
-from gateway.server.services import BODY_READ, CLIENT, HOST, OWN_ID, SENT_REQUEST_ID, SERVICES, UPLOAD_ID, Services, peer_of
+from gateway.server.services import (
+    BODY_READ,
+    CLIENT,
+    HOST,
+    OWN_ID,
+    SENT_REQUEST_ID,
+    SERVICES,
+    UPLOAD_ID,
+    Services,
+    peer_of,
+)
 from gateway.server.watching import chosen_id
 from gateway.sinks import Stage
 

@@ -333,7 +333,7 @@ class TestDrain:
                 os.kill(pid, signal.SIGINT)
                 time.sleep(0.0005)
 
-    @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
+    @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
     async def test_a_signal_while_they_start_ends_all_of_them_quietly(
         self, tmp_path: Path, number: signal.Signals
     ) -> None:
