@@ -8,6 +8,7 @@ The table is in docs/attacks.md.
 from __future__ import annotations
 
 import argparse
+import itertools
 import os
 import re
 import select
@@ -377,6 +378,36 @@ def of_connections(data: bytes, *, connections: int = 200) -> tuple[int, int, st
         return grown, one.bound_bytes - one.upload_bytes, " ".join(sorted(set(map(status, clients))))
 
 
+def of_watchers(*, uploads: int = 16, connections: int = 200) -> tuple[int, int, str]:
+    """The same of clients that watch uploads of many files with long names, each at another time of one."""
+    with server(CASES["disk"], uploads=uploads, connections=connections + uploads + 1) as one, ExitStack() as stack:
+        watched = {
+            b"01ARZ3NDEKTSV4RRFFQ69G5FA%X" % number: stack.enter_context(one.connect()) for number in range(uploads)
+        }
+        for upload_id, client in watched.items():
+            client.sendall(request(b"POST /upload", 0)[:-2] + b"X-Upload-ID: %b\r\n\r\n" % upload_id)
+            for _ in range(9):
+                client.sendall(chunk((begin_file(b"f" * 390, name=b"n" * 390) + b"\r\n") * 100))
+        while not all(is_known(one, upload_id) for upload_id in watched):
+            time.sleep(0.1)
+        before = one.begin()
+        watchers = [stack.enter_context(one.connect()) for _ in range(connections)]
+        for watcher, (upload_id, client) in zip(watchers, itertools.cycle(watched.items()), strict=False):
+            client.sendall(chunk(b"x"))  # what is told is another text then
+            watcher.sendall(request(b"GET /uploads/%b/progress" % upload_id, 8))
+            time.sleep(8 / connections)  # before the first one is left
+        grown = one.memory_bytes("VmHWM") - before
+        return grown, one.bound_bytes - uploads * one.upload_bytes, " ".join(sorted(set(map(status, watchers))))
+
+
+def is_known(one: Server, upload_id: bytes) -> bool:
+    """Whether that upload goes on."""
+    with one.connect() as client:
+        client.sendall(b"GET /uploads/%b/progress HTTP/1.1\r\nHost: a\r\nAccept: application/json\r\n\r\n" % upload_id)
+        client.settimeout(10)
+        return client.recv(16)[9:12] == b"200"
+
+
 CONNECTED = {
     "heads that do not end": request(b"GET /", 9)[:-2],
     "many small fields in them": b"GET / HTTP/1.1\r\nHost: a\r\n" + b"".join(b"X-%d: a\r\n" % n for n in range(250)),
@@ -398,6 +429,7 @@ def main() -> int:
     }
     measured["reads"] = {what: partial(of_reads, what) for what in ("manifests", "files", "archives")}
     measured["connections"] = {what: partial(of_connections, data) for what, data in CONNECTED.items()}
+    measured["connections"]["progress of many files"] = of_watchers
     is_right = True
     for case, inputs in measured.items():
         worst = bound = 0

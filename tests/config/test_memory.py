@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from tests.bench.bound import CASES, CONNECTED, INPUTS, of_connections, of_reads, of_uploads
+from tests.bench.bound import CASES, CONNECTED, INPUTS, of_connections, of_reads, of_uploads, of_watchers
 
 pytestmark = pytest.mark.sockets
 
@@ -29,5 +29,11 @@ def test_archives_that_nobody_reads_take_no_more_than_the_bound_and_a_third_of_i
 
 def test_answers_that_nobody_reads_take_no_more_than_the_bound() -> None:
     grown, bound, answers = of_connections(CONNECTED["requests for metrics"], connections=50)
+    assert answers == "200"
+    assert grown <= bound
+
+
+def test_who_watches_an_upload_and_reads_nothing_takes_no_more_than_the_bound() -> None:
+    grown, bound, answers = of_watchers(uploads=2, connections=50)
     assert answers == "200"
     assert grown <= bound
