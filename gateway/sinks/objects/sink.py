@@ -26,7 +26,9 @@ from gateway.sinks.store import Store
 __all__ = ["ObjectSink"]
 
 _MANY = 100
-"""Uploads that are being removed at a time, or wait for it, each with what it holds: only where a store fails."""
+"""Uploads of which something could not be removed: only where a store fails."""
+_MANY_LATE = 16
+"""Uploads that were answered, and whose calls still run, each with its parts in memory: only where a store hangs."""
 _PATIENCE_SECONDS = 5.0
 """How long an answer waits for what is removed behind it: a part in flight has to end first."""
 
@@ -72,6 +74,7 @@ class ObjectSink(Store):
         self._open: set[ObjectDelivery] = set()
         self._sweeper: Sweeper | None = None
         self._ending: OwnTasks | None = None
+        self._late: set[asyncio.Task[None]] = set()
 
     async def __aenter__(self) -> ObjectSink:
         try:
@@ -109,7 +112,7 @@ class ObjectSink(Store):
 
     def admit(self, upload: Upload) -> None:
         """Refuse uploads for a store that takes nothing away, and a file that would have too many parts."""
-        if self._swept.left + len(self._endings) >= _MANY:
+        if self._swept.left >= _MANY or len(self._late) >= _MANY_LATE:
             raise SinkUnavailable(f"sink {self.name} fails, and cannot remove what it has", sink=self.name)
         length = upload.content_length or 0
         if not upload.multipart and length > self.max_part_bytes * MAX_PARTS:
@@ -127,7 +130,12 @@ class ObjectSink(Store):
             yield delivery
         finally:
             ending = self._endings.start(self._end(delivery))
-            await asyncio.wait([ending], timeout=_PATIENCE_SECONDS)
+            try:
+                await asyncio.wait([ending], timeout=_PATIENCE_SECONDS)
+            finally:
+                if not ending.done():
+                    self._late.add(ending)
+                    ending.add_done_callback(self._late.discard)
 
     async def _end(self, delivery: ObjectDelivery) -> None:
         try:

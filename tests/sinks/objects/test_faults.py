@@ -282,6 +282,36 @@ async def test_a_file_that_would_have_too_many_parts_is_a_507_that_names_the_key
         assert setting.left() == []
 
 
+async def test_uploads_that_end_at_a_time_refuse_no_others_unless_the_store_hangs(
+    setting: Setting, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("gateway.sinks.objects.sink._MANY_LATE", 2)
+    monkeypatch.setattr("gateway.sinks.objects.sink._MANY", 2)
+    async with setting.place.sink(stall_seconds=4) as sink, asyncio.timeout(_SECONDS):
+
+        async def fails(times: int = 1) -> None:
+            for _ in range(times):
+                async with sink.open(upload()) as delivery:
+                    await delivery.accept(file(0), source(b"x"))
+
+        async with asyncio.TaskGroup() as group:  # some begin while others end, and all are well
+            for _ in range(4):
+                group.create_task(fails(times=3))
+        monkeypatch.setattr("gateway.sinks.objects.sink._PATIENCE_SECONDS", 0.5)
+        setting.store.fails = always("deletes", "hang")
+        async with asyncio.TaskGroup() as group:
+            for _ in range(2):
+                group.create_task(fails())
+        with pytest.raises(SinkUnavailable, match="cannot remove"):
+            sink.admit(upload())
+        setting.store.fails = lambda call: None
+        await sink.cleaned_up()
+        await setting.nothing_left()
+        while sink._swept.left:  # noqa: ASYNC110 - as above
+            await asyncio.sleep(0.1)
+        sink.admit(upload())
+
+
 async def test_what_cannot_be_removed_is_tried_again_and_too_much_of_it_refuses_uploads(
     setting: Setting, monkeypatch: pytest.MonkeyPatch
 ) -> None:
