@@ -23,7 +23,6 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from email.utils import formatdate
 from pathlib import Path
 from typing import Any, BinaryIO
-from urllib.parse import quote
 
 from aiohttp import hdrs, web
 
@@ -36,7 +35,7 @@ from gateway.http.conditions import chosen
 from gateway.http.prefix import PREFIX, prefixed
 from gateway.http.problems import problem
 from gateway.http.ulids import ULID
-from gateway.multipart.filenames import safe_name
+from gateway.multipart.filenames import attachment, safe_name
 from gateway.sinks.store import PIECE_BYTES, Store, StoredFile, StoredPieces, StoredUpload
 
 __all__ = [
@@ -154,7 +153,7 @@ async def _answer_file(
     headers: dict[str, str] = {
         hdrs.CONTENT_TYPE: content_type if _FIELD_VALUE.fullmatch(content_type) else _OCTETS,
         hdrs.CONTENT_LENGTH: str(stop - start),
-        hdrs.CONTENT_DISPOSITION: _attachment(safe_name(described["filename"])),
+        hdrs.CONTENT_DISPOSITION: attachment(safe_name(described["filename"])),
         hdrs.ACCEPT_RANGES: "bytes",
         **validators,
         **_NO_PAGE,
@@ -254,12 +253,6 @@ def _as_stored(part: Mapping[str, Any], sink: str) -> dict[str, Any]:
     """A part's description; where flows changed it on its way to this sink, the receipt's."""
     receipt: Mapping[str, Any] = next((receipt for receipt in part["receipts"] if receipt["sink"] == sink), {})
     return {key: receipt.get(key, part[key]) for key in ("filename", "content_type", "sha256")}
-
-
-def _attachment(name: str) -> str:
-    """RFC 6266, both forms: what is not plain ASCII, or is read in two ways, is `_` in the first one (appendix D)."""
-    plain = re.sub(r'[^\x20-\x7e]|["\\%]', "_", name)
-    return f"attachment; filename=\"{plain}\"; filename*=UTF-8''{quote(name, safe='')}"
 
 
 # -- sending

@@ -9,7 +9,7 @@ from __future__ import annotations
 from gateway.multipart.codec import Decoder, Event, Kind
 from gateway.multipart.content_type import MIXED_TYPES, boundary_of, other_parameters
 from gateway.multipart.encoder import Encoder
-from gateway.multipart.filenames import MAX_NAME_BYTES, cut_name, safe_name, safe_segment, split_extension
+from gateway.multipart.filenames import MAX_NAME_BYTES, attachment, cut_name, safe_name, safe_segment, split_extension
 from gateway.multipart.headers import checked_name, filename_of, media_type, only
 from gateway.multipart.rendering import quote, render_head
 
@@ -20,6 +20,7 @@ __all__ = [
     "Encoder",
     "Event",
     "Kind",
+    "attachment",
     "boundary_of",
     "checked_name",
     "cut_name",

@@ -9,7 +9,7 @@ import re
 import unicodedata
 from urllib.parse import quote as urlquote
 
-__all__ = ["MAX_NAME_BYTES", "cut_name", "safe_name", "safe_segment", "split_extension"]
+__all__ = ["MAX_NAME_BYTES", "attachment", "cut_name", "safe_name", "safe_segment", "split_extension"]
 
 MAX_NAME_BYTES = 200
 """Of UTF-8. File systems take 255; the rest is for what programs append (` (2)`, `.part`)."""
@@ -102,3 +102,11 @@ def _is_within(name: str, place: int) -> bool:
         letters = _FLAG_LETTERS.search(name, 0, place)
         return letters is not None and len(letters[0]) % 2 == 1
     return False
+
+
+def attachment(name: str) -> str:
+    """A Content-Disposition by which it is a download of that name, in both forms (RFC 6266): what is not plain ASCII,
+    or is read in two ways, is `_` in the first one (appendix D).
+    """
+    plain = re.sub(r'[^\x20-\x7e]|["\\%]', "_", name)
+    return f"attachment; filename=\"{plain}\"; filename*=UTF-8''{urlquote(name, safe='')}"

@@ -11,12 +11,11 @@ from __future__ import annotations
 
 import hashlib
 import re
-from urllib.parse import quote
 
 from gateway.errors import SinkFull
 from gateway.manifest import HEAD_BYTES, owner_in
 from gateway.model import Limits, Part
-from gateway.multipart.filenames import safe_name
+from gateway.multipart.filenames import attachment, safe_name
 
 __all__ = [
     "MANIFEST",
@@ -78,12 +77,10 @@ def attributes_of(part: Part, upload_id: str) -> dict[str, str]:
 
     An attachment in any case (RFC 6266): whatever was uploaded is no page of the bucket's.
     """
-    name = safe_name(part.filename)
-    plain = re.sub(r'[^\x20-\x7e]|["\\%]', "_", name)
     content_type = (part.content_type or b"").decode("latin-1")
     return {
         "Content-Type": content_type if _FIELD_VALUE.fullmatch(content_type) else "application/octet-stream",
-        "Content-Disposition": f"attachment; filename=\"{plain}\"; filename*=UTF-8''{quote(name, safe='')}",
+        "Content-Disposition": attachment(safe_name(part.filename)),
         "upload": upload_id,
     }
 

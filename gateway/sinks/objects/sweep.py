@@ -4,8 +4,9 @@
    process that was killed, say, when nothing was written there for a day: an upload that runs for longer shows life.
 2. Identifiers begin with a time, and buckets list in their order: nothing is looked at that began too late to be due.
    What was left is looked for four times a day, since that looks at everything before.
-3. Of several replicas one sweeps. Time is cut into turns, and a turn is whose object for it is there first. One that
-   dies with it has wasted its turn only. Whoever sweeps removes the objects of turns that are over.
+3. Of several replicas one sweeps at a time. Time is cut into turns, and a turn is whose object for it is there first,
+   until he has swept: then another one may, who finds little. One that dies with it has wasted its turn only. Whoever
+   sweeps removes the objects of turns that are over.
 
 Open multipart uploads that a kill leaves are nothing that can be listed here: they are for a rule of the bucket's.
 """

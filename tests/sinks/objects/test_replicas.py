@@ -138,7 +138,7 @@ async def test_one_that_ends_amid_an_upload_keeps_nothing_and_the_other_takes_it
             assert await uploading
             assert not any("manifest" in name for name in replicas.left())
             if how == "killed":
-                await _after_a_day(place)
+                await _remove_what_is_left(place)
             assert replicas.left() == []
             status, manifest = await answer_of(session, f"{nginx}/upload", form((b"file", b"a.bin", _LARGE)))
             assert status == 201
@@ -155,8 +155,8 @@ async def _broken(session: ClientSession, url: str, body: AsyncIterator[bytes]) 
     return status >= 500
 
 
-async def _after_a_day(place: Place) -> None:
-    """What a sweep of ours does then, and a rule of the bucket's."""
+async def _remove_what_is_left(place: Place) -> None:
+    """What a sweep of ours does a day later, and a rule of the bucket's."""
     bucket = Bucket("bucket", place.url, place.prefix, stall_seconds=30)
     assert await sweep(bucket, touched_before=2e9 * 2) <= 1
     client = place.client()
