@@ -19,7 +19,7 @@ from tests.support.scrapes import Samples, by, comes_to, of, scraped
 pytestmark = pytest.mark.sockets
 
 TWO = "[server]\nworkers = 2\nmax_uploads_per_address = 0\n[sinks.disk]\nfsync = false\n"
-CLIENTS, ROUNDS = 12, 5
+CLIENTS, ROUNDS = 10, 3
 
 
 class _Counts:
