@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import re
+from pathlib import Path
 from typing import Literal
 
 import pytest
@@ -11,8 +13,9 @@ from aiohttp import web
 from gateway.server.demo_destination import receiver_app
 from tests.conftest import RunningGateway, StartDestination, StartGateway
 from tests.support.clients import Client, VanishingClient, ask, eventually, file, form, head
+from tests.support.doubles import closed_port
 from tests.support.ports import free_port
-from tests.support.scrapes import Samples, scraped
+from tests.support.scrapes import Samples, comes_to, scraped
 
 SLOTS = ("gateway_uploads_in_flight", ())
 WHOLE = form(file(b"abc"))
@@ -194,3 +197,44 @@ async def test_a_destination_is_down_while_its_health_check_fails(
     await comes_to(0)
     status = 204
     await comes_to(1)
+
+
+async def test_each_metric_that_is_listed_moves_in_one_run(
+    start_gateway: StartGateway, start_destination: StartDestination, tmp_path: Path
+) -> None:
+    good = f"{(await start_destination()).url}/in"
+    of_upload = {"sink": "broken", "mode": "best_effort"}
+    gateway = await start_gateway(
+        sinks={
+            "full": {"type": "disk", "root": str(tmp_path / "full"), "min_free_bytes": 1 << 60},
+            "broken": {"type": "tests.support.doubles:FailingSink", "errno": 5, "name": "broken"},
+            "stuck": {"type": "tests.support.doubles:StuckSink", "name": "stuck"},
+            "api": {"urls": [closed_port(), good], "failures_to_open": 1},
+        },
+        routes=[
+            {"path": "/in", "parts": [{"sinks": ["disk", of_upload]}]},
+            {"path": "/full", "parts": [{"sinks": ["full"]}]},
+            {"path": "/stuck", "parts": [{"sinks": ["stuck"]}]},
+        ],
+        server={"max_uploads_per_address": 1},
+    )
+    port, large = gateway.port, form(file(bytes(24 << 20)))
+    for target, status in (("/full", 507), ("/proxy", 200), ("/in", 201)):
+        assert (await ask(port, target, "POST", WHOLE)).status == status
+    kept = (await ask(port, "/in", "POST", large)).headers["location"]
+    assert (await ask(port, "/nothing")).status == 404
+    assert (await ask(port, "/download/http://127.0.0.1:1/")).status == 403
+    assert (await ask(port, kept)).status == 200
+    async with Client(port, receive_buffer_bytes=4096) as reading, Client(port) as sending:
+        await reading.send(head(kept.replace("/uploads/", "/files/") + "/0", "GET"))
+        await comes_to(port, "gateway_reads_in_flight", 1)
+        assert (await ask(port, kept, "DELETE")).status == 204
+        await sending.send(head("/stuck/a", "PUT", content_length=10**6, content_type="text/plain") + bytes(600_000))
+        await comes_to(port, "gateway_sink_waiting_bytes", 600_000, sink="stuck")
+        assert (await ask(port, "/in", "POST", WHOLE)).status == 429
+        await comes_to(port, "gateway_event_loop_lag_seconds_count", lambda count: count > 0)
+        samples = await scraped(port)
+    page = (Path(__file__).parents[2] / "docs" / "metrics.md").read_text("utf-8")
+    listed = set(re.findall(r"^\| `(\w+)`", page, re.MULTILINE))
+    moved = {re.sub("_(sum|count)$", "", name) for (name, _), value in samples.items() if value > 0}
+    assert moved == listed
