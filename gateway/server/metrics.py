@@ -162,6 +162,8 @@ class Metrics(Observer):
         for leaf in LEAVES:
             if _is_refusal(leaf):
                 self._child(self._refusals, leaf.slug())
+        for what in ("file", "archive", "manifest", "download"):
+            self._child(self._sent, what)
         for quota in QUOTAS:
             self._child(self._quota_refusals, quota)
 
@@ -240,16 +242,20 @@ class Metrics(Observer):
     def download_ended(self, outcome: str, sent_bytes: int) -> None:
         """`outcome` is `ok` or the slug of an error."""
         self._child(self._downloads, outcome).inc()
-        self._child(self._sent, "download").inc(sent_bytes)
+        self._count_sent("download", sent_bytes)
 
     def read_ended(self, what: str, outcome: str, sent_bytes: int) -> None:
         """Likewise: a read of something stored."""
         self._child(self._reads, what, outcome).inc()
-        self._child(self._sent, what).inc(sent_bytes)
+        self._count_sent(what, sent_bytes)
 
     def delete_ended(self, outcome: str) -> None:
         """Likewise."""
         self._child(self._deletes, outcome).inc()
+
+    def _count_sent(self, what: str, size: int) -> None:
+        if size:
+            self._child(self._sent, what).inc(size)
 
     def connections_are(self, count: int) -> None:
         """So many are open in this process."""
