@@ -124,7 +124,7 @@ secrets: .venv/.serving
 # Other people's clients and servers, which some tests run and skip where they are absent (Debian, as root).
 system-packages:
 	@missing=; \
-	for pair in curl:curl node:nodejs npm:npm go:golang-go nginx:nginx-light haproxy:haproxy caddy:caddy unzip:unzip 7z:p7zip-full openssl:openssl pg_ctlcluster:postgresql chromium:chromium promtool:prometheus; do \
+	for pair in curl:curl node:nodejs npm:npm go:golang-go nginx:nginx-light haproxy:haproxy caddy:caddy unzip:unzip 7z:p7zip-full openssl:openssl pg_ctlcluster:postgresql chromium:chromium promtool:prometheus systemd-analyze:systemd; do \
 		command -v "$${pair%%:*}" >/dev/null || missing="$$missing $${pair##*:}"; \
 	done; \
 	[ -z "$$missing" ] || { apt-get update -q && apt-get install -qy --no-install-recommends $$missing; }

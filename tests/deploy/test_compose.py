@@ -135,8 +135,9 @@ class TestEveryService:
 class TestEveryGateway:
     def test_may_drain_before_it_is_killed(self, name: str, secrets: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         set_environment(name, secrets, monkeypatch)
-        drain_seconds = load(configuration(name)).server.drain_seconds
-        assert seconds(SERVICES[name]["stop_grace_period"]) >= drain_seconds + 10
+        server = load(configuration(name)).server
+        takes = server.drain_delay_seconds + server.drain_seconds
+        assert seconds(SERVICES[name]["stop_grace_period"]) >= takes + 10
         if "front" in networks(name):  # the proxy has the connections of what drains
             assert seconds(SERVICES["nginx"]["stop_grace_period"]) >= seconds(SERVICES[name]["stop_grace_period"])
 

@@ -26,7 +26,7 @@ IGNORED = (ROOT / ".dockerignore").read_text("utf-8").splitlines()
 
 PLACES = ("/data/a", "/tmp/a", "/a", "/opt/gateway/a", "/etc/gateway/a", "/usr/local/a")
 COMPILED = """
-import gateway.cli, sys
+import gateway.server, sys
 print(*{cached for module in sys.modules.values() if (cached := getattr(module, "__cached__", None))})
 """
 
@@ -197,4 +197,4 @@ class TestWhatItMakes:
         mine.write_text(f'[server]\nport = {port}\n[sinks.disk]\nroot = "/data/mine"\n')
         command = image.process(image.health, volumes={"/data": data, "/etc/gateway/gateway.toml": mine})
         asked = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
-        assert f"http://127.0.0.1:{port}/healthz" in asked.stderr
+        assert f"http://127.0.0.1:{port}/healthz: " in asked.stderr

@@ -86,7 +86,10 @@ class TestThePod:
 
     def test_drains_before_it_is_killed(self, configuration: Path) -> None:
         server = load(configuration).server
-        assert POD["spec"]["terminationGracePeriodSeconds"] >= server.drain_seconds + 10
+        takes = server.drain_delay_seconds + server.drain_seconds
+        assert POD["spec"]["terminationGracePeriodSeconds"] >= takes + 10
+        readiness = CONTAINER["readinessProbe"]
+        assert server.drain_delay_seconds >= 2 * readiness["periodSeconds"] * readiness["failureThreshold"]
 
     def test_is_probed_where_the_configuration_has_a_listener_for_that(self, configuration: Path) -> None:
         settings = load(configuration)
