@@ -22,9 +22,9 @@ The theory, for this is Akka's `mapAsync` with the traps taken out:
    power goes in between, or replacing fails, the manifest claims too little, never too much; the answer
    is always the one that is stored.
 6. *The straight road.* A body that is whole in memory before a sink is opened, and goes through no flow and to no
-   destination, is one batch: parsed, looked at and hashed where it is, given to each sink in one call, committed. The
-   rules are the same, and so is the code; what is for waiting (tasks that accept, pipes, windows, permits, turns) is
-   left out.
+   destination that takes parts in their order, is one batch: parsed, looked at and hashed where it is, given to each
+   sink in one call, committed. The rules are the same, and so is the code; what is for waiting (tasks that accept,
+   pipes, windows, permits, turns) is left out.
 7. *Every way out is the same.* Whatever fails cancels the rest (TaskGroup), and leaves the deliveries'
    contexts without a commit, which keeps nothing. The first error is the one that is told; what goes wrong
    in leaving is only logged.

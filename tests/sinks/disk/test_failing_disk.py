@@ -428,7 +428,9 @@ async def test_g4_a_commit_that_hangs_is_a_504_though_others_go_on(tmp_path: Pat
 
 @asynccontextmanager
 async def _all_threads_hang(directory: Path, kind: Call, seconds: float) -> AsyncIterator[Disks]:
-    """All four are in the commits of some uploads, and others wait for one. All are answered."""
+    """All four are in the commits of some uploads, two in each that hangs: its own, and that of its call. Others wait
+    for one. All are answered.
+    """
     with disks(directory, limits="stall_seconds = 0.5", server="drain_seconds = 0.5") as those:
         those.faults.arm(sleep_seconds=seconds, kinds=kind)
         async with asyncio.TaskGroup() as group:
