@@ -237,6 +237,10 @@ class Upload:
     """Whether the client has chosen `id`, so that another one may come with the same elsewhere."""
     parts_alone: bool = False
     """Whether a sink may complete a part before the upload is whole: each is kept for itself (`keep = "each"`)."""
+    traceparent: str = ""
+    """The trace that this gateway makes of it (W3C Trace Context), for destinations; empty: none, and what the client
+    wrote of one is a header as any other.
+    """
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -20,6 +20,7 @@ from gateway.config.listening import ServerSettings
 from gateway.config.load import load
 from gateway.config.settings import MatchSettings, PartsSettings, RouteSettings
 from gateway.config.sinks import DiscardSettings, DiskSettings, ObjectsSettings, RelaySettings, TlsSettings
+from gateway.config.tracing import TracingSettings
 from gateway.errors import LEAVES
 from gateway.model import Limits
 
@@ -87,6 +88,7 @@ TESTED_ELSEWHERE = {
     "config.make": ("config.test_load", "sinks and flows of the user's that cannot be made"),
     "config.environment": ("config.test_mistakes", "variables that are misspelt, or somebody else's"),
     "config.messages": ("config.test_mistakes", "each line as it is printed"),
+    "config.tracing": ("config.test_mistakes", "what is to be installed"),
     "config.settings": ("config.test_load", "what is loaded is what can be configured"),
     "config.sinks": ("config.test_load", "the same for sinks"),
     "downloads.presence": ("downloads.test_remote", "clients and servers that go away in the middle"),
@@ -409,6 +411,7 @@ TABLES: dict[str, type[BaseModel] | type[Limits]] = {
     "access.signed": SignedSettings,
     "access.hook": HookSettings,
     "cors": CorsSettings,
+    "tracing": TracingSettings,
     "quotas": QuotasSettings,
     "routes": RouteSettings,
     "routes.parts": PartsSettings,

@@ -42,6 +42,8 @@ class Asked:
     """None: not declared."""
     certificate: Mapping[str, object] | None = None
     """The client's own, as `ssl` tells it."""
+    traceparent: str = ""
+    """For whom else has to be asked, where this gateway makes traces."""
 
 
 @dataclass(frozen=True, slots=True)

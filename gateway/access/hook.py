@@ -25,6 +25,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, JsonValue, Va
 
 from gateway.access.asked import ANYBODY, Asked, Caps, Identity
 from gateway.errors import AccessUnavailable, Malformed, RefusedByHook
+from gateway.http import TRACEPARENT
 from gateway.multipart.headers import checked_name
 from gateway.multipart.rendering import quote
 
@@ -145,7 +146,8 @@ class Hook:
             "content_length": asked.content_length,
             "address": asked.peer,
         }
-        async with self._session.post(self._url, json=told, allow_redirects=False) as response:
+        headers = {TRACEPARENT: asked.traceparent} if asked.traceparent else None
+        async with self._session.post(self._url, json=told, headers=headers, allow_redirects=False) as response:
             body, is_whole = await _body(response)
             if 400 <= response.status < 500:
                 refused = RefusedByHook(f"the application answered {response.status}")

@@ -11,6 +11,7 @@ from gateway.config.messages import ConfigError
 from gateway.config.policies import Policies, make_browsers, make_management_browsers, make_policies, open_to_others
 from gateway.config.settings import HEALTH_PATHS, OWN_PATHS, RouteSettings, Settings
 from gateway.config.sinks import RelaySettings
+from gateway.config.tracing import TracingSettings
 
 __all__ = [
     "HEALTH_PATHS",
@@ -24,6 +25,7 @@ __all__ = [
     "ServerSettings",
     "Settings",
     "TcpAddress",
+    "TracingSettings",
     "UnixAddress",
     "connection_bound_bytes",
     "make_browsers",

@@ -23,6 +23,7 @@ from pydantic import (
 from gateway.config.access import AccessKind, AccessSettings, CorsSettings, QuotasSettings
 from gateway.config.listening import ListeningTlsSettings, ManagementSettings, ServerSettings
 from gateway.config.sinks import DottedPath, RelaySettings, SinkSettings, Table, matching
+from gateway.config.tracing import TracingSettings
 from gateway.digests import ALGORITHMS
 from gateway.downloads.guard import AddressGuard, UrlRules
 from gateway.model import Count, Limits, Seconds
@@ -272,6 +273,7 @@ class Settings(Table):
     access: AccessSettings = AccessSettings()
     quotas: QuotasSettings = QuotasSettings()
     page: PageSettings = PageSettings()
+    tracing: TracingSettings = TracingSettings()
     cors: CorsSettings = CorsSettings()
     routes: tuple[RouteSettings, ...] = ()
 

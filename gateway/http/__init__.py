@@ -15,6 +15,7 @@ from gateway.http.answers import (
 from gateway.http.conditions import chosen
 from gateway.http.forwarding import (
     REQUEST_ID,
+    TRACEPARENT,
     HeaderRules,
     believed,
     cgi_name,
@@ -63,6 +64,7 @@ __all__ = [
     "SENT_BYTES",
     "SERVER_NAME",
     "TOKEN",
+    "TRACEPARENT",
     "ULID",
     "UNIX_PEER",
     "UNREAD",

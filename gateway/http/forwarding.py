@@ -27,6 +27,7 @@ from gateway.model import Upload
 
 __all__ = [
     "REQUEST_ID",
+    "TRACEPARENT",
     "HeaderRules",
     "answer_headers",
     "believed",
@@ -42,6 +43,8 @@ __all__ = [
 ]
 
 REQUEST_ID = "X-Request-ID"
+TRACEPARENT = "traceparent"
+"""W3C Trace Context: the client's goes on as any header does, but where this gateway makes traces itself."""
 PSEUDONYM = "gateway"
 """In Proxy-Status: the host name of a gateway is nobody's business (RFC 9110 7.6.3)."""
 
@@ -175,9 +178,13 @@ def outbound_headers(upload: Upload, rules: HeaderRules, *, unchanged: bool = Fa
         allowed = _allowed(name.lower(), value, rules, unchanged=unchanged)
         if allowed is not None:
             kept.append((name, allowed))
+    if upload.traceparent:
+        kept = [(name, value) for name, value in kept if name.lower() != TRACEPARENT]
     made = [*origin_headers(upload), ("Via", via(upload.headers, upload.protocol, upload.gateway))]
     if upload.request_id:
         made.append((REQUEST_ID, upload.request_id))
+    if upload.traceparent:
+        made.append((TRACEPARENT, upload.traceparent))
     if not any(name.lower() == "incremental" for name, _ in kept):
         made.append(("Incremental", "?1"))
     if always:

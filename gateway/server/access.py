@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Awaitable, Callable
+from time import monotonic
 from typing import Any, TypeVar
 
 from aiohttp import hdrs, web
@@ -15,7 +16,7 @@ from gateway.downloads.stored import READER
 from gateway.errors import AccessUnavailable, Forbidden, GatewayError, InternalError, TooManyRequests
 from gateway.http.problems import severity
 from gateway.server.browsers import is_foreign
-from gateway.server.services import CLIENT, OWN_ID, SENT_REQUEST_ID, SERVICES, UPLOAD_ID
+from gateway.server.services import ACCESS_TIMES, CLIENT, OWN_ID, SENT_REQUEST_ID, SERVICES, TRACEPARENT, UPLOAD_ID
 
 __all__ = ["Charge", "admitted", "for_downloaders", "for_readers"]
 
@@ -57,10 +58,15 @@ async def admitted(
         request.headers.get(hdrs.CONTENT_TYPE, ""),
         request.content_length,
         request.get_extra_info("peercert"),
+        request.get(TRACEPARENT, ""),
     )
     identity: Identity | None = None
+    began = monotonic()
     try:
-        identity = await policy.admit(asked)
+        try:
+            identity = await policy.admit(asked)
+        finally:
+            request[ACCESS_TIMES] = began, monotonic()
         if foreign and identity.by in _BY_THEMSELVES:
             raise Forbidden("another site's page may not do this without credentials (Sec-Fetch-Site, cors.origins)")
         result = await then(identity)

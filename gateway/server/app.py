@@ -8,9 +8,10 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import AsyncExitStack
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from aiohttp import web
+from aiohttp.typedefs import Middleware
 
 from gateway.access import Browsers, Counts, FileCounts, Holders, MemoryCounts, PostgresCounts, Quotas
 from gateway.config.listening import ServerSettings
@@ -18,6 +19,7 @@ from gateway.config.make import make_sinks_and_flows
 from gateway.config.messages import ConfigError
 from gateway.config.policies import make_browsers, make_management_browsers, make_policies
 from gateway.config.settings import Settings
+from gateway.config.tracing import TracingSettings
 from gateway.downloads.remote import Downloader
 from gateway.http.origin import TrustedNetworks
 from gateway.intake.admission import Gate, Slots
@@ -29,10 +31,14 @@ from gateway.server.middleware import complete_head, problems
 from gateway.server.neighbours import Neighbours
 from gateway.server.openapi import api_description
 from gateway.server.page import Page
+from gateway.server.server_timing import tell_server_timing
 from gateway.server.services import SERVICES, Services
 from gateway.server.slots import SharedCounts
 from gateway.sinks import Sink
 from gateway.sinks.store import Store
+
+if TYPE_CHECKING:
+    from gateway.server.tracing import Tracing
 
 __all__ = ["build_app", "build_management", "check_took_effect"]
 
@@ -54,7 +60,10 @@ def build_app(
     secret = secrets.token_hex() if shared is None else shared.secret
     policies = make_policies(settings, counts, secret)
     browsers = make_browsers(settings)
-    app = _application(settings, browsers)
+    tracing = _tracing(settings.tracing)
+    app = _application(settings, browsers, *([] if tracing is None else [tracing.around]))
+    if settings.tracing.server_timing:
+        app.on_response_prepare.append(tell_server_timing)
     settings = settings.named()
     assert settings.server.name is not None
     downloader = Downloader(**settings.download.model_dump(exclude={"access"}), gateway=settings.server.name)
@@ -90,6 +99,8 @@ def build_app(
 
     async def running(app: web.Application) -> AsyncIterator[None]:
         async with AsyncExitStack() as stack:
+            if tracing is not None:
+                stack.push_async_callback(tracing.end)
             stack.callback(hashing.shutdown)
             stack.callback(counts.close)
             await stack.enter_async_context(downloader)
@@ -106,6 +117,20 @@ def build_app(
     return app
 
 
+def _tracing(settings: TracingSettings) -> Tracing | None:
+    """What makes traces, as it is configured here and by the variables of OpenTelemetry; None where that is off, and
+    then nothing of it is imported. Raises ConfigError for a variable that says nothing.
+    """
+    if not settings.enabled:
+        return None
+    from gateway.server.tracing import Tracing, make_exporter
+
+    try:
+        return Tracing(make_exporter())
+    except ValueError as error:
+        raise ConfigError([f"tracing: {error}"]) from error
+
+
 def build_management(app: web.Application, settings: Settings) -> web.Application | None:
     """What is served at the management listener, of an application that `build_app` has made. None: nothing."""
     if settings.management.port is None:
@@ -118,9 +143,11 @@ def build_management(app: web.Application, settings: Settings) -> web.Applicatio
     return management
 
 
-def _application(settings: Settings, browsers: Browsers) -> web.Application:
+def _application(settings: Settings, browsers: Browsers, *around: Middleware) -> web.Application:
     app = web.Application(
-        middlewares=[problems], client_max_size=_READ_WHOLE_BYTES, handler_args=_handler_args(settings, browsers)
+        middlewares=[*around, problems],
+        client_max_size=_READ_WHOLE_BYTES,
+        handler_args=_handler_args(settings, browsers),
     )
     app.on_response_prepare.append(complete_head)
     return app

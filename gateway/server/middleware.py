@@ -39,6 +39,7 @@ from gateway.server.services import (
     CLIENT,
     HOST,
     OWN_ID,
+    PROBLEM,
     SENT_REQUEST_ID,
     SERVICES,
     UPLOAD_ID,
@@ -110,6 +111,7 @@ async def problem_of(request: web.Request, error: GatewayError) -> web.Response:
     A refusal is counted.
     """
     request.app[SERVICES].metrics.refused(error)
+    request[PROBLEM] = error.slug()
     # Even a body that was small enough to have arrived whole was not read: who is refused must not go on.
     close = request.can_read_body and not request.get(BODY_READ, False)
     if isinstance(error, RefusedByHook):

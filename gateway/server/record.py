@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
+from typing import cast
 
 from aiohttp import web
 from aiohttp.typedefs import Handler
@@ -20,6 +21,7 @@ from gateway.model import Upload
 from gateway.server.services import CLIENT, SENT_REQUEST_ID, SERVICES, Services
 from gateway.upload.dispatch import Outcome
 from gateway.upload.progress import UploadProgress
+from gateway.upload.timeline import Timeline
 
 __all__ = ["UploadRecord", "log_refused", "log_told", "log_untaken", "log_upload", "outcome_of", "told"]
 
@@ -46,6 +48,7 @@ class UploadRecord:
         self._intake = intake
         self._began = time.monotonic()
         self.outcome: Outcome | None = None
+        self.timeline = Timeline(self._began)
         self.progress = UploadProgress(upload, intake, is_asked=is_asked)
 
     def __enter__(self) -> UploadRecord:
@@ -66,6 +69,13 @@ class UploadRecord:
         dropped = self.progress.excluded
         seconds = time.monotonic() - self._began
         self._metrics.upload_ended(self.progress, outcome=outcome, seconds=seconds, dropped=dropped)
+        self.timeline.end(
+            outcome,
+            received_bytes=self._intake.received_bytes,
+            given=[(name, given) for name, given, _ in self.progress.at_sinks()],
+            failed=self._failed_sink(error),
+            dropped=dropped,
+        )
         self._board.end(self.progress, self._problem(error))
         log_upload(
             self._upload.id,
@@ -78,6 +88,12 @@ class UploadRecord:
             seconds=round(seconds, 3),
             dropped=dropped or None,
         )
+
+    def _failed_sink(self, error: BaseException | None) -> str | None:
+        if isinstance(error, GatewayError):
+            return cast("str | None", error.members.get("sink"))
+        is_no = self.outcome is not None and self.outcome.answer is not None and self.outcome.answer.status >= 400
+        return self.timeline.answered if is_no else None
 
     def _problem(self, error: BaseException | None) -> dict[str, object] | None:
         """What whoever watches is told of the error, or of a destination's no."""

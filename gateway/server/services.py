@@ -25,14 +25,19 @@ from gateway.server.page import Page
 from gateway.sinks import Sink
 from gateway.sinks.store import Store
 from gateway.upload.routes import Route
+from gateway.upload.timeline import Timeline
 
 __all__ = [
+    "ACCESS_TIMES",
     "BODY_READ",
     "CLIENT",
     "HOST",
     "OWN_ID",
+    "PROBLEM",
     "SENT_REQUEST_ID",
     "SERVICES",
+    "TIMELINE",
+    "TRACEPARENT",
     "UPLOAD_ID",
     "Services",
     "begins_late",
@@ -121,6 +126,14 @@ CLIENT = web.RequestKey("client", str)
 """The address that it comes from, as far as those who say so are believed."""
 BODY_READ = web.RequestKey("body_read", bool)
 """Whether the body was read to its end: only then the connection can go on."""
+TIMELINE = web.RequestKey("timeline", Timeline)
+"""Of an upload that was let in: when it did what."""
+TRACEPARENT = web.RequestKey("traceparent", str)
+"""What destinations are told of the trace that this request is in; missing where no traces are made."""
+PROBLEM = web.RequestKey("problem", str)
+"""The error that it is answered with, in one word."""
+ACCESS_TIMES: web.RequestKey[tuple[float, float]] = web.RequestKey("access_times", tuple)
+"""When it was asked who that is, and may, and when that was known; by `time.monotonic`. Missing where anybody may."""
 
 
 def peer_of(request: web.Request) -> str:

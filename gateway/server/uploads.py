@@ -32,6 +32,8 @@ from gateway.server.services import (
     OWN_ID,
     SENT_REQUEST_ID,
     SERVICES,
+    TIMELINE,
+    TRACEPARENT,
     UPLOAD_ID,
     Services,
     begins_late,
@@ -84,6 +86,7 @@ class UploadHandler:
             intake = held.enter_context(Intake(request, limits))
             try:
                 with UploadRecord(services, upload, intake, is_asked=CHOSEN_ID in request.headers) as record:
+                    request[TIMELINE] = record.timeline
                     return await self._taken(request, services, upload, form, intake, record, charge)
             finally:
                 request[BODY_READ] = intake.ended
@@ -131,7 +134,7 @@ class UploadHandler:
         async with AsyncExitStack() as stack:
             try:
                 outcome = record.outcome = await self._dispatcher.dispatch(
-                    upload, events, stack, record.progress, is_here=intake.is_here
+                    upload, events, stack, record.progress, is_here=intake.is_here, timeline=record.timeline
                 )
             except Incomplete:
                 charge.is_used = True  # some of it is kept
@@ -181,6 +184,7 @@ class UploadHandler:
             fields=who.fields,
             id_chosen=CHOSEN_ID in request.headers,
             parts_alone=self._route.keep_each,
+            traceparent=request.get(TRACEPARENT, ""),
         )
 
     def _raw_part(self, request: web.Request) -> Part:

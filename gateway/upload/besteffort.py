@@ -31,6 +31,7 @@ from gateway.upload.backlog import Backlog, Item
 from gateway.upload.failures import translated
 from gateway.upload.lanes import Lane, PartPermits
 from gateway.upload.routes import BestEffort
+from gateway.upload.timeline import SinkTimes
 
 __all__ = ["BestEffortLane"]
 
@@ -40,8 +41,10 @@ log = logging.getLogger("gateway.besteffort")
 class BestEffortLane(Lane):
     """Where the pump puts parts for the sink; `live` is the sink's own life, the other end."""
 
-    def __init__(self, name: str, stage: Stage, terms: BestEffort, parallel_parts: int) -> None:
-        super().__init__(name, stage)
+    def __init__(
+        self, name: str, stage: Stage, terms: BestEffort, parallel_parts: int, times: SinkTimes | None = None
+    ) -> None:
+        super().__init__(name, stage, times)
         self.terms = terms
         self.receipts: list[Receipt] | None = None
         """None until it has committed."""
@@ -96,6 +99,7 @@ class BestEffortLane(Lane):
         """Rule 4, unless it has committed, or was excluded before."""
         if self.excluded is None and self.receipts is None:
             self.excluded = reason
+            self.times.give_up()
             self._backlog.clear()
             self._scope.end()
 
@@ -145,10 +149,12 @@ class BestEffortLane(Lane):
             await self._feed.run(self._parallel_parts)
             await self._may_commit.wait()
             self.committing = True
+            self.times.begin_commit()
             with self._failing():
                 delivery.inform(self._entries)
                 self.receipts = list(await delivery.commit() or ())
             self.committed = True
+            self.times.end_commit()
             self._scope.stay()
             if watching is not None:
                 watching.cancel()

@@ -84,6 +84,7 @@ class Commits:
                 entered = await self._keep_manifest(lane)
             lane.delivery.inform(self._manifest.entries)
             lane.committing = True
+            lane.times.begin_commit()
             try:
                 with lane.owing():
                     receipts = await lane.delivery.commit()
@@ -91,6 +92,7 @@ class Commits:
                 self._note_partly(order[number:])
                 raise
             lane.committed = True
+            lane.times.end_commit()
             if lane is not keeper:
                 entered = self._enter(lane.name, lane.completed(receipts or ()))
             if lane.began:

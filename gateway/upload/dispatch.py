@@ -61,6 +61,7 @@ from gateway.upload.progress import UploadProgress
 from gateway.upload.pump import Pump
 from gateway.upload.routes import Route
 from gateway.upload.stalls import StallWatch
+from gateway.upload.timeline import Timeline
 
 __all__ = ["Dispatcher", "Outcome"]
 
@@ -116,18 +117,21 @@ class Dispatcher:
         progress: UploadProgress,
         *,
         is_here: bool = False,
+        timeline: Timeline | None = None,
     ) -> Outcome:
         """Take one body to its sinks and commit it. `stack` holds the deliveries: when it is left, what was not
         committed is undone, and a destination's answer can no longer be read. `progress` is told of the parts and the
-        sinks, whatever becomes of the upload. `is_here`: no event has to be waited for. Raises the leaves of errors.
+        sinks, and `timeline` of when it did what, whatever becomes of the upload. `is_here`: no event has to be waited
+        for. Raises the leaves of errors.
         """
         route, limits = self.route, self.limits
+        timeline = timeline or Timeline()
         stack.push(forget_frames_on_exit)
         body = await _gathered(events) if is_here and self._may_be_straight else None
         manifest = Manifest(upload.id, [], upload.identity, upload.metadata)
         failures = KeepEach(manifest) if route.keep_each else AllOrNothing()
-        required = [await self._opened(name, upload, failures, stack) for name in route.required]
-        best_effort = self._best_effort()
+        required = [await self._opened(name, upload, failures, stack, timeline) for name in route.required]
+        best_effort = self._best_effort(timeline)
         lanes: list[Lane] = [*required, *best_effort]
         progress.follow(manifest.entries, lanes)
         straight = body is not None and _is_small(body) and not any(_takes_turns(lane) for lane in required)
@@ -146,11 +150,13 @@ class Dispatcher:
                 stack.callback(watch.stop)
                 if straight and body is not None:
                     await pump.take_all(body)
+                    timeline.arrive()
                     for one in required:
                         await one.take_only(is_alone=len(lanes) == 1 and not route.keep_each)
                 else:
                     async with asyncio.TaskGroup() as handover.tasks:
                         await pump.run(events if body is None else _one(body))
+                        timeline.arrive()
                 digests.settle()
                 await handover.settle()
                 for lane in best_effort:
@@ -170,6 +176,7 @@ class Dispatcher:
         if answer is None:
             return Outcome(manifest, commits.told, commits.stores)
         name, response = answer
+        timeline.answered = name
         read_seconds = next(lane.delivery.read_seconds for lane in required if lane.name == name)
         return Outcome(manifest, commits.told, commits.stores, response, read_seconds)
 
@@ -212,20 +219,22 @@ class Dispatcher:
             raise refused(error) from None
         return error.sink, error.response
 
-    def _best_effort(self) -> list[BestEffortLane]:
+    def _best_effort(self, timeline: Timeline) -> list[BestEffortLane]:
         terms, parallel = self.route.best_effort, self.limits.parallel_parts
-        names = [name for name in self.route.sinks if name in terms]
-        return [BestEffortLane(name, self.sinks[name].stage, terms[name], parallel) for name in names]
+        of_route = [(name, self.sinks[name].stage) for name in self.route.sinks if name in terms]
+        return [BestEffortLane(name, stage, terms[name], parallel, timeline.opening(name)) for name, stage in of_route]
 
-    async def _opened(self, name: str, upload: Upload, failures: AllOrNothing, stack: AsyncExitStack) -> RequiredLane:
-        sink = self.sinks[name]
+    async def _opened(
+        self, name: str, upload: Upload, failures: AllOrNothing, stack: AsyncExitStack, timeline: Timeline
+    ) -> RequiredLane:
+        sink, times = self.sinks[name], timeline.opening(name)
         with translated(name):
             context = sink.open(upload)
             delivery = await (context.__aenter__() if sink.opens_at_once else self._in_time(name, context))
             stack.push_async_exit(partial(leave_quietly, name, context))
             if not isinstance(delivery, Delivery):
                 raise TypeError(f"sink {name} opened {delivery!r}, which is no gateway.sinks.Delivery")
-        return RequiredLane(name, sink.stage, delivery, self.limits.window_bytes, failures.batch_failed)
+        return RequiredLane(name, sink.stage, delivery, self.limits.window_bytes, failures.batch_failed, times)
 
     async def _in_time(self, name: str, context: AbstractAsyncContextManager[Delivery]) -> Delivery:
         stall_seconds = self.limits.stall_seconds

@@ -23,6 +23,7 @@ from gateway.errors import GatewayError, SinkTimeout
 from gateway.model import Limits, Part, Receipt
 from gateway.sinks import LATEST, Answered, Delivery, Stage
 from gateway.upload.failures import translated
+from gateway.upload.timeline import SinkTimes
 
 __all__ = ["BULK_BYTES", "Accepting", "Batch", "Lane", "PartPermits", "RequiredLane", "memory_shares", "names_bytes"]
 
@@ -108,7 +109,7 @@ class Lane(ABC):
     hashing: Delivery | None = None
     """Who hashes what it writes, if the sink can."""
 
-    def __init__(self, name: str, stage: Stage) -> None:
+    def __init__(self, name: str, stage: Stage, times: SinkTimes | None = None) -> None:
         self.name = name
         self.stage = stage
         self.is_relay = stage is Stage.RELAY
@@ -121,6 +122,7 @@ class Lane(ABC):
         """Parts that are not kept, by index."""
         self.committing = self.committed = False
         """Whether its commit has begun, and has succeeded."""
+        self.times = times or SinkTimes(name, 0.0)
         self.excluded: str | None = None
         """Why it is left out, if it is best-effort: `lag`, `failed` or `late`."""
 
@@ -200,8 +202,9 @@ class RequiredLane(Lane):
         delivery: Delivery,
         window_bytes: int,
         on_batch_failed: Callable[[Batch, GatewayError | Answered], None] | None = None,
+        times: SinkTimes | None = None,
     ) -> None:
-        super().__init__(name, stage)
+        super().__init__(name, stage, times)
         self.delivery = delivery
         self.takes_batches = delivery.takes_batches and not delivery.completes_parts
         self.takes_wire = delivery.takes_wire
