@@ -11,7 +11,7 @@ WORKERS ?= 4
 BESIDE = --numprocesses $(WORKERS)
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 
-.PHONY: serve test aiohttp-tests check lint format docs bench bench-smoke fuzz objects soak audit sbom attack bound screenshots image secrets lock system-packages clean
+.PHONY: serve test aiohttp-tests check lint format docs bench bench-smoke fuzz objects soak audit sbom attack bound screenshots image stack secrets lock system-packages clean
 
 # The gateway with its demo destination. Ctrl-C, or SIGTERM, drains it.
 serve: .venv/.serving
@@ -104,6 +104,7 @@ lock: .venv/.serving
 	cd tests/bench && ../../$(BIN)/uv $(COMPILE)
 	cd tests/fuzz && ../../$(BIN)/uv $(COMPILE)
 	cd tests/audit && ../../$(BIN)/uv $(COMPILE)
+	cd tests/stack && ../../$(BIN)/uv $(COMPILE)
 COMPILE := pip compile --quiet --upgrade --universal --python-version 3.11 --generate-hashes --no-header \
 	--output-file requirements.txt requirements.in
 
@@ -116,6 +117,15 @@ screenshots: .venv/.testing
 # as root). It is among the tests.
 image: .venv/.testing
 	$(BIN)/pytest -q tests/deploy/test_image.py $(ARGS)
+
+# What docker-compose.yml starts as a whole, as processes and without an engine (Linux): a minute of traffic through nginx, a
+# gateway restarted in the middle of it, and all that the dashboard asks. make stack ARGS='--seconds 20', or ARGS=--stay
+stack: .venv/.testing .venv/.swift
+	@$(BIN)/python -m tests.stack $(ARGS)
+
+# The picture of the dashboard that the docs show.
+dashboard: .venv/.stacking .venv/.swift
+	@$(BIN)/python -m tests.stack --picture docs/pictures/dashboard.png $(ARGS)
 
 # What docker-compose.yml reads as secrets, in var/secrets: random, made once. The key for clients is var/secrets/gateway_key.
 secrets: .venv/.serving
@@ -160,6 +170,10 @@ $(BIN)/python:
 
 .venv/.benching: tests/bench/requirements.txt .venv/.testing
 	$(PIP) install --require-hashes -r tests/bench/requirements.txt
+	@touch $@
+
+.venv/.stacking: tests/stack/requirements.txt .venv/.testing
+	$(PIP) install --require-hashes -r tests/stack/requirements.txt
 	@touch $@
 
 .venv/.fuzzing: tests/fuzz/requirements.txt .venv/.testing

@@ -4,12 +4,14 @@
 
 It runs on the interpreter of an environment that has what requirements.txt beside it says (`make .venv/.swift` makes
 one), and imports nothing of ours. It prints the endpoint when it answers, and ends with its standard input, or by a
-SIGTERM. Key `test:tester`, secret `testing`, region us-east-1, path style. Four processes of some 57 MB; two seconds.
+SIGTERM. Key `test:tester`, secret `testing`, or what SWIFT_KEY (ACCOUNT:USER) and SWIFT_SECRET say; region us-east-1,
+path style. Four processes of some 57 MB; two seconds.
 """
 
 from __future__ import annotations
 
 import getpass
+import os
 import signal
 import socket
 import subprocess
@@ -65,7 +67,7 @@ dns_compliant_bucket_names = false
 min_segment_size = 5242880
 [filter:tempauth]
 use = egg:swift#tempauth
-user_test_tester = testing .admin
+user_{account} = {secret} .admin
 [filter:slo]
 use = egg:swift#slo
 [filter:dlo]
@@ -103,6 +105,8 @@ def main(directory: Path, port: int) -> None:
 
 def _start(directory: Path, kind: str, port: int) -> subprocess.Popen[bytes]:
     values = {"kind": kind, "port": port, "directory": directory, "user": getpass.getuser()}
+    values["account"] = os.environ.get("SWIFT_KEY", "test:tester").replace(":", "_")
+    values["secret"] = os.environ.get("SWIFT_SECRET", "testing")
     rest = _PROXY if kind == "proxy" else _STORAGE
     path = directory / f"{kind}.conf"
     path.write_text((_COMMON + rest).format(**values))
