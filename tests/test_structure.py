@@ -129,6 +129,7 @@ TESTED_ELSEWHERE = {
     "upload.backlog": ("upload.test_besteffort", "what waits for such a sink"),
     "upload.handover": ("upload.test_pump", "the pump that it is made for; flows: test_flows"),
     "upload.part_limits": ("upload.test_pump", "to the byte"),
+    "upload.required_lane": ("upload.test_lanes", "parts handed over, in batches and one by one"),
     "upload.plans": ("upload.test_routes", "the rules that they are made of; where files go: test_dispatch"),
     "upload.commits": ("upload.test_dispatch_failures", "what is committed, and told; best effort: test_besteffort"),
     "upload.failures": ("upload.test_garbage", "what is let go of; which is told: test_dispatch_failures"),

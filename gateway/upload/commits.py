@@ -19,7 +19,7 @@ from gateway.model import Manifest, Receipt
 from gateway.sinks import Answered, Sink, refused
 from gateway.sinks.store import Store
 from gateway.upload.besteffort import BestEffortLane
-from gateway.upload.lanes import RequiredLane
+from gateway.upload.required_lane import RequiredLane
 
 __all__ = ["Commits", "Locating"]
 

@@ -53,12 +53,13 @@ from gateway.upload.commits import Commits, Locating
 from gateway.upload.failures import first_error, forget_frames, forget_frames_on_exit, leave_quietly, translated
 from gateway.upload.handover import Handover
 from gateway.upload.keep_each import AllOrNothing, KeepEach
-from gateway.upload.lanes import BULK_BYTES, Lane, RequiredLane
+from gateway.upload.lanes import BULK_BYTES, Lane
 from gateway.upload.part_digests import PartDigests
 from gateway.upload.part_limits import PartLimits
 from gateway.upload.plans import Plans, rule_for
 from gateway.upload.progress import UploadProgress
 from gateway.upload.pump import Pump
+from gateway.upload.required_lane import RequiredLane
 from gateway.upload.routes import Route
 from gateway.upload.stalls import StallWatch
 from gateway.upload.timeline import Timeline

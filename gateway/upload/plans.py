@@ -9,7 +9,8 @@ from gateway.errors import NoRoute, NotMultipart
 from gateway.flows import Flow
 from gateway.model import Part, text
 from gateway.sinks import Delivery
-from gateway.upload.lanes import Lane, RequiredLane
+from gateway.upload.lanes import Lane
+from gateway.upload.required_lane import RequiredLane
 from gateway.upload.routes import Match, Route, Rule
 
 __all__ = ["Plan", "Plans"]

@@ -19,10 +19,11 @@ from gateway.model import Entry
 from gateway.multipart.codec import Event, Kind
 from gateway.upload.handover import Handover
 from gateway.upload.keep_each import OF_ONE_PART, AllOrNothing
-from gateway.upload.lanes import BULK_BYTES, RequiredLane
+from gateway.upload.lanes import BULK_BYTES
 from gateway.upload.part_digests import Declared, PartDigests
 from gateway.upload.part_limits import PartLimits
 from gateway.upload.plans import Plan, Plans
+from gateway.upload.required_lane import RequiredLane
 
 __all__ = ["Pump"]
 

@@ -11,7 +11,7 @@ from gateway.concurrency.timer import RearmingTimer
 from gateway.errors import GatewayError
 from gateway.upload.flow_run import Passage
 from gateway.upload.keep_each import AllOrNothing
-from gateway.upload.lanes import RequiredLane
+from gateway.upload.required_lane import RequiredLane
 
 __all__ = ["StallWatch"]
 

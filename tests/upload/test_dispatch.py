@@ -145,7 +145,7 @@ async def test_no_window_is_ever_exceeded(
             await super().reserve(size)
             self.most, self.largest = max(self.most, self.used), max(self.largest, size)
 
-    monkeypatch.setattr("gateway.upload.lanes.Window", Recording)
+    monkeypatch.setattr("gateway.upload.required_lane.Window", Recording)
     async with HonestUpstream() as upstream:
         gateway = await start_gateway(
             api=upstream.url,

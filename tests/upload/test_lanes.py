@@ -11,7 +11,8 @@ import pytest
 from gateway.errors import SinkFull, SinkUnavailable, TooLarge
 from gateway.model import Part, Receipt
 from gateway.sinks import Delivery, Stage
-from gateway.upload.lanes import PartPermits, RequiredLane
+from gateway.upload.lanes import PartPermits
+from gateway.upload.required_lane import RequiredLane
 
 
 class Recorder(Delivery):

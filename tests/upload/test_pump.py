@@ -17,11 +17,11 @@ from gateway.multipart.encoder import Encoder
 from gateway.sinks import Delivery, Stage
 from gateway.upload.handover import Handover
 from gateway.upload.keep_each import AllOrNothing
-from gateway.upload.lanes import RequiredLane
 from gateway.upload.part_digests import PartDigests
 from gateway.upload.part_limits import PartLimits
 from gateway.upload.plans import Plans
 from gateway.upload.pump import Pump
+from gateway.upload.required_lane import RequiredLane
 from gateway.upload.routes import Match, Route, Rule
 
 
