@@ -4,20 +4,23 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import signal
 import socket
 import subprocess
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import pytest
 import requests
+import yaml
 
-from tests.support.images import Image, build, instructions, listed, why_not
+from tests.support.images import Image, build, instructions, listed, network, why_not
 from tests.support.ports import free_port
+from tests.support.recipes import command_of
 
 ROOT = Path(__file__).resolve().parents[2]
 STEPS = instructions((ROOT / "Dockerfile").read_text("utf-8"))
@@ -60,14 +63,26 @@ class TestTheDockerfile:
         assert "*" in IGNORED
 
 
+CURL = ("-sS", "-F", f"file=@{ROOT / 'pyproject.toml'}", "http://127.0.0.1:8080/proxy")
+
+
 @contextmanager
-def _running(image: Image, data: Path, log: Path, **env: str) -> Iterator[subprocess.Popen[bytes]]:
-    command = image.process([*image.entrypoint, *image.command], volumes={"/data": data}, env=env)
+def _running(
+    image: Image,
+    data: Path,
+    log: Path,
+    *inside: str,
+    command: Sequence[str] = (),
+    volumes: Mapping[str, Path] | None = None,
+    env: Mapping[str, str],
+) -> Iterator[subprocess.Popen[bytes]]:
+    words = command or [*image.entrypoint, *image.command]
+    command = [*inside, *image.process(words, volumes=volumes or {"/data": data}, env=env)]
     with log.open("wb") as output:
         process = subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT)
     try:
         deadline = time.monotonic() + 60
-        while "listening on http" not in log.read_text():
+        while not re.search("listen(ing|s) on http", log.read_text()):
             assert process.poll() is None, log.read_text()
             assert time.monotonic() < deadline, log.read_text()
             time.sleep(0.05)
@@ -117,7 +132,7 @@ class TestWhatItMakes:
         port = free_port()
         env = {"GATEWAY_SERVER__PORT": str(port)}
         log = tmp_path / "log"
-        with _running(image, data, log, **env) as process:
+        with _running(image, data, log, env=env) as process:
             healthy = _done(image, data, *image.health, **env)
             assert (healthy.returncode, healthy.stdout) == (0, f"alive at http://127.0.0.1:{port}/healthz\n")
             kept = requests.post(f"http://127.0.0.1:{port}/upload", files={"file": ("a.txt", b"hello")}, timeout=10)
@@ -145,7 +160,7 @@ class TestWhatItMakes:
 
     def test_several_workers_need_no_more_than_one(self, image: Image, data: Path, tmp_path: Path) -> None:
         env = {"GATEWAY_SERVER__PORT": str(free_port()), "GATEWAY_SERVER__WORKERS": "2"}
-        with _running(image, data, tmp_path / "log", **env) as process:
+        with _running(image, data, tmp_path / "log", env=env) as process:
             assert _done(image, data, *image.health, **env).returncode == 0
             _signal(process, signal.SIGTERM)
             assert process.wait(30) == 0
@@ -166,6 +181,33 @@ class TestWhatItMakes:
         assert "CapBnd:\t0000000000000000" in status
         assert "Uid:\t10001\t10001\t10001\t10001" in status
         assert _done(image, data, "id").stdout.startswith("uid=10001(gateway) gid=10001(gateway) groups=10001")
+
+    def test_the_small_picture_of_the_compose_file_is_well_and_passes_uploads_on(
+        self, image: Image, data: Path, tmp_path: Path
+    ) -> None:
+        services = yaml.safe_load((ROOT / "docker-compose.yml").read_text("utf-8"))["services"]
+        small = {name: service for name, service in services.items() if "profiles" not in service}
+        assert small.keys() == {"gateway", "receiver"}
+        hosts = tmp_path / "hosts"
+        hosts.write_text("127.0.0.1 localhost receiver\n")
+        volumes = {"/data": data, "/etc/hosts": hosts}
+        with network() as inside, ExitStack() as stack:
+            for name in ("receiver", "gateway"):  # as they depend on each other
+                service = small[name]
+                command = [*image.entrypoint, *service.get("command", image.command)]
+                env = service["environment"]
+                log = tmp_path / name
+                running = _running(image, data, log, *inside, command=command, volumes=volumes, env=env)
+                stack.enter_context(running)
+                check = service["healthcheck"]["test"][1:]
+                asked = [*inside, *image.process(check, volumes=volumes, env=env)]
+                said = subprocess.run(asked, capture_output=True, text=True, timeout=60, check=False)
+                assert said.returncode == 0, said.stderr
+            sent = subprocess.run(
+                [*inside, command_of("curl"), *CURL], capture_output=True, text=True, timeout=60, check=True
+            ).stdout
+            assert json.loads(sent)["parts"][0]["filename"] == "pyproject.toml"
+            assert "x-forwarded-for" in {name.lower() for name, _ in json.loads(sent)["headers"]}
 
     def test_nothing_in_it_installs_or_builds(self, image: Image) -> None:
         names = {path.name for path in (image.root / "opt/gateway").rglob("*")}

@@ -3,7 +3,7 @@
 The base image cannot be fetched, so something stands in for it: of this machine's own files the Python, a shell, what
 the steps call, and the libraries of all of them; nothing else. The steps are read from the Dockerfile, so that a test
 follows it. What is run has a root of its own that is read-only, a process number 1, no capabilities, no way to new
-privileges, and the user that the Dockerfile says. It shares this machine's network.
+privileges, and the user that the Dockerfile says. It shares this machine's network, or has one with others of its kind.
 """
 
 from __future__ import annotations
@@ -16,13 +16,15 @@ import shutil
 import stat
 import subprocess
 import sys
+import time
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
 from string import Template
 
-__all__ = ["Image", "Instruction", "build", "instructions", "listed", "runs", "why_not"]
+__all__ = ["Image", "Instruction", "build", "instructions", "listed", "network", "runs", "why_not"]
 
 _TOOLS = (
     *("sh", "env", "install", "mkdir", "ls", "cat", "touch", "id"),
@@ -98,6 +100,13 @@ ln -s /proc/self/fd dev/fd
 mkdir -m 1777 dev/shm
 mount -t tmpfs -o mode=1777 tmp tmp
 """
+_LOOPBACK_UP = """
+import fcntl, socket, struct, sys
+SIOCSIFFLAGS, IFF_UP = 0x8914, 1
+fcntl.ioctl(socket.socket(), SIOCSIFFLAGS, struct.pack("16sH14x", b"lo", IFF_UP))
+sys.stdin.read()
+"""
+"""Without `ip`, which not every system has; then it stays as long as whoever made it."""
 _ENTER = """
 exec chroot . setpriv --reuid "$user" --regid "$group" --clear-groups --bounding-set=-all --inh-caps=-all \
     --no-new-privs env -i "$@"
@@ -109,10 +118,25 @@ def why_not() -> str | None:
     """Why nothing can be built here; None if it can."""
     if sys.platform != "linux" or os.geteuid() != 0:
         return "a root file system of its own needs Linux, and root"
-    if missing := [name for name in ("unshare", "chroot", "mount", "ldd", *_TOOLS) if _found(name) is None]:
+    if missing := [name for name in ("unshare", "nsenter", "chroot", "mount", "ldd", *_TOOLS) if _found(name) is None]:
         return f"{', '.join(missing)} not installed"
     allowed = subprocess.run(["unshare", "--mount", "--pid", "--fork", "true"], capture_output=True, check=False)
     return f"unshare: {allowed.stderr.decode().strip()}" if allowed.returncode else None
+
+
+@contextmanager
+def network() -> Iterator[list[str]]:
+    """What stands before a command so that it is in a network of its own, in which nobody else has a port."""
+    holder = subprocess.Popen(["unshare", "--net", sys.executable, "-c", _LOOPBACK_UP], stdin=subprocess.PIPE)
+    assert holder.stdin is not None
+    try:
+        own, ours = (Path(f"/proc/{who}/ns/net") for who in (holder.pid, "self"))
+        while os.readlink(own) == os.readlink(ours):
+            time.sleep(0.01)
+        yield ["nsenter", f"--net={own}"]
+    finally:
+        holder.stdin.close()
+        holder.wait()
 
 
 def instructions(text: str) -> list[Instruction]:
