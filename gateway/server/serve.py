@@ -251,11 +251,11 @@ async def serve(
 
         listeners, of_management = await bound_listeners(settings)
         catch_signals(signalled)
-        scheme = "http" if settings.tls is None else "https"
-        log.info("listening on %s", told_addresses(listeners, of_management, scheme=scheme))
         runner.listen(*listeners)
         if runner.management is not None:
             runner.management.listen(*of_management)
+        scheme = "http" if settings.tls is None else "https"
+        log.info("listening on %s", told_addresses(listeners, of_management, scheme=scheme))
         for address in runner.addresses:
             if isinstance(address, tuple):
                 started(*address[:2])
