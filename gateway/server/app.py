@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import secrets
 from collections.abc import AsyncIterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -121,7 +122,7 @@ def _tracing(settings: TracingSettings) -> Tracing | None:
     """What makes traces, as it is configured here and by the variables of OpenTelemetry; None where that is off, and
     then nothing of it is imported. Raises ConfigError for a variable that says nothing.
     """
-    if not settings.enabled:
+    if not settings.enabled or os.environ.get("OTEL_SDK_DISABLED", "").strip().lower() == "true":
         return None
     from gateway.server.tracing import Tracing, make_exporter
 

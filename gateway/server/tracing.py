@@ -9,7 +9,8 @@ room only where traces are on.
 4. *No secret*: what a span says are words of the configuration and of this code, numbers, and the upload's id. No name
    of a file or part, no query, no url, no header, no identity, no text of an error.
 5. Whether a trace is kept is decided once, for its request's span; of one that is not, nothing else is made.
-6. Spans leave from a thread of their own, in batches. Where nobody takes them they are lost, and uploads know nothing
+6. Spans are made when they are over, as what they are: to begin one, add to it and end it costs five times as much.
+7. Spans leave from a thread of their own, in batches. Where nobody takes them they are lost, and uploads know nothing
    of it. At the end of the process what is left has `_FLUSH_SECONDS`.
 """
 
@@ -21,15 +22,18 @@ import threading
 import time
 import uuid
 from contextlib import suppress
+from dataclasses import dataclass
 
 from aiohttp import web
 from aiohttp.typedefs import Handler
+from opentelemetry.context import Context
 from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
 from opentelemetry.sdk.resources import OTELResourceDetector, Resource
 from opentelemetry.sdk.trace import ReadableSpan, TracerProvider
 from opentelemetry.sdk.trace.export import BatchSpanProcessor, SpanExporter
+from opentelemetry.sdk.trace.sampling import Decision
 from opentelemetry.sdk.util.instrumentation import InstrumentationScope
-from opentelemetry.trace import Span, SpanContext, SpanKind, Status, StatusCode
+from opentelemetry.trace import SpanContext, SpanKind, Status, StatusCode, TraceFlags, get_current_span
 from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 from opentelemetry.util.types import AttributeValue
 
@@ -52,6 +56,8 @@ _NOWHERE = "/{anything}"
 _METHODS = frozenset(["CONNECT", "DELETE", "GET", "HEAD", "OPTIONS", "PATCH", "POST", "PUT", "QUERY", "TRACE"])
 """Any other is the client's word, and `_OTHER` in its place (semantic conventions, http.request.method)."""
 _W3C = TraceContextTextMapPropagator()
+_SAMPLED, _RANDOM = 1, 2
+"""Flags of a traceparent (W3C Trace Context, level 2): it is kept; its id is random."""
 _FAILED = Status(StatusCode.ERROR)
 _FINE = Status(StatusCode.UNSET)
 
@@ -63,15 +69,35 @@ def make_exporter() -> SpanExporter:
     return OTLPSpanExporter()
 
 
+@dataclass(slots=True)
+class _Trace:
+    """Of one request: its span, while that is not over."""
+
+    name: str
+    context: SpanContext
+    parent: SpanContext | None
+    attributes: Attributes
+    began: float
+    since_epoch: int
+    """What the clock of a timeline is behind that of spans, in nanoseconds."""
+
+    @property
+    def traceparent(self) -> str:
+        """For those who are asked meanwhile."""
+        context = self.context
+        return f"00-{context.trace_id:032x}-{context.span_id:016x}-{context.trace_flags:02x}"
+
+
 class Tracing:
     """Makes the spans of this process, and has them taken to `exporter`."""
 
     def __init__(self, exporter: SpanExporter) -> None:
         """Raises ValueError for a variable of OpenTelemetry that says nothing."""
-        self._provider = TracerProvider(resource=_resource(), shutdown_on_exit=False)
+        provider = TracerProvider(resource=_resource(), shutdown_on_exit=False)
+        self._resource = provider.resource
+        self._sampler = provider.sampler
+        self._ids = provider.id_generator
         self._processor = BatchSpanProcessor(exporter)
-        self._provider.add_span_processor(self._processor)
-        self._tracer = self._provider.get_tracer(_SCOPE.name, _SCOPE.version)
 
     @web.middleware
     async def around(self, request: web.Request, handler: Handler) -> web.StreamResponse:
@@ -80,17 +106,14 @@ class Tracing:
         route = None if resource is None else resource.canonical
         if route in _UNTRACED:
             return await handler(request)
-        began = time.monotonic()
-        since_epoch = time.time_ns() - _nanoseconds(began)
-        span = self._begun(request, None if route == _NOWHERE else route, since_epoch + _nanoseconds(began))
-        if context := _told(span):
-            request[TRACEPARENT] = context
+        trace = self._begun(request, None if route == _NOWHERE else route)
+        request[TRACEPARENT] = trace.traceparent
         try:
             response = await handler(request)
         except BaseException as error:
-            self._end(span, request, since_epoch, outcome=outcome_of(error), status=None)
+            self._end(trace, request, outcome=outcome_of(error), status=None)
             raise
-        self._end(span, request, since_epoch, outcome=request.get(PROBLEM, "ok"), status=response.status)
+        self._end(trace, request, outcome=request.get(PROBLEM, "ok"), status=response.status)
         return response
 
     async def end(self) -> None:
@@ -98,7 +121,7 @@ class Tracing:
         loop, is_over = asyncio.get_running_loop(), asyncio.Event()
 
         def shut_down() -> None:
-            self._provider.shutdown()
+            self._processor.shutdown()  # type: ignore[no-untyped-call]
             with suppress(RuntimeError):  # the loop is closed: nobody has waited
                 loop.call_soon_threadsafe(is_over.set)
 
@@ -109,98 +132,132 @@ class Tracing:
         except TimeoutError:
             log.warning("the last spans were not taken in %g s, and are lost", _FLUSH_SECONDS)
 
-    def _begun(self, request: web.Request, route: str | None, began: int) -> Span:
+    def _begun(self, request: web.Request, route: str | None) -> _Trace:
+        began, now = time.monotonic(), time.time_ns()
         method = request.method if request.method in _METHODS else "_OTHER"
         attributes: Attributes = {"http.request.method": method, "url.scheme": request.scheme}
         if route is not None:
             attributes["http.route"] = route
+        name = ("HTTP" if method == "_OTHER" else method) + ("" if route is None else f" {route}")
         # A tracestate is not taken in: what it says would leave with the span.
         parents = request.headers.getall(HEADER, ())
-        parent = _W3C.extract({HEADER: parents[0]}) if len(parents) == 1 else None
-        name = ("HTTP" if method == "_OTHER" else method) + ("" if route is None else f" {route}")
-        return self._tracer.start_span(name, parent, SpanKind.SERVER, attributes, start_time=began)
+        around = _W3C.extract({HEADER: parents[0]}) if len(parents) == 1 else Context()
+        parent: SpanContext | None = get_current_span(around).get_span_context()
+        if parent is None or not parent.is_valid:
+            parent = None
+        trace_id = self._ids.generate_trace_id() if parent is None else parent.trace_id
+        flags = _RANDOM if parent is None else parent.trace_flags & _RANDOM
+        sampled = self._sampler.should_sample(around, trace_id, name, SpanKind.SERVER, attributes)
+        if sampled.decision is Decision.RECORD_AND_SAMPLE:
+            flags |= _SAMPLED
+        context = SpanContext(trace_id, self._ids.generate_span_id(), False, TraceFlags(flags))
+        return _Trace(name, context, parent, attributes, began, now - _nanoseconds(began))
 
-    def _end(self, span: Span, request: web.Request, since_epoch: int, *, outcome: str, status: int | None) -> None:
-        if not span.is_recording():
+    def _end(self, trace: _Trace, request: web.Request, *, outcome: str, status: int | None) -> None:
+        ended = time.monotonic()
+        if not trace.context.trace_flags.sampled:
             return
-        timeline, now = request.get(TIMELINE), time.monotonic()
+        timeline, attributes = request.get(TIMELINE), trace.attributes
         upload = request.get(UPLOAD_ID) or request.match_info.get("id", "")
-        attributes: Attributes = {"gateway.outcome": outcome}
         if ULID.fullmatch(upload):
             attributes["gateway.upload.id"] = upload
         if status is not None:
             attributes["http.response.status_code"] = status
         if (asked := request.get(ACCESS_TIMES)) is not None:
-            self._tell("access", span.get_span_context(), {}, asked[0], asked[1], since_epoch)
+            self._child(trace, "access", {}, asked[0], asked[1])
         if timeline is not None:
-            attributes["gateway.outcome"] = timeline.outcome
+            outcome = timeline.outcome
             attributes["http.request.body.size"] = timeline.received_bytes
-            self._tell_children(timeline, span.get_span_context(), since_epoch)
-        if status is None or status >= 500:
+            self._children(trace, timeline)
+        attributes["gateway.outcome"] = outcome
+        is_failed = status is None or status >= 500
+        if is_failed:
             attributes["error.type"] = outcome if outcome != "ok" else str(status)
-            span.set_status(_FAILED)
-        span.set_attributes(attributes)
-        span.end(since_epoch + _nanoseconds(now))
+        self._tell(
+            trace,
+            trace.name,
+            trace.context,
+            trace.parent,
+            attributes,
+            trace.began,
+            ended,
+            is_failed=is_failed,
+            kind=SpanKind.SERVER,
+        )
 
-    def _tell_children(self, timeline: Timeline, request: SpanContext, since_epoch: int) -> None:
-        """They are over, so they are made as what they are: to begin and end each costs three times as much."""
-        end = timeline.ended
-        arrived = timeline.arrived or end
+    def _children(self, trace: _Trace, timeline: Timeline) -> None:
+        end, arrived = timeline.ended, timeline.arrived
         size: Attributes = {"gateway.bytes": timeline.received_bytes}
-        self._tell("arrival", request, size, timeline.began, arrived, since_epoch, is_failed=not timeline.arrived)
+        self._child(trace, "arrival", size, timeline.began, arrived or end, is_failed=not arrived)
         for sink in timeline.sinks:
             ended, is_failed = sink.ended(end), sink.outcome == "failed"
             told: Attributes = {"gateway.sink": sink.sink, "gateway.outcome": sink.outcome or ""}
             of_sink = {**told, "gateway.bytes": sink.given_bytes}
-            parent = self._tell(
-                f"sink {sink.sink}", request, of_sink, sink.opened, ended, since_epoch, is_failed=is_failed
-            )
+            parent = self._child(trace, f"sink {sink.sink}", of_sink, sink.opened, ended, is_failed=is_failed)
             if sink.commit_began:
-                begun = sink.commit_began
-                self._tell(f"commit {sink.sink}", parent, told, begun, ended, since_epoch, is_failed=is_failed)
+                begun, name = sink.commit_began, f"commit {sink.sink}"
+                self._child(trace, name, told, begun, ended, is_failed=is_failed, parent=parent)
 
-    def _tell(
+    def _child(
         self,
+        trace: _Trace,
         name: str,
-        parent: SpanContext,
         attributes: Attributes,
         began: float,
         ended: float,
-        since_epoch: int,
         *,
         is_failed: bool = False,
+        parent: SpanContext | None = None,
     ) -> SpanContext:
-        """A span that is over. Its times are those of the timeline."""
-        context = SpanContext(
-            parent.trace_id, self._provider.id_generator.generate_span_id(), False, parent.trace_flags
-        )
-        span = ReadableSpan(
-            name,
-            context,
-            parent,
-            self._provider.resource,
-            attributes,
-            status=_FAILED if is_failed else _FINE,
-            start_time=since_epoch + _nanoseconds(began),
-            end_time=since_epoch + _nanoseconds(ended),
-            instrumentation_scope=_SCOPE,
-        )
-        self._processor.on_end(span)
+        """A span below that of the request, or below `parent`."""
+        above = parent or trace.context
+        context = SpanContext(above.trace_id, self._ids.generate_span_id(), False, above.trace_flags)
+        self._tell(trace, name, context, above, attributes, began, ended, is_failed=is_failed)
         return context
+
+    def _tell(
+        self,
+        trace: _Trace,
+        name: str,
+        context: SpanContext,
+        parent: SpanContext | None,
+        attributes: Attributes,
+        began: float,
+        ended: float,
+        *,
+        is_failed: bool,
+        kind: SpanKind = SpanKind.INTERNAL,
+    ) -> None:
+        self._processor.on_end(
+            ReadableSpan(
+                name,
+                context,
+                parent,
+                self._resource,
+                attributes,
+                kind=kind,
+                status=_FAILED if is_failed else _FINE,
+                start_time=trace.since_epoch + _nanoseconds(began),
+                end_time=trace.since_epoch + _nanoseconds(ended),
+                instrumentation_scope=_SCOPE,
+            )
+        )
+
+
+class _Resource(Resource):
+    """One whose hash costs nothing: an exporter asks for it with each span, and it would be JSON each time. There is
+    but one in a process.
+    """
+
+    def __hash__(self) -> int:
+        return id(self)
 
 
 def _resource() -> Resource:
     """What this process is: whatever OTEL_SERVICE_NAME and OTEL_RESOURCE_ATTRIBUTES say goes before our own."""
     ours = {"service.name": "gateway", "service.version": __version__, "service.instance.id": str(uuid.uuid4())}
-    return Resource.create({**ours, **OTELResourceDetector().detect().attributes})
-
-
-def _told(span: Span) -> str:
-    """Its traceparent; empty where there is no trace."""
-    context = span.get_span_context()
-    if not context.is_valid:
-        return ""
-    return f"00-{context.trace_id:032x}-{context.span_id:016x}-{context.trace_flags:02x}"
+    made = Resource.create({**ours, **OTELResourceDetector().detect().attributes})
+    return _Resource(made.attributes, made.schema_url)
 
 
 def _nanoseconds(seconds: float) -> int:
