@@ -20,6 +20,7 @@ from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanE
 
 from gateway import __version__
 from gateway.access import SCOPES, new_key
+from gateway.config import ConfigError
 from gateway.server import tracing
 from tests.conftest import StartDestination, StartGateway
 from tests.support.clients import VanishingClient, ask, eventually, file, form, head
@@ -355,6 +356,26 @@ async def test_what_a_process_is_can_be_said_by_the_variables(
     told = dict((await spans.of_request())["POST /upload"].resource.attributes)
     assert (told["service.name"], told["service.version"]) == ("gateway", __version__)
     assert (told["service.instance.id"], told["deployment.environment.name"]) == ("one", "test")
+
+
+async def test_the_variable_that_turns_the_sdk_off_turns_traces_off(
+    start_gateway: StartGateway, spans: Spans, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("OTEL_SDK_DISABLED", "true")
+    async with HonestUpstream(200, b"{}") as upstream:
+        gateway = await start_gateway(api=upstream.url, tracing=ON)
+        await ask(gateway.port, "/proxy", "POST", WHOLE, traceparent=TRACEPARENT)
+        assert dict(upstream.exchanges[0].headers)["traceparent"] == TRACEPARENT
+    await asyncio.sleep(0.1)
+    assert spans.all == ()
+
+
+async def test_a_variable_that_says_nothing_is_a_mistake_in_the_configuration(
+    start_gateway: StartGateway, spans: Spans, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("OTEL_BSP_MAX_QUEUE_SIZE", "-1")
+    with pytest.raises(ConfigError, match="tracing: max_queue_size"):
+        await start_gateway(tracing=ON)
 
 
 # -- processes
