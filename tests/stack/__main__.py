@@ -67,7 +67,9 @@ def _outside(options: argparse.Namespace) -> int:
         raise StackError("matplotlib is not installed: make .venv/.stacking")
     if (reason := network.missing()) or (reason := _absent()):
         raise StackError(reason)
-    network.enter(sys.argv[1:], [(host, port) for name, host, port in published() if options.stay and name in _those()])
+    addresses = {name: f"127.0.0.{11 + number}" for number, name in enumerate(names())}
+    reached = [(host, port) for name, host, port in published() if options.stay and name in _those()]
+    network.enter(sys.argv[1:], {**addresses, "store": "127.0.0.1"}, reached)  # where Swift is by itself
 
 
 def _absent() -> str | None:
@@ -92,8 +94,6 @@ def _path() -> str:
 
 def _inside(options: argparse.Namespace) -> int:
     lock = _emptied(options.directory)
-    addresses = {name: f"127.0.0.{11 + number}" for number, name in enumerate(names())}
-    network.set_up({**addresses, "store": "127.0.0.1"}, options.directory / "hosts")
     key = _secrets(options.directory)
     chosen = {name: one for name, one in services(options.directory).items() if name in _those()}
     with lock:

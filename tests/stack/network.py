@@ -2,13 +2,17 @@
 
 What compose does with a bridge is done here with a network namespace, which has a loopback interface and nothing else:
 so no port of the machine is taken or opened, the unchanged `listen 8000` of nginx included. A mount namespace has an
-/etc/hosts in it with the names. Both are had of unshare(1), as root, or as anybody where user namespaces are allowed.
+/etc/hosts in it with the names. Both are had of unshare(1), as root, or as anybody where user namespaces are allowed:
+then one makes it possible, and a second one within it has what runs there be who it was.
+
+`python -m tests.stack.network` is the program between the two.
 """
 
 from __future__ import annotations
 
 import asyncio
 import fcntl
+import json
 import os
 import shutil
 import socket
@@ -18,9 +22,10 @@ import sys
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from pathlib import Path
+from tempfile import NamedTemporaryFile
 from typing import NoReturn
 
-__all__ = ["PortTaken", "Published", "enter", "inside", "missing", "publish", "set_up"]
+__all__ = ["PortTaken", "Published", "enter", "inside", "main", "missing", "publish"]
 
 _INSIDE = "GATEWAY_STACK_PUBLISHED"
 """Set in there: the sockets that were opened outside, as `descriptor:port` each."""
@@ -32,16 +37,20 @@ class PortTaken(Exception):
     """One line."""
 
 
-def _unshare() -> list[str]:
-    user = [] if os.geteuid() == 0 else ["--user", "--map-root-user"]
-    return ["unshare", *user, "--mount", "--net"]
+def _into() -> list[str]:
+    return ["unshare", *(() if os.geteuid() == 0 else ("--user", "--map-root-user")), "--mount", "--net"]
+
+
+def _as(user: int, group: int) -> list[str]:
+    return [] if user == 0 else ["unshare", "--user", f"--map-user={user}", f"--map-group={group}"]
 
 
 def missing() -> str | None:
     """Why there can be no such network here."""
     if shutil.which("unshare") is None:
         return "unshare is not installed: it is in util-linux"
-    tried = subprocess.run([*_unshare(), "true"], capture_output=True, text=True, check=False)
+    command = [*_into(), *_as(os.geteuid(), os.getegid()), "true"]
+    tried = subprocess.run(command, capture_output=True, text=True, check=False)
     return None if tried.returncode == 0 else f"namespaces are not allowed here: {tried.stderr.strip()}"
 
 
@@ -49,10 +58,9 @@ def inside() -> bool:
     return _INSIDE in os.environ
 
 
-def enter(arguments: Sequence[str], publish: Iterable[tuple[str, int]]) -> NoReturn:
-    """Run this program in there, in place of this one. `publish` are addresses outside that are handed in.
-
-    Raises PortTaken.
+def enter(arguments: Sequence[str], hosts: dict[str, str], publish: Iterable[tuple[str, int]]) -> NoReturn:
+    """Run `tests.stack` in there, in place of this program. `hosts` are names with addresses of the loopback network,
+    `publish` addresses outside that are handed in. Raises PortTaken.
     """
     published = []
     for host, port in publish:
@@ -63,15 +71,22 @@ def enter(arguments: Sequence[str], publish: Iterable[tuple[str, int]]) -> NoRet
         listener.set_inheritable(True)
         published.append(f"{listener.detach()}:{port}")
     os.environ[_INSIDE] = " ".join(published)
-    os.execvp("unshare", [*_unshare(), sys.executable, "-m", "tests.stack", *arguments])
+    between = [sys.executable, "-m", "tests.stack.network", json.dumps(hosts), str(os.geteuid()), str(os.getegid())]
+    os.execvp("unshare", [*_into(), *between, *arguments])
 
 
-def set_up(hosts: dict[str, str], file: Path) -> None:
-    """Inside: loopback, and names with their addresses, which are written to `file`."""
+def main(hosts: str, user: str, group: str, *arguments: str) -> NoReturn:
+    """Between: loopback and names, and then the program, as who it was."""
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as one:
         fcntl.ioctl(one, _SIOCSIFFLAGS, struct.pack("16sh14x", b"lo", _IFF_UP | _IFF_RUNNING))
-    file.write_text("".join(f"{address} {name}\n" for name, address in {"localhost": "127.0.0.1", **hosts}.items()))
-    subprocess.run(["mount", "--bind", str(file), "/etc/hosts"], check=True)
+    with NamedTemporaryFile("w", suffix=".hosts") as file:  # which stays while it is mounted
+        for name, address in {"localhost": "127.0.0.1", **json.loads(hosts)}.items():
+            file.write(f"{address} {name}\n")
+        file.flush()
+        Path(file.name).chmod(0o644)
+        subprocess.run(["mount", "--bind", file.name, "/etc/hosts"], check=True)
+    command = [*_as(int(user), int(group)), sys.executable, "-m", "tests.stack", *arguments]
+    os.execvp(command[0], command)
 
 
 # -- what is reached from outside
@@ -110,3 +125,7 @@ async def _copy(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> N
             await writer.drain()
         if writer.can_write_eof():
             writer.write_eof()
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

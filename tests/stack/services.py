@@ -36,13 +36,10 @@ class Difference:
     environment: dict[str, str] = field(default_factory=dict)
     arguments: tuple[str, ...] = ()
     """More of them."""
-    replaced: dict[str, str] = field(default_factory=dict)
-    """Arguments in the place of others."""
 
     def __str__(self) -> str:
         more = [f"{name}={value}" for name, value in self.environment.items()]
-        swaps = [f"{new!r} for {old!r}" for old, new in self.replaced.items()]
-        return f"{self.services}: {', '.join([*more, *self.arguments, *swaps])} ({self.why})"
+        return f"{self.services}: {', '.join([*more, *self.arguments])} ({self.why})"
 
 
 DIFFERENCES = (
@@ -60,11 +57,6 @@ DIFFERENCES = (
         "gateway-*",
         "there is no /run/secrets",
         environment={"GATEWAY_ACCESS__KEYS__FILE": "{secrets}/gateway_keys"},
-    ),
-    Difference(
-        "nginx",
-        "it is root here, and in a user namespace there is nobody else whom it could become",
-        replaced={"daemon off;": "daemon off; user root;"},
     ),
     Difference(
         "prometheus",
@@ -126,8 +118,7 @@ def _service(name: str, directory: Path) -> Service:
     paths = _paths(name, composed, directory)
     differences = [one for one in DIFFERENCES if fnmatch.fnmatch(name, one.services)]
     values = {"name": name, "secrets": directory / "secrets"}
-    replaced = {old: new for one in differences for old, new in one.replaced.items()}
-    command = [_moved(replaced.get(word, word).replace("$$", "$"), paths) for word in _command(composed)]
+    command = [_moved(word.replace("$$", "$"), paths) for word in _command(composed)]
     environment = dict(composed.get("environment", {}))
     for one in differences:
         command += [word.format(**values) for word in one.arguments]
