@@ -21,7 +21,7 @@ import pytest
 import yaml
 
 from tests.stack import network
-from tests.stack.prometheus import QUIET, panels
+from tests.stack.prometheus import MOMENTS, QUIET, panels
 from tests.stack.services import BUCKET, DIFFERENCES, ROOT, SWIFT, names, published, services
 from tests.support.destinations import absent
 
@@ -73,7 +73,7 @@ class TestWhatIsStarted:
         assert BUCKET in "".join(COMPOSE["bucket"]["entrypoint"])
 
     def test_panels_that_may_be_quiet_are_panels(self) -> None:
-        assert set(QUIET) <= {panel.title for panel in panels()}
+        assert set(QUIET) | MOMENTS <= {panel.title for panel in panels()}
 
 
 # -- as processes

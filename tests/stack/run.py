@@ -11,7 +11,7 @@ import aiohttp
 
 from tests.stack.metrics import GATEWAYS, Counts, counts
 from tests.stack.processes import Stack, StackError
-from tests.stack.prometheus import QUIET, Panel, Prometheus, Series, panels
+from tests.stack.prometheus import MOMENTS, QUIET, Panel, Prometheus, Series, panels
 from tests.stack.traffic import Tally, Traffic
 
 __all__ = ["Report", "Run"]
@@ -166,17 +166,18 @@ class Run:
     async def _panels(self) -> None:
         """Each has numbers, and not only zeros, or there is a reason."""
         assert self._prometheus is not None
-        empty = []
+        empty = {}
         for panel in panels():
             curves = await self._prometheus.curves(panel, self._report.started, time.time())
             self._report.curves.append((panel, curves))
             if not any(value for series in curves for _, value in series.points):
-                empty.append(panel.title)
+                looked = "0 in all moments that Prometheus looked" if curves and panel.title in MOMENTS else None
+                empty[panel.title] = QUIET.get(panel.title, looked)
         answered = len(self._report.curves) - len(empty)
         self._line("panels of the dashboard", f"{answered} of {len(self._report.curves)} have numbers other than 0")
-        for title in empty:
-            self._line(f"  {title}", QUIET.get(title, "HAS NONE"))
-        self._report.wrong += [f"the panel {title!r} has no numbers" for title in empty if title not in QUIET]
+        for title, reason in empty.items():
+            self._line(f"  {title}", reason or "HAS NONE")
+        self._report.wrong += [f"the panel {title!r} has no numbers" for title, reason in empty.items() if not reason]
 
     def _line(self, what: str, text: str) -> None:
         self._report.lines.append((what, text))
