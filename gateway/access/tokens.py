@@ -65,6 +65,11 @@ class Tokens:
         self._leeway_seconds = leeway_seconds
         self._scope_claim = scope_claim
 
+    @property
+    def keys(self) -> KeySource:
+        """What they are checked with."""
+        return self._keys
+
     async def identify(self, asked: Asked) -> Identity | None:
         """`Authorization: Bearer`. Raises Unauthenticated for a token that is not valid, AccessUnavailable."""
         token = bearer(asked)
@@ -150,6 +155,12 @@ class JwksKeys:
         if algorithm not in (None, header.get("alg")):  # RFC 7517 4.4: what it is for
             raise Unauthenticated
         return key
+
+    def look_again(self) -> None:
+        """Fetch the set for the next token; until that is done, and where it cannot be had, those that were fetched
+        before are believed.
+        """
+        self._fetched_at = float("-inf")
 
     def _is_wanted(self, identifier: object) -> bool:
         return not self._is_known(identifier) or time.monotonic() - self._fetched_at > _OLD_SECONDS

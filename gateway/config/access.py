@@ -186,19 +186,23 @@ class AccessSettings(Table):
             return ["access.jwt.key_file: there is a jwks_url, too; one of them has the keys"]
         return ["access.jwt.key_file: needed, or jwks_url"]
 
-    def made(self, names: Sequence[str], problems: list[str], counts: Counts | None) -> dict[str, Kind]:
-        """The kinds of these names that have a table here, but for the hook. What cannot be made is a problem."""
+    def made(
+        self, names: Sequence[str], problems: list[str], counts: Counts | None, key_set: JwksKeys | None = None
+    ) -> dict[str, Kind]:
+        """The kinds of these names that have a table here, but for the hook. What cannot be made is a problem.
+        `key_set` is one that was fetched before.
+        """
         made: dict[str, Kind] = {}
         for name in names:
             try:
-                if (kind := self._made(name, counts)) is not None:
+                if (kind := self._made(name, counts, key_set)) is not None:
                     made[name] = kind
             except (OSError, ValueError) as error:
                 told = f"{error.filename}: {error.strerror}" if isinstance(error, OSError) else str(error)
                 problems.append(f"access.{name}.{_FILES[name]}: {told}")
         return made
 
-    def _made(self, name: str, counts: Counts | None) -> Kind | None:
+    def _made(self, name: str, counts: Counts | None, key_set: JwksKeys | None) -> Kind | None:
         if name == "keys" and self.keys is not None:
             return ApiKeys(self.keys.file)
         if name == "certificate":
@@ -207,7 +211,7 @@ class AccessSettings(Table):
             return SignedUrls(read_secrets(self.signed.secrets_file), counts)
         if name == "jwt" and (jwt := self.jwt) is not None:
             keys: KeySource = (
-                JwksKeys(jwt.jwks_url, jwt.algorithms)
+                key_set or JwksKeys(jwt.jwks_url, jwt.algorithms)
                 if jwt.jwks_url
                 else fixed_key(Path(jwt.key_file).read_bytes(), jwt.algorithms)
             )

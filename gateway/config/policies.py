@@ -8,7 +8,20 @@ from dataclasses import dataclass
 from types import TracebackType
 from typing import Self
 
-from gateway.access import ANY, AnyPolicy, Browsers, Counts, Hook, Kind, Policy, SignedUrls, is_loopback, read_secrets
+from gateway.access import (
+    ANY,
+    AnyPolicy,
+    Browsers,
+    Counts,
+    Hook,
+    JwksKeys,
+    Kind,
+    Policy,
+    SignedUrls,
+    Tokens,
+    is_loopback,
+    read_secrets,
+)
 from gateway.config.addresses import Inherited, TcpAddress
 from gateway.config.messages import ConfigError
 from gateway.config.settings import Settings
@@ -36,6 +49,8 @@ class Policies:
     """What was stored is for whoever may use any of the routes, as far as it is theirs."""
     downloading: Policy
     hook: Hook | None
+    key_set: JwksKeys | None
+    """Of the issuer of tokens."""
     signing: Sequence[str]
     """With what links to what is stored are signed; nothing, where anybody may read, or nobody signs."""
     _stack: AsyncExitStack
@@ -116,19 +131,25 @@ def make_management_browsers(settings: Settings) -> Browsers:
 
 
 def make_policies(
-    settings: Settings, counts: Counts | None = None, secret: str = "", *, hook: Hook | None = None
+    settings: Settings, counts: Counts | None = None, secret: str = "", *, before: Policies | None = None
 ) -> Policies:
-    """Those of all routes; the page signs its links with `secret`, unless there are others to sign with. `hook` is one
-    that was made before, with its connections.
+    """Those of all routes; the page signs its links with `secret`, unless there are others to sign with. What those
+    `before` them have to ask others is taken over: the hook with its connections, and the issuer's keys, which are
+    asked for anew, and believed until they come.
 
     Raises ConfigError for keys and secrets that cannot be read, all at once."""
     by_path = {route.path: route.access or ("none",) for route in settings.routes}
     downloading = settings.download.access or ("none",)
     union = tuple(dict.fromkeys(kind for kinds in by_path.values() for kind in kinds))
     problems: list[str] = []
-    made = settings.access.made(tuple(dict.fromkeys([*union, *downloading])), problems, counts)
+    names = tuple(dict.fromkeys([*union, *downloading]))
+    made = settings.access.made(names, problems, counts, None if before is None else before.key_set)
     if problems:
         raise ConfigError(problems)
+    key_set = next((kind.keys for kind in made.values() if isinstance(kind, Tokens)), None)
+    if before is not None and isinstance(key_set, JwksKeys):
+        key_set.look_again()
+    hook = None if before is None else before.hook
     if hook is None and "hook" in {*union, *downloading}:
         hook = settings.access.made_hook()
 
@@ -150,6 +171,7 @@ def make_policies(
         AnyPolicy([policy(names) for names in reading]),
         policy(downloading),
         hook,
+        key_set if isinstance(key_set, JwksKeys) else None,
         signing,
         AsyncExitStack(),
     )

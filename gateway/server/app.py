@@ -90,7 +90,7 @@ def build_app(
         board=board,
         page=_page(settings),
         policies=policies,
-        read_policies=lambda before: make_policies(settings, counts, secret, hook=before.hook),
+        read_policies=lambda before: make_policies(settings, counts, secret, before=before),
         description=api_description(settings) if settings.has_page else {},
         browsers=browsers,
         trusted=TrustedNetworks(settings.server.trusted_networks),

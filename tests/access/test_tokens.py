@@ -272,6 +272,23 @@ class TestJwks:
         issuer.answer = lambda: web.Response(status=500)
         assert await identified(good, tokens)
 
+    async def test_when_it_is_looked_at_again_what_was_fetched_is_believed_until_there_is_another(
+        self, issuer: Issuer, start_destination: StartDestination, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        keys = JwksKeys(f"{(await start_destination(issuer.app)).url}/jwks", ("RS256",))
+        tokens, good = the_tokens(keys), signed(headers={"kid": "1"})
+        issuer.has(jwk(RSA, kid="1"))
+        assert await identified(good, tokens)
+        issuer.answer = lambda: web.Response(status=500)
+        keys.look_again()
+        assert await identified(good, tokens)
+        assert issuer.asked == 2
+        monkeypatch.setattr(tokens_module, "_RETRY_SECONDS", 0)
+        issuer.has(jwk(OTHER_RSA, kid="2"))
+        assert await is_refused(good, tokens)
+        assert await identified(signed(OTHER_RSA, headers={"kid": "2"}), tokens)
+        assert issuer.asked == 3
+
     async def test_without_a_name_the_only_key_is_meant(self, issuer: Issuer, tokens: Tokens) -> None:
         issuer.has(jwk(RSA))
         assert await identified(signed(), tokens)

@@ -140,6 +140,20 @@ def test_reading_is_for_whoever_may_use_any_route() -> None:
     assert [policy._names for policy in policies.reading._policies] == [{"keys"}, {"signed"}]
 
 
+def test_what_is_asked_of_others_is_taken_over_by_those_that_are_made_anew() -> None:
+    """The hook's connections, and keys that its issuer may not be able to give now."""
+    hook = '[access.hook]\nurl = "https://app.example/may"\n'
+    document = JWT + 'jwks_url = "https://login.example/jwks"\n' + hook + route('["jwt", "hook"]')
+    Path("gateway.toml").write_text(document)
+    settings = load("gateway.toml")
+    before = make_policies(settings)
+    after = make_policies(settings, before=before)
+    assert before.hook is not None
+    assert before.key_set is not None
+    assert (after.hook, after.key_set) == (before.hook, before.key_set)
+    assert after.routes != before.routes
+
+
 @pytest.mark.parametrize(
     ("document", "right"),
     [
