@@ -57,6 +57,8 @@ def parsed_address(text: str) -> Address:
         path = text.removeprefix("unix:")
         if not path or "\0" in path:
             raise ValueError(f"{text}: a path is needed: unix:/run/gateway.sock")
+        if path.startswith("@"):
+            raise ValueError(f"{text}: a path is needed: an abstract name has no mode, and lets anybody in")
         if len(os.fsencode(path)) > _MOST_PATH_BYTES:
             raise ValueError(f"{text}: the path of a socket has {_MOST_PATH_BYTES} bytes at most")
         return UnixAddress(path)

@@ -30,7 +30,7 @@ from gateway.http.forwarding import (
 )
 from gateway.http.lent_connection import ConnectionLost, LentConnection
 from gateway.http.obs_text import ForwardedResponse, restore_obs_text
-from gateway.http.origin import TOKEN, UNIX_PEER, Family, TrustedNetworks, client_address
+from gateway.http.origin import TOKEN, UNIX_PEER, Family, TrustedNetworks, client_address, peer_address
 from gateway.http.prefix import PREFIX, cut, forwarded_prefix, is_prefix, prefixed, without_base
 from gateway.http.problems import CHALLENGE, problem, problem_document, severity
 from gateway.http.query import with_query
@@ -108,6 +108,7 @@ __all__ = [
     "origin_path",
     "outbound_headers",
     "passed_through",
+    "peer_address",
     "prefixed",
     "problem",
     "problem_document",

@@ -31,6 +31,7 @@ __all__ = [
     "joined",
     "names_origin",
     "origin_headers",
+    "peer_address",
 ]
 
 Family = Literal["x-forwarded", "forwarded"]
@@ -94,12 +95,24 @@ class TrustedNetworks:
         if peer == UNIX_PEER:
             return self._has_unix
         try:
-            address = ip_address(peer)
+            address = ip_address(peer_address(peer))
         except ValueError:
             return False
-        if isinstance(address, IPv6Address) and address.ipv4_mapped is not None:
-            address = address.ipv4_mapped
         return any(address in network for network in self._networks)
+
+
+@lru_cache(maxsize=_REMEMBERED)
+def peer_address(name: str) -> str:
+    """The address of a peer, as the system names it. One of IPv4 is itself where a socket takes both (RFC 4291
+    2.5.5.2), which is what systemd opens for a port.
+    """
+    if not name.startswith("::ffff:"):
+        return name
+    try:
+        mapped = IPv6Address(name).ipv4_mapped
+    except ValueError:
+        return name
+    return name if mapped is None else str(mapped)
 
 
 def client_address(headers: Iterable[tuple[str, str]], peer: str, *, trusted: TrustedNetworks, family: Family) -> str:

@@ -37,7 +37,7 @@ def test_what_it_can_listen_on(text: str, address: Address) -> None:
     [
         *("", ":", "8080", ":8080", "127.0.0.1", "127.0.0.1:", "127.0.0.1:65536", "127.0.0.1:-1", "127.0.0.1:http"),
         *("::1:8080", "[::1]", "[127.0.0.1]:80", "[]:80", "127.0.0.256:80", "a b:80", "http://127.0.0.1:80", "*:80"),
-        *("unix:", "unix:\0a", "unix:" + 108 * "a", "unix:" + 54 * "ü", "fd:", "fd://3", "FD://"),
+        *("unix:", "unix:\0a", "unix:@gateway", "unix:" + 108 * "a", "unix:" + 54 * "ü", "fd:", "fd://3", "FD://"),
     ],
 )
 def test_what_it_cannot(text: str) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from gateway.http.forwarding import believed
-from gateway.http.origin import Family, TrustedNetworks, client_address, names_origin
+from gateway.http.origin import Family, TrustedNetworks, client_address, names_origin, peer_address
 from tests.http.test_forwarding import sent, upload
 
 FORGED = [
@@ -23,6 +23,20 @@ FORGED = [
     ),
     *("X-ARR-ClientCert", "X-Auth-Request-Email", "Client-Cert", "Front-End-Https"),
 ]
+
+
+@pytest.mark.parametrize(
+    ("name", "address"),
+    [
+        ("::ffff:192.0.2.7", "192.0.2.7"),
+        ("192.0.2.7", "192.0.2.7"),
+        ("2001:db8::ffff:1", "2001:db8::ffff:1"),
+        ("fe80::1%eth0", "fe80::1%eth0"),
+        ("::1", "::1"),
+    ],
+)
+def test_a_peer_by_ipv4_is_called_by_that_address_on_whatever_socket(name: str, address: str) -> None:
+    assert peer_address(name) == address
 
 
 class TestTrustedNetworks:
