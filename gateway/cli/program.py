@@ -14,15 +14,16 @@ from gateway import __version__
 
 __all__ = ["main"]
 
+_SERVING = "gateway.cli.serving"
 _COMMANDS = {
-    "serve": ("gateway.cli.serving", "run the gateway"),
+    "serve": (_SERVING, "run the gateway"),
     "check": ("gateway.cli.checking", "is the configuration valid, and what does it mean? memory, routes, warnings"),
     "explain": ("gateway.cli.checking", "say which rule takes a file"),
     "key": ("gateway.cli.access", "API keys"),
     "sign": ("gateway.cli.access", "print a url with which somebody may do one thing for a while"),
     "send": ("gateway.client", "send files to a gateway, and see when they are safe"),
     "get": ("gateway.client", "fetch what is kept, verified, and going on where it was broken off"),
-    "receiver": ("gateway.cli.serving", "run the demo destination"),
+    "receiver": (_SERVING, "run the demo destination"),
 }
 """The room of each, which has `add_arguments` and `run`, and what it is for."""
 
@@ -55,6 +56,8 @@ class _Command(argparse.ArgumentParser):
 
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
         if self.room is not None:
+            if self.room == _SERVING:
+                _hold_hangups()
             importlib.import_module(self.room).add_arguments(self, self.prog.rpartition(" ")[2])
             self.room = None
         return super().parse_known_args(args, namespace)
@@ -72,6 +75,16 @@ def _parser() -> argparse.ArgumentParser:
     for name, (room, purpose) in _COMMANDS.items():
         commands.add_parser(name, help=purpose, allow_abbrev=room != "gateway.client").room = room
     return parser
+
+
+def _hold_hangups() -> None:
+    """SIGHUP waits for whoever is to understand it: a start takes a second or two, and to be told then that a file has
+    changed must not be its end. Where a terminal controls the process it is still that.
+    """
+    try:
+        os.close(os.open("/dev/tty", os.O_RDONLY | os.O_NOCTTY | os.O_CLOEXEC))
+    except OSError:
+        signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGHUP])
 
 
 def _told(error: Exception) -> tuple[str, int] | None:

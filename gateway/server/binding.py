@@ -14,10 +14,14 @@ from gateway.config.addresses import Address, Inherited, TcpAddress, UnixAddress
 from gateway.config.settings import Settings
 from gateway.http.urls import authority
 
-__all__ = ["bound_listeners", "bound_sockets", "told_addresses"]
+__all__ = ["ActivatedListener", "bound_listeners", "bound_sockets", "told_addresses"]
 
 _FIRST_INHERITED = 3
 """SD_LISTEN_FDS_START of sd_listen_fds(3)."""
+
+
+class ActivatedListener(socket.socket):
+    """One that whoever has started the process keeps open for the next one."""
 
 
 class UnixListener(socket.socket):
@@ -37,7 +41,9 @@ class UnixListener(socket.socket):
 
 
 async def bound_listeners(settings: Settings) -> tuple[list[socket.socket], list[socket.socket]]:
-    """(those for uploads, those for management), not listening yet. Raises OSError where an address cannot be had."""
+    """(those for uploads, those for management); at a port they do not listen yet. Raises OSError where an address
+    cannot be had.
+    """
     server, management = settings.server, settings.management
     listeners: list[socket.socket] = []
     try:
@@ -77,13 +83,14 @@ async def bound_sockets(host: str, port: int) -> list[socket.socket]:
 
 
 def _unix_listener(path: Path, mode: int) -> socket.socket:
-    """Whoever is connected before it listens is refused, so that none gets in before the mode is right."""
+    """It listens as soon as the mode is right, and not before: nobody else gets in, nor takes it for a stale one."""
     _remove_stale(path)
     made = UnixListener(socket.AF_UNIX, socket.SOCK_STREAM)
     try:
         made.bind(str(path))
         made.path, made.inode = path, _inode(path)
         path.chmod(mode)
+        made.listen()
     except OSError as error:
         made.close()
         raise OSError(f"server.listen: unix:{path}: {error.strerror}") from error
@@ -114,13 +121,21 @@ def _inherited() -> list[socket.socket]:
     """The sockets of sd_listen_fds(3). They are for this process and its workers, not for what these start."""
     told, count = os.environ.pop("LISTEN_PID", ""), os.environ.pop("LISTEN_FDS", "")
     os.environ.pop("LISTEN_FDNAMES", None)
-    if told != str(os.getpid()) or not count.isdigit() or not int(count):
+    if told != str(os.getpid()) or not count.isdecimal() or not int(count):
         raise OSError("server.listen: fd:// needs a socket unit of systemd, or what else opens sockets as that does")
-    taken = [socket.socket(fileno=number) for number in range(_FIRST_INHERITED, _FIRST_INHERITED + int(count))]
-    for one in taken:
-        one.set_inheritable(False)
-        if one.type != socket.SOCK_STREAM or not one.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN):
-            raise OSError("server.listen: fd:// was given something that does not listen for connections")
+    return [_activated(number) for number in range(_FIRST_INHERITED, _FIRST_INHERITED + int(count))]
+
+
+def _activated(number: int) -> ActivatedListener:
+    try:
+        taken = ActivatedListener(fileno=number)
+        listens = taken.type == socket.SOCK_STREAM and taken.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN)
+    except OSError as error:  # of a file, a pipe, or nothing at all
+        raise OSError(f"server.listen: fd:// was given something else than sockets: {error.strerror}") from error
+    if not listens:
+        taken.close()
+        raise OSError("server.listen: fd:// was given something that does not listen for connections")
+    taken.set_inheritable(False)
     return taken
 
 

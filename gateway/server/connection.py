@@ -31,6 +31,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 from aiohttp import StreamReader, hdrs, web
@@ -44,7 +45,7 @@ from gateway.config.settings import HEALTH_PATHS
 from gateway.errors import Busy, ClientGone, GatewayError, Malformed, Stalled
 from gateway.http.answers import SERVER_NAME, UNREAD
 from gateway.http.forwarding import REQUEST_ID
-from gateway.http.origin import UNIX_PEER
+from gateway.http.origin import UNIX_PEER, peer_address
 from gateway.http.prefix import without_base
 from gateway.http.problems import problem
 from gateway.http.request_bodies import Body, ChunkedBody, LengthBody
@@ -80,6 +81,7 @@ class Connection(RequestHandler):
         "_late",
         "_looked_at",
         "_max_head_bytes",
+        "_next_seconds",
         "_reader",
         "_received",
         "_refused",
@@ -125,6 +127,8 @@ class Connection(RequestHandler):
         self._count_refused = refused
         self._late = 0
         """The number of the request that may begin although the gateway drains."""
+        self._next_seconds = 0.0
+        """Behind an answer that has not told its client that it is the last one: so long for another request."""
         self.peer = ""
         """The address of whoever is connected."""
         self._received = bytearray()
@@ -153,7 +157,7 @@ class Connection(RequestHandler):
         super().connection_made(transport)
         name = transport.get_extra_info("peername")
         # one by a path has a name if it wants to, and then it is any
-        self.peer = str(name[0]) if isinstance(name, tuple) else UNIX_PEER
+        self.peer = peer_address(str(name[0])) if isinstance(name, tuple) else UNIX_PEER
         self._receive_at_most(RECEIVE_BYTES)
         self._start_head_clock()
 
@@ -164,12 +168,13 @@ class Connection(RequestHandler):
         if self._refused is not None:
             self._refused.feed_eof()
 
-    def let_begin(self, *, any_request: bool) -> None:
-        """Its first request may begin although the gateway drains, or whichever is next; so may one that has come, and
-        is not answered yet.
+    def let_begin(self, *, next_seconds: float) -> None:
+        """Its first request may begin although the gateway drains, or whichever is next, if that has `next_seconds`; so
+        may one that has come, and is not answered yet.
         """
+        self._next_seconds = next_seconds
         number = self._request_count + self._is_answered
-        if number == 1 or any_request:
+        if number == 1 or next_seconds:
             self._late = number
 
     def let_begin_no_more(self, *, close: bool) -> None:
@@ -378,6 +383,9 @@ class Connection(RequestHandler):
         begun, ended = resp.prepared, self._has_ended  # where it is prepared its handler has seen what became of it
         if self._is_last or (ended and not self._begins_another()):
             resp.force_close()
+        if self._next_seconds and resp.keep_alive:  # it has begun before the gateway drained
+            self._late = self._request_count + 1
+            self._loop.call_later(self._next_seconds, partial(self.let_begin_no_more, close=True))
         resp, lost = await super().finish_response(request, resp, start_time)
         if lost:
             if not begun and resp.status != ClientGone.status:

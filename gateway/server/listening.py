@@ -23,6 +23,7 @@ from gateway.errors import GatewayError
 from gateway.http.tls import ServerTls
 from gateway.model import Limits
 from gateway.server.answer_clocks import AnswerClocks
+from gateway.server.binding import ActivatedListener
 from gateway.server.connection import Connection
 
 __all__ = ["Listener", "Server", "SharedConnections"]
@@ -102,12 +103,12 @@ class Server(web.Server):
         self._listeners.append(listener)
         return listener
 
-    def let_begin(self, *, any_request: bool) -> None:
+    def let_begin(self, *, next_seconds: float = 0) -> None:
         """The first request of each connection that has not been answered yet may begin, although nothing else may; or
-        the next one of each, whichever it is.
+        the next one of each, whichever it is, where it has `next_seconds` behind an answer that goes on now.
         """
         for connection in self._accepted:
-            connection.let_begin(any_request=any_request)
+            connection.let_begin(next_seconds=next_seconds)
 
     def let_begin_no_more(self, *, close: bool) -> None:
         """Those that have not come by now; who had one, and was idle since, is closed, or told so when he asks."""
@@ -124,10 +125,10 @@ class Server(web.Server):
         """Whether some of them have not come."""
         return any(connection.is_to_begin for connection in self._accepted)
 
-    def accept_no_more(self, *, leave: bool) -> None:
-        """Close the listeners; `leave` to others what waits there."""
+    def accept_no_more(self) -> None:
+        """Close the listeners."""
         for listener in self._listeners:
-            listener.close(leave=leave)
+            listener.close()
         if self._shared is not None:
             self._shared.accept_no_more()
 
@@ -224,14 +225,14 @@ class Listener:
             bound.listen(_BACKLOG)
         self._loop.add_reader(bound, self._accept)
 
-    def close(self, *, leave: bool = False) -> None:
-        """Accept what waits with the system, which would reset it, and no more; or `leave` it, where another process
-        has the socket, too.
+    def close(self) -> None:
+        """Accept what waits with the system, which would reset it, and no more; or leave it to the next process, if
+        the socket is kept for that.
         """
         if self._socket.fileno() < 0:
             return
         try:
-            if self._retry is None and not leave:
+            if self._retry is None and not isinstance(self._socket, ActivatedListener):
                 self._accept(_BACKLOG + 1)
         except OSError as error:  # of a network that is going: it ends all the same
             self._tell(error)

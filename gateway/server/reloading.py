@@ -7,18 +7,52 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Iterator, Mapping
-from typing import Any
+from collections.abc import Awaitable, Callable, Iterator, Mapping
+from typing import Any, Self
 
+from gateway.concurrency.tasks import OwnTasks
 from gateway.config.messages import ConfigError
 from gateway.config.settings import Settings
 from gateway.config.sinks import RelaySettings
 from gateway.http.tls import ServerTls
 from gateway.server.services import Services
 
-__all__ = ["Reloading", "reread_files"]
+__all__ = ["Reloading", "Repeated", "reread_files"]
 
 log = logging.getLogger("gateway.server")
+
+
+class Repeated:
+    """Work that is done once more after it was asked for, however often that was while it went on: never twice at a
+    time, and no queue of it. `async with` it: behind that nothing is done any more.
+    """
+
+    def __init__(self, work: Callable[[], Awaitable[None]]) -> None:
+        self._work = work
+        self._is_wanted = self._goes_on = self._has_ended = False
+        self._tasks = OwnTasks()
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *exc_info: object) -> None:
+        self._has_ended = True
+        self._tasks.cancel()
+
+    def ask(self) -> None:
+        """In the event loop."""
+        self._is_wanted = True
+        if not self._goes_on and not self._has_ended:
+            self._goes_on = True
+            self._tasks.start(self._go_on())
+
+    async def _go_on(self) -> None:
+        try:
+            while self._is_wanted:
+                self._is_wanted = False
+                await self._work()
+        finally:
+            self._goes_on = False
 
 
 class Reloading:
@@ -27,17 +61,15 @@ class Reloading:
     def __init__(self, began_with: Settings, read: Callable[[], Settings]) -> None:
         self._began_with = began_with
         self._read = read
-        self._one_at_a_time = asyncio.Lock()
 
     async def reread(self) -> None:
         """Take over what can be, and name the rest in the log; of a configuration that is none everything stays."""
-        async with self._one_at_a_time:
-            try:
-                settings = await asyncio.to_thread(self._read)
-            except (ConfigError, OSError) as error:
-                for problem in error.problems if isinstance(error, ConfigError) else [error]:
-                    log.error("the configuration stays as it was: %s", problem)
-                return
+        try:
+            settings = await asyncio.to_thread(self._read)
+        except (ConfigError, OSError) as error:
+            for problem in error.problems if isinstance(error, ConfigError) else [error]:
+                log.error("the configuration stays as it was: %s", problem)
+            return
         root, level = logging.getLogger(), settings.server.log_level
         if logging.getLevelName(root.level) != level:
             root.setLevel(level)
@@ -68,12 +100,15 @@ def _changed(before: Mapping[str, Any], after: Mapping[str, Any], where: str) ->
             yield f"{where}{key}"
 
 
-def reread_files(services: Services, tls: ServerTls | None) -> None:
-    """The certificate of the listener, and keys. Those that cannot be used change nothing, and the log says so."""
+async def reread_files(services: Services, tls: ServerTls | None) -> None:
+    """The certificate of the listener, and keys. Those that cannot be used change nothing, and the log says so.
+
+    In a thread: thousands of keys take a second to read, and a disk that is slow any time.
+    """
     if tls is not None:
-        tls.reload()
+        await asyncio.to_thread(tls.reload)
     try:
-        services.reread_keys()
+        services.policies = await asyncio.to_thread(services.read_policies, services.policies)
     except ConfigError as error:
         log.error("keys and secrets stay as they were: %s", "; ".join(error.problems))
     else:

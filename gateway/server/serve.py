@@ -23,7 +23,6 @@ from typing import Any
 
 from aiohttp import web
 
-from gateway.concurrency.tasks import OwnTasks
 from gateway.config.make import make_tls
 from gateway.config.settings import Settings
 from gateway.http.tls import ServerTls
@@ -31,7 +30,7 @@ from gateway.server.app import build_app, build_management, check_took_effect
 from gateway.server.binding import bound_listeners, told_addresses
 from gateway.server.descriptors import within_descriptors
 from gateway.server.listening import Listener, Server, SharedConnections
-from gateway.server.reloading import Reloading, reread_files
+from gateway.server.reloading import Reloading, Repeated, reread_files
 from gateway.server.services import SERVICES
 from gateway.server.signals import Ending, catch_signals, ignore_signals
 
@@ -61,6 +60,8 @@ _FIRST_REQUEST_SECONDS = 0.5
 _HANDED_OVER_SECONDS = 2
 """The same where the next process listens on: nobody else answers meanwhile, and a client on a busy machine is slow."""
 _LOOKS = 25
+_TO_HANDLER_SECONDS = 0.01
+"""For a request that has come to get as far as its handler."""
 _CLEANUP_SECONDS = 2
 """For connections that are idle, or whose upload was cancelled just now."""
 _MANAGEMENT_CONNECTIONS = 16
@@ -106,10 +107,10 @@ class ListeningRunner(web.AppRunner):
         """As aiohttp's: where it listens."""
         return [listener.address for listener in self._listeners]
 
-    def accept_no_more(self, *, leave: bool = False) -> None:
-        """Close the listeners; `leave` what waits there to the next process."""
+    def accept_no_more(self) -> None:
+        """Close the listeners."""
         if isinstance(self.server, Server):  # or it was left before
-            self.server.accept_no_more(leave=leave)
+            self.server.accept_no_more()
 
     async def cleanup(self) -> None:
         """Accept no more, and leave as aiohttp does."""
@@ -146,9 +147,9 @@ class DrainingRunner(ListeningRunner):
         if management is not None:
             self.management = ListeningRunner(management, max_connections=_MANAGEMENT_CONNECTIONS)
 
-    def reread_files(self) -> None:
+    async def reread_files(self) -> None:
         """Of certificates and keys."""
-        reread_files(self.app[SERVICES], self.tls)
+        await reread_files(self.app[SERVICES], self.tls)
 
     async def setup(self) -> None:
         """As aiohttp's."""
@@ -176,14 +177,17 @@ class DrainingRunner(ListeningRunner):
         """
         if not isinstance(self.server, Server):  # it was left before
             return
-        self.server.let_begin(any_request=self._hands_over)
+        self.server.let_begin(next_seconds=_HANDED_OVER_SECONDS if self._hands_over else 0)
         patience_seconds = _HANDED_OVER_SECONDS if self._hands_over else _FIRST_REQUEST_SECONDS
         for _ in range(_LOOKS):
             if not self.server.awaits_beginnings or self._ending.hurried:
                 break
             await asyncio.sleep(min(patience_seconds, self._drain_seconds) / _LOOKS)
         self.server.let_begin_no_more(close=self._hands_over)
-        await asyncio.sleep(0.01)  # for the last one to get as far as its handler
+        await asyncio.sleep(_TO_HANDLER_SECONDS)
+
+    def _awaits_beginnings(self) -> bool:
+        return isinstance(self.server, Server) and self.server.awaits_beginnings
 
     async def _drain(self) -> None:
         services, ending = self.app[SERVICES], self._ending
@@ -194,7 +198,7 @@ class DrainingRunner(ListeningRunner):
             async with ending.patience(loop.time() + self._drain_delay_seconds):
                 await asyncio.Event().wait()
         services.gate.draining = True
-        self.accept_no_more(leave=self._hands_over)
+        self.accept_no_more()
         deadline = loop.time() + self._drain_seconds
         if not ending.hurried:
             await self._first_requests()
@@ -206,6 +210,9 @@ class DrainingRunner(ListeningRunner):
         async with ending.patience(deadline):
             while services.requests:
                 await asyncio.wait(services.requests)
+                while self._awaits_beginnings() and not services.requests:  # noqa: ASYNC110 - none of them tells
+                    await asyncio.sleep(_TO_HANDLER_SECONDS)
+                await asyncio.sleep(_TO_HANDLER_SECONDS)
         if services.requests:
             log.warning("draining: %d requests are broken off", len(services.requests))
             for request in list(services.requests):
@@ -234,18 +241,19 @@ async def serve(
     """Serve until a signal comes, then drain. `started` is told where it listens, if it has a port. Raises OSError
     where an address cannot be had.
     """
-    ending, reloads = Ending(), OwnTasks()
+    ending = Ending()
     settings = within_descriptors(settings)
-    async with running(build_app(settings), settings, ending) as runner:
 
-        async def reload() -> None:
-            if reloading is not None:
-                await reloading.reread()
-            runner.reread_files()
+    async def reload() -> None:
+        if reloading is not None:
+            await reloading.reread()
+        await runner.reread_files()
+
+    async with Repeated(reload) as reloads, running(build_app(settings), settings, ending) as runner:
 
         def signalled(number: int) -> None:
             if number == signal.SIGHUP and not ending.terminal_closed:
-                reloads.start(reload())
+                reloads.ask()
             else:
                 ending.signalled(number)
 

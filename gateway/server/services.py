@@ -84,10 +84,6 @@ class Services:
     requests: set[asyncio.Task[object]] = field(default_factory=set)
     """What is in progress, for the drain."""
 
-    def reread_keys(self) -> None:
-        """From now on what the files of keys and secrets have is believed. Raises ConfigError, and nothing changes."""
-        self.policies = self.read_policies(self.policies)
-
     @property
     def stores(self) -> list[Store]:
         """The sinks whose uploads can be fetched again."""

@@ -100,6 +100,7 @@ def catch_signals(tell: Callable[[int], None]) -> None:
     for number in SIGNALS:
         if number != signal.SIGHUP or signal.getsignal(number) is not signal.SIG_IGN:
             signal.signal(number, caught)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGHUP])  # it has waited since the command began
 
 
 def ignore_signals() -> None:

@@ -11,7 +11,7 @@ import shutil
 import signal
 import socket
 import sys
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Container, Iterable, Iterator
 from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,18 +19,21 @@ from pathlib import Path
 from gateway.config.messages import ConfigError
 from gateway.config.settings import Settings
 from gateway.server.app import build_app
+from gateway.server.binding import ActivatedListener
 from gateway.server.logs import LogFormat, configure_logging
 from gateway.server.metrics import Metrics, share_metrics
-from gateway.server.serve import run, running
+from gateway.server.reloading import Repeated
+from gateway.server.serve import DrainingRunner, run, running
 from gateway.server.signals import SIGNALS, Ending, catch_signals
 from gateway.server.slots import SharedCounts
 
-__all__ = ["HURRY", "LISTENING", "RELOAD", "Orders", "work"]
+__all__ = ["HURRY", "LISTENING", "RELOAD", "Orders", "work", "written"]
 
 LISTENING = b"+"
 HURRY = b"!"
 RELOAD = b"r"
 """With the log level, a byte, behind it."""
+_LENGTH_BYTES = 4
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,6 +43,8 @@ class Orders:
     number: int
     settings: Settings
     listeners: tuple[int, ...]
+    activated: tuple[int, ...]
+    """Those of the listeners that are kept for the next gateway."""
     of_management: tuple[int, ...]
     directory: Path
     log_level: int
@@ -51,14 +56,26 @@ class Orders:
         return self.directory / "slots"
 
 
+def written(orders: Orders) -> bytes:
+    """As they are sent to a worker, who reads no byte of what is said behind them: how long they are comes first."""
+    pickled = pickle.dumps(orders)
+    return len(pickled).to_bytes(_LENGTH_BYTES) + pickled
+
+
+def _read_orders(channel: socket.socket) -> Orders:
+    """Raises EOFError."""
+    length = channel.recv(_LENGTH_BYTES, socket.MSG_WAITALL)
+    orders: Orders = pickle.loads(channel.recv(int.from_bytes(length), socket.MSG_WAITALL))
+    return orders
+
+
 def work(descriptor: int) -> int:
     """Be a worker; `descriptor` is its end of the channel. The exit code."""
     with socket.socket(fileno=descriptor) as channel:
         channel.set_inheritable(False)
         try:
-            with channel.makefile("rb") as stream:
-                orders: Orders = pickle.load(stream)
-        except EOFError:
+            orders = _read_orders(channel)
+        except (EOFError, pickle.UnpicklingError):
             return 1  # there is no parent any more
         configure_logging(orders.log_level, log_format=orders.log_format, worker=orders.number)
         try:
@@ -71,7 +88,14 @@ def work(descriptor: int) -> int:
 
 async def _work(orders: Orders, channel: socket.socket) -> None:
     ending, orphaned = Ending(), asyncio.Event()
-    reread: Callable[[], None] | None = None
+    loop = asyncio.get_running_loop()
+    made: asyncio.Future[DrainingRunner] = loop.create_future()
+
+    async def reread() -> None:
+        """What was asked for before there is a runner is done then: it may have read its files already."""
+        await (await made).reread_files()
+
+    rereads = Repeated(reread)
 
     def signalled(number: int) -> None:
         """A terminal, or systemd, signals all: only the parent counts, and tells what there is to be read anew."""
@@ -79,7 +103,6 @@ async def _work(orders: Orders, channel: socket.socket) -> None:
             ending.begin()
 
     catch_signals(signalled)
-    loop = asyncio.get_running_loop()
 
     def parent_speaks() -> None:
         word = channel.recv(1)
@@ -87,8 +110,7 @@ async def _work(orders: Orders, channel: socket.socket) -> None:
             ending.hurry()
         elif word == RELOAD:
             logging.getLogger().setLevel(channel.recv(1)[0])
-            if reread is not None:
-                reread()
+            rereads.ask()
         else:
             loop.remove_reader(channel)  # its end
             orphaned.set()
@@ -103,11 +125,11 @@ async def _work(orders: Orders, channel: socket.socket) -> None:
         with closing(shared):
             app = build_app(settings, metrics=Metrics(orders.directory), shared=shared)
             connections = shared.connections()
-            async with running(app, settings, ending, connections) as runner:
+            async with rereads, running(app, settings, ending, connections) as runner:
                 if ending.begun:
                     return
-                reread = runner.reread_files
-                runner.listen(*_inherited(orders.listeners))
+                made.set_result(runner)
+                runner.listen(*_inherited(orders.listeners, orders.activated))
                 if runner.management is not None:
                     runner.management.listen(*_inherited(orders.of_management))
                 connections.tell(0)
@@ -116,9 +138,12 @@ async def _work(orders: Orders, channel: socket.socket) -> None:
                 await ending.wait()
 
 
-def _inherited(descriptors: Iterable[int]) -> list[socket.socket]:
+def _inherited(descriptors: Iterable[int], activated: Container[int] = ()) -> list[socket.socket]:
     """The parent's sockets, for us alone from now on."""
-    sockets = [socket.socket(fileno=descriptor) for descriptor in descriptors]
+    sockets = [
+        ActivatedListener(fileno=descriptor) if descriptor in activated else socket.socket(fileno=descriptor)
+        for descriptor in descriptors
+    ]
     for one in sockets:
         one.set_inheritable(False)
     return sockets

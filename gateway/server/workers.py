@@ -23,7 +23,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import pickle
 import signal
 import socket
 import sys
@@ -34,17 +33,16 @@ from contextlib import ExitStack, asynccontextmanager, contextmanager, suppress
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from gateway.concurrency.tasks import OwnTasks
 from gateway.config.make import make_sinks_and_flows, make_tls
 from gateway.config.settings import Settings
-from gateway.server.binding import bound_listeners, told_addresses
+from gateway.server.binding import ActivatedListener, bound_listeners, told_addresses
 from gateway.server.descriptors import within_descriptors
 from gateway.server.logs import LogFormat
 from gateway.server.metrics import forget_process
-from gateway.server.reloading import Reloading
+from gateway.server.reloading import Reloading, Repeated
 from gateway.server.signals import SIGNALS, Ending, catch_signals
 from gateway.server.slots import clear_slots, make_slots
-from gateway.server.worker import HURRY, LISTENING, RELOAD, Orders
+from gateway.server.worker import HURRY, LISTENING, RELOAD, Orders, written
 
 __all__ = ["WorkersFailed", "supervise"]
 
@@ -105,7 +103,7 @@ class _Parent:
         self._directory = directory
         self._log_format = log_format
         self._reloading = reloading
-        self._reloads = OwnTasks()
+        self._reloads = Repeated(self._reload)
         self._started = started
         self._ending = Ending()
         self._one_at_a_time = asyncio.Lock()
@@ -119,7 +117,7 @@ class _Parent:
         """Keep the workers running until a signal comes, then let them drain. Raises WorkersFailed."""
         catch_signals(self._signalled)
         make_slots(self._orders(0).slots, processes=self._settings.server.workers)
-        async with asyncio.TaskGroup() as group:
+        async with self._reloads, asyncio.TaskGroup() as group:
             for number in range(self._settings.server.workers):
                 group.create_task(self._keep(number))
             await self._ending.wait()
@@ -142,6 +140,7 @@ class _Parent:
             number,
             self._settings,
             tuple(listener.fileno() for listener in self._listeners),
+            tuple(one.fileno() for one in self._listeners if isinstance(one, ActivatedListener)),
             tuple(listener.fileno() for listener in self._of_management),
             self._directory,
             logging.getLogger().level,
@@ -150,7 +149,7 @@ class _Parent:
 
     def _signalled(self, number: int) -> None:
         if number == signal.SIGHUP and not self._ending.terminal_closed:
-            self._reloads.start(self._reload())
+            self._reloads.ask()
             return
         was_hurried = self._ending.hurried
         self._ending.signalled(number)
@@ -213,7 +212,7 @@ class _Parent:
         try:
             async with self._process(orders) as (process, channel):
                 with suppress(ConnectionError):
-                    await loop.sock_sendall(channel, pickle.dumps(orders))
+                    await loop.sock_sendall(channel, written(orders))
                     if await loop.sock_recv(channel, 1) == LISTENING:
                         self._listens(number, process.pid)
                 code = await process.wait()

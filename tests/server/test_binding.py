@@ -14,9 +14,10 @@ import aiohttp
 import pytest
 
 from gateway.config.settings import Settings
-from gateway.server.binding import bound_listeners, told_addresses
-from tests.support.clients import FORM_TYPE, eventually, file, form, head
-from tests.support.processes import gateway_process
+from gateway.server import binding
+from gateway.server.binding import ActivatedListener, bound_listeners, told_addresses
+from tests.support.clients import FORM_TYPE, ask, eventually, file, form, head
+from tests.support.processes import activated_gateway, gateway_process
 
 pytestmark = pytest.mark.sockets
 
@@ -34,7 +35,7 @@ async def test_a_path_is_made_with_its_mode_and_removed_with_its_listener(tmp_pa
     (bound,), _ = await bound_listeners(_settings(f"unix:{path}", socket_mode="0600"))
     assert stat.filemode(path.stat().st_mode) == "srw-------"
     assert told_addresses([bound], []) == f"unix:{path}"
-    with pytest.raises(ConnectionRefusedError), socket.socket(socket.AF_UNIX) as client:
+    with socket.socket(socket.AF_UNIX) as client:
         client.connect(str(path))
     bound.close()
     assert not path.exists()
@@ -56,8 +57,10 @@ async def test_what_one_left_that_was_killed_is_replaced_and_nothing_else_is(tmp
     path = tmp_path / "a.sock"
     with closing(socket.socket(socket.AF_UNIX)) as killed:
         killed.bind(str(path))
+    with pytest.raises(OSError, match="somebody listens there already"):  # and the first one's is not a stale one
+        await bound_listeners(_settings(f"unix:{path}", f"unix:{tmp_path}/./a.sock"))
+    assert not path.exists()
     (bound,), _ = await bound_listeners(_settings(f"unix:{path}"))
-    bound.listen()
     with pytest.raises(OSError, match=r"server.listen: unix:.*/a.sock: somebody listens there already"):
         await bound_listeners(_settings(f"unix:{path}"))
     assert path.is_socket()
@@ -101,6 +104,48 @@ class TestInherited:
         with pytest.raises(OSError, match=r"server.listen: fd:// needs a socket unit"):
             await bound_listeners(_settings("fd://"))
 
+    async def test_what_is_taken_is_kept_by_others_and_what_is_bound_beside_it_is_not(
+        self, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """So that what waits there is left to the next one, or accepted, for nobody else would."""
+        with socket.create_server(("127.0.0.1", 0)) as kept:
+            self._give(monkeypatch, os.dup(kept.fileno()))
+            taken, bound = (await bound_listeners(_settings("fd://", "127.0.0.1:0")))[0]
+            assert (type(taken), taken.getsockname()) == (ActivatedListener, kept.getsockname())
+            assert type(bound) is socket.socket
+            taken.close()
+            bound.close()
+
+    @pytest.mark.parametrize(
+        ("given", "told"),
+        [
+            ("a pipe", "fd:// was given something else than sockets: Socket operation on non-socket"),
+            ("nothing", "fd:// was given something else than sockets: Bad file descriptor"),
+            ("datagrams", "fd:// was given something that does not listen for connections"),
+            ("a socket that does not listen", "fd:// was given something that does not listen for connections"),
+        ],
+    )
+    async def test_what_is_no_listener_is_told(self, monkeypatch: pytest.MonkeyPatch, given: str, told: str) -> None:
+        reader, writer = os.pipe()
+        os.close(writer)
+        if given == "nothing":
+            os.close(reader)
+        elif given != "a pipe":
+            kind = socket.SOCK_DGRAM if given == "datagrams" else socket.SOCK_STREAM
+            with socket.socket(socket.AF_INET, kind) as made:
+                os.dup2(made.fileno(), reader)
+        self._give(monkeypatch, reader)
+        with pytest.raises(OSError, match=f"^server.listen: {told}$"):
+            await bound_listeners(_settings("fd://"))
+        if given == "a pipe":
+            os.close(reader)
+
+    @staticmethod
+    def _give(monkeypatch: pytest.MonkeyPatch, descriptor: int) -> None:
+        monkeypatch.setattr(binding, "_FIRST_INHERITED", descriptor)
+        monkeypatch.setenv("LISTEN_PID", str(os.getpid()))
+        monkeypatch.setenv("LISTEN_FDS", "1")
+
 
 @pytest.mark.parametrize("workers", [1, 2])
 async def test_a_gateway_listens_on_all_of_them(tmp_path: Path, workers: int) -> None:
@@ -121,6 +166,14 @@ async def test_a_gateway_listens_on_all_of_them(tmp_path: Path, workers: int) ->
         process.terminate()
         assert await asyncio.to_thread(process.wait, 20) == 0
     assert not path.exists()
+
+
+async def test_who_comes_by_ipv4_to_a_socket_of_both_is_called_by_that_address(tmp_path: Path) -> None:
+    """Which is what systemd opens for a port."""
+    listener = socket.create_server(("::", 0), family=socket.AF_INET6, dualstack_ipv6=True)
+    with listener, activated_gateway(tmp_path, listener) as process:
+        assert (await ask(listener.getsockname()[1], "/upload", "POST", BODY)).status == 201
+        await eventually(lambda: '"client": "127.0.0.1"' in process.log.read_text())
 
 
 async def test_a_client_by_a_path_cannot_choose_what_it_is_called_and_a_proxy_there_can_be_trusted(

@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from gateway.server.binding import bound_sockets
+from gateway.server.binding import ActivatedListener, bound_sockets
 from gateway.server.listening import Listener
 from tests.conftest import RunningGateway, StartGateway
 from tests.support.clients import SECONDS, Client, ask, eventually, file, form, head, random_bytes
@@ -226,6 +226,24 @@ async def test_whoever_has_connected_is_let_in_before_the_end() -> None:
     await asyncio.sleep(0.1)
     for client in clients:
         client.close()
+
+
+async def test_what_waits_for_one_that_is_kept_is_left_to_the_next() -> None:
+    kept = socket.create_server(("127.0.0.1", 0))
+    accepted: list[asyncio.Protocol] = []
+
+    def made() -> asyncio.Protocol:
+        accepted.append(asyncio.Protocol())
+        return accepted[-1]
+
+    may_accept: bool | None = None
+    listener = Listener(ActivatedListener(fileno=os.dup(kept.fileno())), lambda: may_accept, made)
+    with kept, socket.create_connection(listener.address):
+        may_accept = True
+        listener.close()
+        assert accepted == []
+        next_one, _ = await asyncio.get_running_loop().sock_accept(kept)
+        next_one.close()
 
 
 async def test_a_network_that_goes_keeps_no_listener_from_ending(monkeypatch: pytest.MonkeyPatch) -> None:

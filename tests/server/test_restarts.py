@@ -12,19 +12,31 @@ import subprocess
 import sys
 from collections import Counter
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, closing, suppress
+from http.client import HTTPConnection, HTTPResponse
 from pathlib import Path
 
 import aiohttp
 import pytest
 
 from gateway.access import new_key
+from gateway.server.reloading import Repeated
 from tests.support.clients import FORM_TYPE, Client, ask, eventually, file, form, head
-from tests.support.processes import Process, activated_gateway, gateway_process
+from tests.support.processes import Process, activated_gateway, gateway_begun_by, gateway_process
 
 pytestmark = pytest.mark.sockets
 
 BODY = form(file(bytes(range(256)) * 256))
+_HANGS_UP_AT_ITS_START = """
+import os, signal, sys
+class Importing:
+    def find_spec(self, name, *_):
+        if name == "gateway.config.settings":
+            os.kill(os.getpid(), signal.SIGHUP)
+sys.meta_path.insert(0, Importing())
+from gateway.cli import main
+sys.exit(main(sys.argv[2:]))
+"""
 FAST = "sinks.disk.fsync = false\n"
 
 
@@ -145,6 +157,30 @@ class TestSocketActivation:
                 assert (answer.status, answer.headers["connection"]) == (201, "close")
             assert await asyncio.to_thread(process.wait, 30) == 0
 
+    @pytest.mark.parametrize("workers", [1, 2])
+    async def test_who_was_reading_when_it_began_may_ask_for_one_more_thing(
+        self, tmp_path: Path, listener: socket.socket, workers: int
+    ) -> None:
+        config = f"server.workers = {workers}\n{FAST}"
+        with listener, activated_gateway(tmp_path, listener, config) as process:
+            with closing(HTTPConnection("127.0.0.1", process.port, timeout=60)) as client:
+
+                def asked(method: str, path: str, body: bytes | None = None) -> HTTPResponse:
+                    client.request(method, path, body, {"Content-Type": FORM_TYPE} if body else {})
+                    return client.getresponse()
+
+                large = await asyncio.to_thread(asked, "POST", "/upload", form(file(bytes(24 << 20))))
+                upload = json.loads(large.read())["upload"]
+                reading = await asyncio.to_thread(asked, "GET", f"/files/{upload}/0")
+                process.terminate()
+                await eventually(lambda: "1 requests in progress" in process.log.read_text())
+                assert len(await asyncio.to_thread(reading.read)) == 24 << 20
+                connection = client.sock
+                answer = await asyncio.to_thread(asked, "POST", "/upload", BODY)
+                assert (answer.status, answer.headers["Connection"]) == (201, "close")
+                assert connection is not None, "it was the same one"
+            assert await asyncio.to_thread(process.wait, 30) == 0
+
     async def test_its_variables_are_for_nobody_else(self, tmp_path: Path, listener: socket.socket) -> None:
         with listener, activated_gateway(tmp_path, listener, f"server.workers = 2\n{FAST}") as process:
             lines = [json.loads(line) for line in process.log.read_text().splitlines() if line.startswith("{")]
@@ -174,6 +210,30 @@ class TestSocketActivation:
             finally:
                 activator.terminate()
                 assert await asyncio.to_thread(activator.wait, 30) == 0
+
+
+async def test_what_is_asked_for_while_it_goes_on_is_done_once_more() -> None:
+    done: list[int] = []
+    going_on = asyncio.Event()
+
+    async def work() -> None:
+        done.append(0)
+        await going_on.wait()
+
+    async with Repeated(work) as repeated:
+        for _ in range(5):
+            repeated.ask()
+            await asyncio.sleep(0)
+        assert len(done) == 1
+        going_on.set()
+        await eventually(lambda: len(done) == 2)
+        await asyncio.sleep(0.05)
+        going_on.clear()
+        repeated.ask()
+        await eventually(lambda: len(done) == 3)
+    repeated.ask()
+    await asyncio.sleep(0.05)
+    assert len(done) == 3, "and not at all behind its end, which waits for none"
 
 
 class TestReload:
@@ -214,6 +274,55 @@ class TestReload:
             assert (await ask(process.port, "/upload", "POST", BODY, x_api_key=second)).status == 201
             await asyncio.sleep(0.3)
             assert process.log.read_text() == before, "no line for an upload, in whichever process"
+
+    @pytest.mark.parametrize("workers", [1, 2])
+    async def test_while_it_starts_sighup_is_heard_when_it_has(self, tmp_path: Path, workers: int) -> None:
+        with gateway_begun_by(_HANGS_UP_AT_ITS_START, tmp_path, f"server.workers = {workers}\n") as process:
+            await eventually(lambda: "keys and secrets were read anew" in process.log.read_text())
+            assert (await ask(process.port, "/upload", "POST", BODY)).status == 201
+
+    async def test_a_worker_that_starts_meanwhile_is_told_when_it_has(self, tmp_path: Path) -> None:
+        with gateway_process(tmp_path, "server.workers = 2\n") as process:
+            path = process.log.with_suffix(".toml")
+            path.write_text('[server]\nworkers = 2\nlog_level = "DEBUG"\n')
+            before = self._workers(process.pid)
+            os.kill(min(before), signal.SIGKILL)
+            await eventually(lambda: len(self._workers(process.pid) - before) == 1)
+            os.kill(process.pid, signal.SIGHUP)
+            await eventually(lambda: self._said_by_workers(process).count("keys and secrets were read anew") == 2)
+
+    @pytest.mark.parametrize("workers", [1, 2])
+    async def test_while_it_ends_sighup_means_nothing(self, tmp_path: Path, workers: int) -> None:
+        with gateway_process(tmp_path, f"server.workers = {workers}\n") as process:
+            process.terminate()
+            with suppress(ProcessLookupError):
+                while process.is_running:
+                    os.kill(process.pid, signal.SIGHUP)
+                    await asyncio.sleep(0.001)
+            assert await asyncio.to_thread(process.wait, 30) == 0
+
+    @staticmethod
+    def _workers(parent: int) -> set[int]:
+        return {int(pid) for pid in Path(f"/proc/{parent}/task/{parent}/children").read_text().split()}
+
+    @staticmethod
+    def _said_by_workers(process: Process) -> list[str]:
+        lines = [json.loads(line) for line in process.log.read_text().splitlines() if line.startswith("{")]
+        return [line["message"] for line in lines if "worker" in line]
+
+    async def test_many_keys_are_read_while_others_are_served(self, tmp_path: Path) -> None:
+        keys = tmp_path / "keys.toml"
+        key, line = new_key("known", ("upload", "read"))
+        more = "".join(f'k{number} = {{ sha256 = "{number:064x}" }}\n' for number in range(8000))
+        keys.write_text(more + line + "\n")
+        with gateway_process(tmp_path, f'access.keys.file = "{keys}"\n{self.ROUTES}') as process:
+            os.kill(process.pid, signal.SIGHUP)
+            answered = 0
+            while "keys and secrets were read anew" not in process.log.read_text():
+                assert (await ask(process.port, "/healthz")).status == 200
+                answered += 1
+            assert answered > 10
+            assert (await ask(process.port, "/upload", "POST", BODY, x_api_key=key)).status == 201
 
     async def test_a_configuration_that_is_none_changes_nothing_and_is_told(self, tmp_path: Path) -> None:
         with gateway_process(tmp_path, FAST) as process:

@@ -16,6 +16,7 @@ from pathlib import Path
 __all__ = [
     "Process",
     "activated_gateway",
+    "gateway_begun_by",
     "gateway_on_terminal",
     "gateway_process",
     "gateway_short_of_descriptors",
@@ -75,6 +76,10 @@ class Process:
     def pid(self) -> int:
         return self._process.pid
 
+    @property
+    def is_running(self) -> bool:
+        return self._process.poll() is None
+
     def _wait_for_url(self) -> str:
         deadline = time.monotonic() + _START_SECONDS
         while time.monotonic() < deadline:
@@ -128,6 +133,11 @@ def gateway_process(directory: Path, config: str = "", **env: str) -> Process:
     A variable that is empty is not set.
     """
     return _gateway(directory, config, env)
+
+
+def gateway_begun_by(program: str, directory: Path, config: str = "") -> Process:
+    """One whose process runs this program first."""
+    return _gateway(directory, config, {}, through=(program, 0))
 
 
 def gateway_short_of_descriptors(directory: Path, config: str = "", *, descriptors: int) -> Process:
