@@ -135,16 +135,20 @@ async def _interruptible(options: argparse.Namespace, chosen: dict[str, Service]
     except asyncio.CancelledError:
         return 130
     except BaseExceptionGroup as errors:
-        if (ours := errors.subgroup(StackError)) is None:
+        told, others = errors.split((StackError, aiohttp.ClientError, TimeoutError))
+        if told is None or others is not None:
             raise
-        raise StackError("; ".join(map(str, _leaves(ours)))) from None
+        raise StackError("; ".join(repr(one) if str(one) == "" else str(one) for one in _leaves(told))) from errors
+    except (aiohttp.ClientError, TimeoutError) as error:
+        raise StackError(f"a service does not answer: {error!r}") from error
 
 
-def _leaves(errors: BaseExceptionGroup[StackError]) -> list[BaseException]:
+def _leaves(errors: BaseExceptionGroup[Exception]) -> list[Exception]:
     """Those in groups in groups."""
-    return [
-        leaf for one in errors.exceptions for leaf in (_leaves(one) if isinstance(one, BaseExceptionGroup) else [one])
-    ]
+    found: list[Exception] = []
+    for one in errors.exceptions:
+        found += _leaves(one) if isinstance(one, BaseExceptionGroup) else [one]
+    return found
 
 
 async def _run(options: argparse.Namespace, chosen: dict[str, Service], key: str) -> int:
