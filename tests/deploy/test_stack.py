@@ -115,8 +115,8 @@ def left(directory: Path) -> list[str]:
 
 
 def waits_for(condition: Callable[[], bool]) -> None:
-    """For half a minute, of a machine that is busy."""
-    deadline = time.monotonic() + 30
+    """For a minute, of a machine that is busy."""
+    deadline = time.monotonic() + 60
     while not condition():
         assert time.monotonic() < deadline
         time.sleep(0.1)
