@@ -68,6 +68,7 @@ except SystemExit:
 def test_ctrl_c_while_it_is_being_imported_is_no_traceback(command: str) -> None:
     program = """
 import os, signal, sys
+signal.signal(signal.SIGINT, signal.default_int_handler)  # who starts the tests in the background has it ignored
 class Pressing:
     def find_spec(self, name, *rest):
         if name == "aiohttp":

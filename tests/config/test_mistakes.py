@@ -22,7 +22,7 @@ def _in_an_empty_directory(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> I
             monkeypatch.delenv(name)
     monkeypatch.chdir(tmp_path)
     with pytest.MonkeyPatch.context() as loggers:
-        loggers.setattr("gateway.cli.configure_logging", lambda level, **more: None)
+        loggers.setattr("gateway.cli.checking.configure_logging", lambda level, **more: None)
         yield
 
 

@@ -482,4 +482,5 @@ async def test_the_largest_heads_that_are_held_keep_within_what_the_memory_bound
             grown = (process.peak_rss_bytes() - before) / HOLDING
     document = {"routes": [{"path": "/proxy", "kind": "relay", "parts": [{"sinks": ["api"]}]}]}
     _, bounds = memory_bound_bytes(Settings.model_validate(document))
-    assert fields * size < grown < bounds["heads of answers"] + CONNECTIONS_BYTES
+    # What of it is no new page of memory was there before: some are used again.
+    assert 0.9 * fields * size < grown < bounds["heads of answers"] + CONNECTIONS_BYTES
