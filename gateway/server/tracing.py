@@ -8,7 +8,9 @@ room only where traces are on.
 3. *Destinations* of relays, and the hook, are told the request's span as their parent. A `tracestate` goes on as it is.
 4. *No secret*: what a span says are words of the configuration and of this code, numbers, and the upload's id. No name
    of a file or part, no query, no url, no header, no identity, no text of an error.
-5. Whether a trace is kept is decided once, for its request's span; of one that is not, nothing else is made.
+5. Whether a trace is kept is decided once, for its request's span; of one that is not, nothing else is made. Unless
+   OTEL_TRACES_SAMPLER says how: what its client keeps, and of those that begin here so many a second. A trace costs as
+   much as a sixth of a small upload: that way all of them together cost little, however many uploads come.
 6. Spans are made when they are over, as what they are: to begin one, add to it and end it costs five times as much.
 7. Spans leave from a thread of their own, in batches. Where nobody takes them they are lost, and uploads know nothing
    of it. At the end of the process what is left has `_FLUSH_SECONDS`.
@@ -18,20 +20,23 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 import threading
 import time
 import uuid
 from contextlib import suppress
 from dataclasses import dataclass
+from typing import Any
 
 from aiohttp import web
 from aiohttp.typedefs import Handler
 from opentelemetry.context import Context
 from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
+from opentelemetry.sdk.environment_variables import OTEL_TRACES_SAMPLER
 from opentelemetry.sdk.resources import OTELResourceDetector, Resource
 from opentelemetry.sdk.trace import ReadableSpan, TracerProvider
 from opentelemetry.sdk.trace.export import BatchSpanProcessor, SpanExporter
-from opentelemetry.sdk.trace.sampling import Decision
+from opentelemetry.sdk.trace.sampling import Decision, ParentBased, Sampler, SamplingResult
 from opentelemetry.sdk.util.instrumentation import InstrumentationScope
 from opentelemetry.trace import SpanContext, SpanKind, Status, StatusCode, TraceFlags, get_current_span
 from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
@@ -49,6 +54,7 @@ __all__ = ["Tracing", "make_exporter"]
 log = logging.getLogger("gateway.tracing")
 
 _FLUSH_SECONDS = 3.0
+_PER_SECOND = 100
 _SCOPE = InstrumentationScope("gateway", __version__)
 _UNTRACED = frozenset(["/healthz", "/readyz", "/metrics"])
 _NOWHERE = "/{anything}"
@@ -93,7 +99,8 @@ class Tracing:
 
     def __init__(self, exporter: SpanExporter) -> None:
         """Raises ValueError for a variable of OpenTelemetry that says nothing."""
-        provider = TracerProvider(resource=_resource(), shutdown_on_exit=False)
+        of_ours = None if os.environ.get(OTEL_TRACES_SAMPLER) else ParentBased(_AtMost(_PER_SECOND))
+        provider = TracerProvider(of_ours, resource=_resource(), shutdown_on_exit=False)
         self._resource = provider.resource
         self._sampler = provider.sampler
         self._ids = provider.id_generator
@@ -242,6 +249,28 @@ class Tracing:
                 instrumentation_scope=_SCOPE,
             )
         )
+
+
+class _AtMost(Sampler):
+    """Keeps so many traces a second, the first ones."""
+
+    def __init__(self, per_second: float) -> None:
+        self._per_second = self._left = per_second
+        self._looked = time.monotonic()
+
+    def should_sample(
+        self, parent_context: object, trace_id: int, name: str, *more: Any, **other: Any
+    ) -> SamplingResult:
+        now = time.monotonic()
+        self._left = min(self._per_second, self._left + (now - self._looked) * self._per_second)
+        self._looked = now
+        if self._left < 1:
+            return SamplingResult(Decision.DROP)
+        self._left -= 1
+        return SamplingResult(Decision.RECORD_AND_SAMPLE)
+
+    def get_description(self) -> str:
+        return f"AtMost{{{self._per_second:g}}}"
 
 
 class _Resource(Resource):

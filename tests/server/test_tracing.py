@@ -358,6 +358,33 @@ async def test_what_a_process_is_can_be_said_by_the_variables(
     assert (told["service.instance.id"], told["deployment.environment.name"]) == ("one", "test")
 
 
+async def test_of_traces_that_begin_here_so_many_a_second_are_kept_and_all_that_a_client_keeps(
+    start_gateway: StartGateway, spans: Spans, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tracing, "_PER_SECOND", 2)
+    gateway = await start_gateway(tracing=ON)
+    began = time.monotonic()
+    for number in range(12):
+        said: dict[str, Any] = {"traceparent": TRACEPARENT} if number % 2 else {}
+        assert (await ask(gateway.port, "/uploads/none", **said)).status == 404
+    most = 2 + 2 * (time.monotonic() - began)
+    await eventually(lambda: sum(span.parent is not None for span in spans.all) == 6)
+    assert 2 <= len(spans.all) - 6 <= min(most, 6)
+
+
+@pytest.mark.parametrize(("sampler", "kept"), [("parentbased_always_on", 6), ("always_off", 0)])
+async def test_a_sampler_that_is_named_decides(
+    start_gateway: StartGateway, spans: Spans, monkeypatch: pytest.MonkeyPatch, sampler: str, kept: int
+) -> None:
+    monkeypatch.setattr(tracing, "_PER_SECOND", 2)
+    monkeypatch.setenv("OTEL_TRACES_SAMPLER", sampler)
+    gateway = await start_gateway(tracing=ON)
+    for _ in range(6):
+        await ask(gateway.port, "/nothing")
+    await asyncio.sleep(0.2)
+    assert len(spans.all) == kept
+
+
 async def test_the_variable_that_turns_the_sdk_off_turns_traces_off(
     start_gateway: StartGateway, spans: Spans, monkeypatch: pytest.MonkeyPatch
 ) -> None:
