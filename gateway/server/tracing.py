@@ -54,7 +54,7 @@ __all__ = ["Tracing", "make_exporter"]
 log = logging.getLogger("gateway.tracing")
 
 _FLUSH_SECONDS = 3.0
-_PER_SECOND = 100
+_PER_SECOND = 50
 _SCOPE = InstrumentationScope("gateway", __version__)
 _UNTRACED = frozenset(["/healthz", "/readyz", "/metrics"])
 _NOWHERE = "/{anything}"
@@ -62,6 +62,7 @@ _NOWHERE = "/{anything}"
 _METHODS = frozenset(["CONNECT", "DELETE", "GET", "HEAD", "OPTIONS", "PATCH", "POST", "PUT", "QUERY", "TRACE"])
 """Any other is the client's word, and `_OTHER` in its place (semantic conventions, http.request.method)."""
 _W3C = TraceContextTextMapPropagator()
+_ROOT = Context()
 _SAMPLED, _RANDOM = 1, 2
 """Flags of a traceparent (W3C Trace Context, level 2): it is kept; its id is random."""
 _FAILED = Status(StatusCode.ERROR)
@@ -147,11 +148,13 @@ class Tracing:
             attributes["http.route"] = route
         name = ("HTTP" if method == "_OTHER" else method) + ("" if route is None else f" {route}")
         # A tracestate is not taken in: what it says would leave with the span.
-        parents = request.headers.getall(HEADER, ())
-        around = _W3C.extract({HEADER: parents[0]}) if len(parents) == 1 else Context()
-        parent: SpanContext | None = get_current_span(around).get_span_context()
-        if parent is None or not parent.is_valid:
-            parent = None
+        around = _ROOT
+        parent: SpanContext | None = None
+        parents = request.headers.getall(HEADER, [])
+        if len(parents) == 1:
+            around = _W3C.extract({HEADER: parents[0]})
+            said: SpanContext = get_current_span(around).get_span_context()
+            parent = said if said.is_valid else None
         trace_id = self._ids.generate_trace_id() if parent is None else parent.trace_id
         flags = _RANDOM if parent is None else parent.trace_flags & _RANDOM
         sampled = self._sampler.should_sample(around, trace_id, name, SpanKind.SERVER, attributes)
