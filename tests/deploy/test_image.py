@@ -11,7 +11,7 @@ import socket
 import subprocess
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 import pytest
@@ -89,7 +89,10 @@ def _running(
         yield process
     finally:
         if process.poll() is None:
-            process.kill()  # and its child with it
+            # Its child first: who has become another user is not told any more that its parent is gone (prctl(2)).
+            with suppress(OSError, ValueError):
+                _signal(process, signal.SIGKILL)
+            process.kill()
         process.wait()
 
 

@@ -90,11 +90,18 @@ def _needed() -> None:
         pytest.skip(reason)
 
 
+def _hears_sigint() -> None:
+    """As in the foreground: what is started in the background has it ignored."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 @contextmanager
 def stack(directory: Path, *arguments: str) -> Iterator[subprocess.Popen[str]]:
     """The program, which ends with the block."""
     command = [sys.executable, "-m", "tests.stack", "--directory", str(directory), *arguments]
-    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as process:
+    with subprocess.Popen(
+        command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, preexec_fn=_hears_sigint
+    ) as process:
         try:
             yield process
         finally:
