@@ -14,7 +14,7 @@ from gateway.config.addresses import Address, Inherited, TcpAddress, UnixAddress
 from gateway.config.settings import Settings
 from gateway.http.urls import authority
 
-__all__ = ["ActivatedListener", "bound_listeners", "bound_sockets", "told_addresses"]
+__all__ = ["ActivatedListener", "bound_listeners", "bound_sockets", "first_port", "told_addresses"]
 
 _FIRST_INHERITED = 3
 """SD_LISTEN_FDS_START of sd_listen_fds(3)."""
@@ -142,6 +142,12 @@ def _activated(number: int) -> ActivatedListener:
 def _inode(path: Path) -> tuple[int, int]:
     status = path.lstat()
     return status.st_dev, status.st_ino
+
+
+def first_port(listeners: Iterable[socket.socket]) -> tuple[str, int] | None:
+    """(host, port) of the first one that has some."""
+    names = [one.getsockname() for one in listeners if one.family != socket.AF_UNIX]
+    return (names[0][0], names[0][1]) if names else None
 
 
 def told_addresses(

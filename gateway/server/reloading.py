@@ -83,11 +83,7 @@ def _waiting(before: Settings, after: Settings) -> Iterator[str]:
     changed = sorted(_changed(before.model_dump(), after.model_dump(), ""))
     yield from (key for key in changed if key != "server.log_level")
     for name, sink in before.sinks.items():
-        if (
-            isinstance(sink, RelaySettings)
-            and sink.tls is not None
-            and not any(key.startswith(f"sinks.{name}") for key in changed)
-        ):
+        if isinstance(sink, RelaySettings) and sink.tls is not None:
             yield f"the files of sinks.{name}.tls"
 
 

@@ -15,7 +15,6 @@ import ctypes
 import gc
 import importlib
 import logging
-import signal
 import socket
 from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import asynccontextmanager
@@ -27,7 +26,7 @@ from gateway.config.make import make_tls
 from gateway.config.settings import Settings
 from gateway.http.tls import ServerTls
 from gateway.server.app import build_app, build_management, check_took_effect
-from gateway.server.binding import bound_listeners, told_addresses
+from gateway.server.binding import bound_listeners, first_port, told_addresses
 from gateway.server.descriptors import within_descriptors
 from gateway.server.listening import Listener, Server, SharedConnections
 from gateway.server.reloading import Reloading, Repeated, reread_files
@@ -252,7 +251,7 @@ async def serve(
     async with Repeated(reload) as reloads, running(build_app(settings), settings, ending) as runner:
 
         def signalled(number: int) -> None:
-            if number == signal.SIGHUP and not ending.terminal_closed:
+            if ending.is_for_files(number):
                 reloads.ask()
             else:
                 ending.signalled(number)
@@ -264,10 +263,8 @@ async def serve(
             runner.management.listen(*of_management)
         scheme = "http" if settings.tls is None else "https"
         log.info("listening on %s", told_addresses(listeners, of_management, scheme=scheme))
-        for address in runner.addresses:
-            if isinstance(address, tuple):
-                started(*address[:2])
-                break
+        if (port := first_port(listeners)) is not None:
+            started(*port)
         await ending.wait()
 
 

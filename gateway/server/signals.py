@@ -39,6 +39,10 @@ class Ending:
         """Whether the terminal of the process, if it had one, is gone."""
         return self._had_terminal and not _has_terminal()
 
+    def is_for_files(self, number: int) -> bool:
+        """Whether the signal is no end, but has what can be read anew read anew."""
+        return number == signal.SIGHUP and not self.terminal_closed
+
     def begin(self) -> None:
         """The process is to stop."""
         self._begun.set()
@@ -54,7 +58,7 @@ class Ending:
         """The first signal begins it, the second one hurries it. SIGHUP says, if at all, that a terminal closed, which
         says nothing twice.
         """
-        if number == signal.SIGHUP and not self.terminal_closed:
+        if self.is_for_files(number):
             return
         if not self.begun:
             self.begin()

@@ -99,7 +99,7 @@ async def _work(orders: Orders, channel: socket.socket) -> None:
 
     def signalled(number: int) -> None:
         """A terminal, or systemd, signals all: only the parent counts, and tells what there is to be read anew."""
-        if number != signal.SIGHUP or ending.terminal_closed:
+        if not ending.is_for_files(number):
             ending.begin()
 
     catch_signals(signalled)

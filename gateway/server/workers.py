@@ -35,7 +35,7 @@ from tempfile import TemporaryDirectory
 
 from gateway.config.make import make_sinks_and_flows, make_tls
 from gateway.config.settings import Settings
-from gateway.server.binding import ActivatedListener, bound_listeners, told_addresses
+from gateway.server.binding import ActivatedListener, bound_listeners, first_port, told_addresses
 from gateway.server.descriptors import within_descriptors
 from gateway.server.logs import LogFormat
 from gateway.server.metrics import forget_process
@@ -148,7 +148,7 @@ class _Parent:
         )
 
     def _signalled(self, number: int) -> None:
-        if number == signal.SIGHUP and not self._ending.terminal_closed:
+        if self._ending.is_for_files(number):
             self._reloads.ask()
             return
         was_hurried = self._ending.hurried
@@ -255,10 +255,8 @@ class _Parent:
                 self._listeners, self._of_management, scheme="http" if self._settings.tls is None else "https"
             ),
         )
-        for listener in self._listeners:
-            if isinstance(address := listener.getsockname(), tuple):
-                self._started(*address[:2])
-                break
+        if (port := first_port(self._listeners)) is not None:
+            self._started(*port)
 
 
 @contextmanager

@@ -324,6 +324,14 @@ class TestReload:
             assert answered > 10
             assert (await ask(process.port, "/upload", "POST", BODY, x_api_key=key)).status == 201
 
+    async def test_the_files_of_a_relay_are_named_whatever_else_of_it_was_changed(self, tmp_path: Path) -> None:
+        config = '[sinks.api]\ntype = "relay"\nurl = "https://127.0.0.1:1/a"\n[sinks.api.tls]\nverify = true\n'
+        with gateway_process(tmp_path, config) as process:
+            process.log.with_suffix(".toml").write_text(config.replace("/a", "/b"))
+            os.kill(process.pid, signal.SIGHUP)
+            await eventually(lambda: "these need a restart" in process.log.read_text())
+            assert "stay as they were: sinks.api.url, the files of sinks.api.tls" in process.log.read_text()
+
     async def test_a_configuration_that_is_none_changes_nothing_and_is_told(self, tmp_path: Path) -> None:
         with gateway_process(tmp_path, FAST) as process:
             process.log.with_suffix(".toml").write_text("[server]\nlog_level = 3\nmax_uploads = -1\n")
