@@ -121,11 +121,11 @@ def left(directory: Path) -> list[str]:
     return found
 
 
-def waits_for(condition: Callable[[], bool]) -> None:
+def waits_for(condition: Callable[[], bool], told: Callable[[], object] = lambda: None) -> None:
     """For a minute, of a machine that is busy."""
     deadline = time.monotonic() + 60
     while not condition():
-        assert time.monotonic() < deadline
+        assert time.monotonic() < deadline, told()
         time.sleep(0.1)
 
 
@@ -156,7 +156,7 @@ class TestAsProcesses:
             waits_for(lambda: len(left(tmp_path)) > 6)
             process.send_signal(number)
             process.wait(60)
-            waits_for(lambda: not left(tmp_path))
+            waits_for(lambda: not left(tmp_path), told=lambda: left(tmp_path))
         assert process.returncode in (130, -number)
 
     def test_a_port_that_is_taken_is_one_line(self, tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ path style. Four processes of some 57 MB; two seconds.
 
 from __future__ import annotations
 
+import ctypes
 import getpass
 import os
 import signal
@@ -81,18 +82,22 @@ name = only
 default = yes
 """
 _SECONDS = 30
+_PR_SET_PDEATHSIG = 1  # linux/prctl.h
+_LIBC = ctypes.CDLL(None)
 
 
 def main(directory: Path, port: int) -> None:
     """Serve until the standard input ends."""
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit())  # before there is anything that would stay
     directory = directory.resolve()
     (directory / "srv" / "d1").mkdir(parents=True, exist_ok=True)
     (directory / "swift.conf").write_text(_SWIFT)
     ports = {kind: _free_port() for kind in ("account", "container", "object")}
     _make_rings(directory, ports)
-    servers = [_start(directory, kind, number) for kind, number in {**ports, "proxy": port}.items()]
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit())
+    servers: list[subprocess.Popen[bytes]] = []
     try:
+        for kind, number in {**ports, "proxy": port}.items():
+            servers.append(_start(directory, kind, number))
         _wait_for([*ports.values(), port], servers)
         print(f"http://127.0.0.1:{port}", flush=True)
         sys.stdin.read()
@@ -112,7 +117,14 @@ def _start(directory: Path, kind: str, port: int) -> subprocess.Popen[bytes]:
     path.write_text((_COMMON + rest).format(**values))
     program = Path(sys.executable).parent / f"swift-{kind}-server"
     with open(directory / f"{kind}.log", "ab") as log:
-        return subprocess.Popen([program, path], stdin=subprocess.DEVNULL, stdout=log, stderr=log)
+        return subprocess.Popen(
+            [program, path], stdin=subprocess.DEVNULL, stdout=log, stderr=log, preexec_fn=_die_with_parent
+        )
+
+
+def _die_with_parent() -> None:
+    """However this program ends, also where it is being told to while it starts one."""
+    _LIBC.prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
 
 
 def _make_rings(directory: Path, ports: dict[str, int]) -> None:
