@@ -133,7 +133,8 @@ def waits_for(condition: Callable[[], bool], told: Callable[[], object] = lambda
 class TestAsProcesses:
     def test_uploads_reads_a_restart_and_the_dashboard_are_as_they_ought_to_be(self, tmp_path: Path) -> None:
         _needed()
-        with stack(tmp_path, "--seconds", "12") as process:
+        # Prometheus looks every 15 s, and a rate has to have seen a counter before it grows and after
+        with stack(tmp_path, "--seconds", "24") as process:
             said, _ = process.communicate(timeout=SECONDS)
         assert process.returncode == 0, said
         for expected in (
