@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import hashlib
 import os
 import random
@@ -17,6 +18,7 @@ from aiohttp import web
 
 from gateway.config.load import load
 from gateway.config.memory import memory_bound_bytes
+from gateway.sinks.disk.file_system import FileSystemSync
 from tests.conftest import Destination, RunningGateway, StartDestination, StartGateway
 from tests.support.clients import (
     BOUNDARY,
@@ -433,10 +435,35 @@ class TestG7AcknowledgedMeansDurable:
             rename(source, target)
             steps.append(f"rename {_named(source)} {_named(target)}")
 
+        def _sync_all(call: FileSystemSync) -> None:
+            os.sync()
+            steps.append("all")
+
         monkeypatch.setattr(os, "fsync", _fsync)
         monkeypatch.setattr(os, "rename", _rename)
+        monkeypatch.setattr(FileSystemSync, "__call__", _sync_all)
         return steps
 
+    @pytest.fixture
+    def without_syncfs(self, steps: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+        def _refuse(call: FileSystemSync) -> None:
+            raise OSError(errno.ENOTSUP, "not here")
+
+        monkeypatch.setattr(FileSystemSync, "__call__", _refuse)
+
+    @pytest.mark.parametrize("size", [5, 3 * MIB])
+    async def test_all_then_the_root_are_flushed_before_the_answer(
+        self, start_gateway: StartGateway, steps: list[str], size: int
+    ) -> None:
+        gateway = await start_gateway(fsync=True)
+        steps.clear()
+        body = form(file(random_bytes(size), "a"), file(random_bytes(size), "b"))
+        assert (await ask(gateway.port, "/upload", "POST", body)).status == 201
+        large = [] if size == 5 else ["fsync root/.ID.incoming/0", "fsync root/.ID.incoming/1"]  # when each was whole
+        assert sorted(steps[:-3]) == large
+        assert steps[-3:] == ["all", "rename root/.ID.incoming root/ID", "fsync root"]
+
+    @pytest.mark.usefixtures("without_syncfs")
     @pytest.mark.parametrize("size", [5, 3 * MIB])
     async def test_files_and_their_directory_then_the_root_are_flushed_before_the_answer(
         self, start_gateway: StartGateway, steps: list[str], size: int

@@ -30,6 +30,7 @@ class Call(enum.IntFlag):
     FSYNC_DIRECTORY = 1024
     """Of an upload's directory; FSYNC has these and those of a root among its own."""
     FSYNC_ROOT = 2048
+    SYNCFS = 4096
 
 
 ALL = ~Call(0)
@@ -51,9 +52,12 @@ class _Plan(ctypes.Structure):
 
 
 class Faults:
-    """For a process that is started with `env`. Raises RuntimeError where there is no compiler."""
+    """For a process that is started with `env`. Raises RuntimeError where there is no compiler.
 
-    def __init__(self, directory: Path, *roots: Path) -> None:
+    Each file is fsynced there, as if there were no syncfs, but where `syncfs` is to be called.
+    """
+
+    def __init__(self, directory: Path, *roots: Path, syncfs: bool = False) -> None:
         compiler = shutil.which("cc")
         if compiler is None:
             raise RuntimeError("there is no compiler")
@@ -66,7 +70,7 @@ class Faults:
         self._plan = _Plan.from_buffer(self._memory)
         for number, root in enumerate(roots):
             self._plan.roots[number].value = str(root).encode()
-        self.env = {"LD_PRELOAD": str(library), "FAULTS": str(plan)}
+        self.env = {"LD_PRELOAD": str(library), "FAULTS": str(plan), **({"FAULTS_SYNCFS": "yes"} if syncfs else {})}
 
     def arm(self, *, at: int = 1, count: int = 0, error: int = 0, sleep_seconds: float = 0, kinds: Call = ALL) -> None:
         """From the `at`-th call of these kinds on, `count` of them (0: all) fail with `error`, after a sleep."""

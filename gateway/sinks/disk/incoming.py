@@ -22,6 +22,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from gateway.concurrency.groups import Call
+from gateway.sinks.disk.file_system import FileSystemSync
 from gateway.sinks.disk.layout import INCOMING, lock_directory, sync_directory
 
 __all__ = ["Incoming"]
@@ -117,6 +118,11 @@ class Incoming:
     def sync(self) -> None:
         """Make the directory durable, if that is wanted."""
         sync_directory(self.path, self._fsync)
+
+    def file_system_sync(self) -> FileSystemSync:
+        """A call that makes all durable that was written since the directory was locked, here and anywhere."""
+        assert self._lock is not None
+        return FileSystemSync(str(self._root), self._lock)
 
     def publish(self, root: Call) -> Iterator[Sequence[Call]]:
         """Rename it to its final name; durably, when `root` was called, which is yielded. After an error see

@@ -195,7 +195,7 @@ class Jobs:
             if manifest is not None:
                 self._write(MANIFEST, manifest, written)
             if self._fsync:
-                yield [*(partial(self._sync, descriptor) for descriptor in written), self.directory.sync]
+                yield from self._made_durable(written)
         finally:
             close_all(written)
         if not parts:
@@ -203,6 +203,13 @@ class Jobs:
         self.moved()
         yield from self.directory.publish(sync_root)
         self.moved()
+
+    def _made_durable(self, written: Sequence[int]) -> Generator[Sequence[Call], None, None]:
+        """By one call for all in the group, or for each file, where there is none such or it has failed."""
+        try:
+            yield [self.directory.file_system_sync()]
+        except OSError:
+            yield [*(partial(self._sync, descriptor) for descriptor in written), self.directory.sync]
 
     def rewrite(self, manifest: bytes) -> None:
         """Another manifest for what is published: the one or the other is there, whenever the power goes."""

@@ -79,9 +79,16 @@ class Disks:
 
 
 @contextmanager
-def disks(directory: Path, *, api: str = "http://127.0.0.1:9", limits: str = "", server: str = "") -> Iterator[Disks]:
+def disks(
+    directory: Path,
+    *,
+    api: str = "http://127.0.0.1:9",
+    limits: str = "",
+    server: str = "",
+    syncfs: bool = False,
+) -> Iterator[Disks]:
     (directory / "second").mkdir(exist_ok=True)  # it is a spool, too, which is not made by us
-    faults = Faults(directory, directory / "uploads", directory / "second")
+    faults = Faults(directory, directory / "uploads", directory / "second", syncfs=syncfs)
     config = f"""
 [server]
 {server}
@@ -157,12 +164,13 @@ async def _check(disks: Disks, answer: Answer, what: str) -> None:
 
 
 SWEPT = [
-    ("/upload", SMALL),
-    ("/upload", LARGE),
-    ("/both", MIXED),
-    ("/relayed", SMALL),
-    ("/spooled", LARGE),
-    ("/each", MIXED),
+    ("/upload", SMALL, False),
+    ("/upload", SMALL, True),
+    ("/upload", LARGE, False),
+    ("/both", MIXED, True),
+    ("/relayed", SMALL, False),
+    ("/spooled", LARGE, False),
+    ("/each", MIXED, False),
 ]
 
 
@@ -170,12 +178,16 @@ NUMBERS = (errno.EIO, errno.ENOSPC, errno.ENOLCK, errno.EMFILE)
 
 
 @pytest.mark.timeout(600)
-@pytest.mark.parametrize(("path", "body"), SWEPT, ids=["small", "large", "two disks", "relayed", "spooled", "each"])
+@pytest.mark.parametrize(
+    ("path", "body", "syncfs"),
+    SWEPT,
+    ids=["small", "syncfs", "large", "two disks, syncfs", "relayed", "spooled", "each"],
+)
 async def test_whichever_call_fails_the_answer_says_what_is_kept_and_nothing_else_is(
-    tmp_path: Path, path: str, body: bytes
+    tmp_path: Path, path: str, body: bytes, syncfs: bool
 ) -> None:
     async with HonestUpstream() as upstream:
-        with disks(tmp_path, api=upstream.url) as those:
+        with disks(tmp_path, api=upstream.url, syncfs=syncfs) as those:
             assert (await those.post(body, path)).status == 201
             for number in NUMBERS:
                 for count in (1, 0):  # one call, and all from there on
@@ -199,6 +211,27 @@ async def _sweep(disks: Disks, body: bytes, path: str, number: int, count: int) 
             assert answer.status == 507, what
     assert at > 20, "so many calls are made for one small file"
     await eventually(lambda: disks.temporary() == [])
+
+
+async def test_what_is_not_durable_by_one_call_for_all_is_so_file_by_file(tmp_path: Path) -> None:
+    """Somebody else's bytes may be what could not be written, and that is told once: so each file is asked."""
+    with disks(tmp_path, syncfs=True) as those:
+        all_kinds = Call.SYNCFS | Call.FSYNC
+        those.faults.arm(at=0, kinds=all_kinds)
+        assert (await those.post(SMALL)).status == 201
+        assert those.faults.calls == 2, "all of it, and the root after the rename"
+        for number in (errno.EIO, errno.ENOSPC, errno.ENOTSUP):
+            those.faults.arm(count=1, error=number, kinds=all_kinds)
+            assert (await those.post(SMALL)).status == 201
+            assert those.faults.last == "syncfs"
+            assert those.faults.calls == 6, "two files, manifest, directory, root"
+        kept = those.entries()["disk"]
+        those.faults.arm(error=errno.EIO, kinds=all_kinds)
+        answer = await those.post(SMALL)
+        assert (answer.status, answer.json()["sink"]) == (503, "disk")
+        those.faults.disarm()
+        assert those.entries()["disk"] == kept
+        those.check_log()
 
 
 # -- descriptors
@@ -301,6 +334,8 @@ HANGING = {
     "fsync of the directory": (Call.FSYNC, 3),
     "rename": (Call.RENAME, 1),
     "fsync of the root": (Call.FSYNC, 4),
+    "syncfs": (Call.SYNCFS, 1),
+    "fsync of the root after it": (Call.FSYNC_ROOT, 1),
 }
 
 
@@ -309,7 +344,8 @@ HANGING = {
 async def test_a_disk_that_hangs_holds_up_neither_the_answer_nor_the_end(
     tmp_path: Path, kind: Call, at: int, body: bytes
 ) -> None:
-    with disks(tmp_path, limits="stall_seconds = 1", server="drain_seconds = 1") as those:
+    syncfs = kind in (Call.SYNCFS, Call.FSYNC_ROOT)
+    with disks(tmp_path, limits="stall_seconds = 1", server="drain_seconds = 1", syncfs=syncfs) as those:
         those.faults.arm(at=at, count=1, sleep_seconds=_HANGS_SECONDS, kinds=kind)
         started = time.monotonic()
         answer = await those.post(body)

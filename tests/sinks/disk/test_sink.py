@@ -27,6 +27,7 @@ from gateway.errors import SinkFull, SinkUnavailable
 from gateway.model import Part, Receipt, Upload
 from gateway.sinks import Delivery
 from gateway.sinks.disk.delivery import DiskDelivery
+from gateway.sinks.disk.file_system import FileSystemSync
 from gateway.sinks.disk.jobs import Jobs
 from gateway.sinks.disk.sink import DiskSink
 from gateway.sinks.store import Store
@@ -167,11 +168,21 @@ async def test_a_deleted_upload_is_gone_with_its_files(sink: DiskSink) -> None:
 # -- durability
 
 
+ALL = "all that there is"
+
+
 @contextmanager
-def recorded_syncs(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
+def recorded_syncs(monkeypatch: pytest.MonkeyPatch, *, has_syncfs: bool) -> Iterator[list[str]]:
     """What was fsynced, by the name that it had then."""
     synced: list[str] = []
     fsync = os.fsync
+
+    def syncing(self: FileSystemSync) -> None:
+        if not has_syncfs:
+            raise OSError(errno.ENOTSUP, "not here")
+        assert os.path.isdir(f"/proc/self/fd/{self.descriptor}")
+        os.sync()
+        synced.append(ALL)
 
     def recording(descriptor: int) -> None:
         synced.append(os.readlink(f"/proc/self/fd/{descriptor}"))
@@ -179,6 +190,7 @@ def recorded_syncs(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
 
     with monkeypatch.context() as patch:
         patch.setattr("gateway.sinks.disk.jobs.os.fsync", recording)
+        patch.setattr(FileSystemSync, "__call__", syncing)
         yield synced
 
 
@@ -191,21 +203,43 @@ async def _two_ways(sink: DiskSink, one: Upload) -> None:
         await delivery.commit()
 
 
+@pytest.mark.parametrize("has_syncfs", [False, True])
 async def test_files_manifest_directory_and_root_are_synced_before_the_commit_returns(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, has_syncfs: bool
 ) -> None:
     one = upload()
     async with DiskSink(name="disk", root=str(tmp_path)) as sink:
-        with recorded_syncs(monkeypatch) as synced:
+        with recorded_syncs(monkeypatch, has_syncfs=has_syncfs) as synced:
             await _two_ways(sink, one)
     incoming = f"{tmp_path}/.{one.id}.incoming"
     assert sorted(synced[:3]) == [f"{incoming}/0", f"{incoming}/1", f"{incoming}/2"]
-    assert sorted(synced[3:5]) == [incoming, f"{incoming}/manifest.json"], "beside each other"
-    assert synced[5:] == [str(tmp_path)]
+    last = [ALL] if has_syncfs else [incoming, f"{incoming}/manifest.json"]
+    assert sorted(synced[3:-1]) == last, "beside each other"
+    assert synced[-1] == str(tmp_path)
+
+
+async def test_small_uploads_that_wait_at_the_same_time_are_made_durable_by_one_call(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with DiskSink(name="disk", root=str(tmp_path)) as sink:
+        with recorded_syncs(monkeypatch, has_syncfs=True) as synced:
+            async with asyncio.TaskGroup() as group:
+                for _ in range(8):
+                    group.create_task(_held(sink, upload()))
+        assert len(entries(sink)) == 8
+    assert synced == [ALL, str(tmp_path)]
+
+
+async def _held(sink: DiskSink, one: Upload) -> None:
+    async with delivering(sink, one) as delivery:
+        assert isinstance(delivery, DiskDelivery)
+        delivery.hold_batch([(file(0), b"whole"), (file(1), b"")])
+        delivery.keep_manifest(b"{}")
+        await delivery.commit()
 
 
 async def test_nothing_is_synced_where_that_is_switched_off(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    with recorded_syncs(monkeypatch) as synced:
+    with recorded_syncs(monkeypatch, has_syncfs=True) as synced:
         async with DiskSink(name="disk", root=str(tmp_path), fsync=False) as sink:
             await _two_ways(sink, upload())
     assert synced == []
