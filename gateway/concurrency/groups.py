@@ -8,10 +8,12 @@ to be made durable costs least where it is done for many at once.
    the jobs that wait for it.
 2. A group is what waits when it is given to the threads: no job waits for one that came later. While it is at work the
    next one gathers, for `_PATIENCE_SECONDS` at most: then another thread takes that, for the first one may hang.
-3. Who waits for a thread is told when anybody's job on these threads moves; who is in a group only when that moves. So
+3. The loop stands still while the jobs of a group begin, for some milliseconds at most: both want the interpreter's
+   lock. While their calls are made it does not.
+4. Who waits for a thread is told when anybody's job on these threads moves; who is in a group only when that moves. So
    a group that hangs is seen to hang, whatever others do. One of which a call hangs has two threads: its own, and that
    of the call.
-4. Each job has a future of its own, done when the job is, so that what comes after a job need not wait for its group.
+5. Each job has a future of its own, done when the job is, so that what comes after a job need not wait for its group.
 """
 
 from __future__ import annotations
@@ -24,7 +26,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Generator, Sequence
 from concurrent.futures import Future
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from gateway.concurrency.pipe import Progress
 from gateway.concurrency.threads import DaemonThreads
@@ -33,6 +35,10 @@ __all__ = ["Call", "GroupedJob", "JobGroups"]
 
 _PATIENCE_SECONDS = 0.03
 """A disk that works is done with a group by then, unless it makes things durable."""
+_TOGETHER_SECONDS = 0.005
+"""How long the loop stands still for a group: as long as the interpreter lets one thread go on while another waits."""
+_APART_SECONDS = 0.25
+"""It does not again for so long where that was not enough, so that a slow disk costs others a fiftieth at most."""
 _WEIGHT = 64
 """Of a group: files that are open at a time. Four of them are what 64 uploads may have open by their own right."""
 _TELL_SECONDS = 0.05
@@ -70,6 +76,8 @@ class GroupedJob(Future[None]):
 class _Group:
     jobs: list[GroupedJob]
     began_at: float
+    begun: threading.Event = field(default_factory=threading.Event)
+    """Each of its jobs has come to its first calls, or to its end."""
 
 
 class JobGroups:
@@ -81,9 +89,10 @@ class JobGroups:
         self._waiting: deque[GroupedJob] = deque()
         self._running: list[_Group] = []
         self._timer: asyncio.Handle | None = None
+        self._stand_still_from = 0.0
 
     def submit(self, begin: Callable[[], Steps], *, weight: int = 1, progress: Progress | None = None) -> GroupedJob:
-        """A job of the next group. `begin` is called in a thread; `progress` is told of moves as rule 3 says.
+        """A job of the next group. `begin` is called in a thread; `progress` is told of moves as rule 4 says.
 
         Jobs of more than a full `weight` are groups of their own.
         """
@@ -116,6 +125,17 @@ class JobGroups:
                 self._refuse(group, error)
                 return
             self._running.append(group)
+            if len(self._running) == 1 and now >= self._stand_still_from:
+                self._stand_still(group, now)
+
+    def _stand_still(self, group: _Group, now: float) -> None:
+        """In the loop: let a group begin undisturbed, for a moment.
+
+        Each of its system calls gives the interpreter's lock away, and if the loop takes it, the thread waits to get
+        it back: that costs more than the calls do. Where the disk is slow it is the other way round.
+        """
+        if not group.begun.wait(_TOGETHER_SECONDS):
+            self._stand_still_from = now + _APART_SECONDS
 
     def _next_jobs(self) -> list[GroupedJob]:
         jobs: list[GroupedJob] = []
@@ -159,7 +179,7 @@ class JobGroups:
         self._threads.beside.difference_update(moves.whose)
         moves.tell()
         try:
-            self._run(group.jobs, moves)
+            self._run(group, moves)
         except BaseException as error:  # of ours: nobody is to wait for ever
             for job in group.jobs:
                 if not job.done() and (job.running() or job.set_running_or_notify_cancel()):
@@ -168,13 +188,14 @@ class JobGroups:
             with contextlib.suppress(RuntimeError):  # the loop has ended
                 loop.call_soon_threadsafe(self._answer, group)
 
-    def _run(self, jobs: Sequence[GroupedJob], moves: _Moves) -> None:
+    def _run(self, group: _Group, moves: _Moves) -> None:
         going: list[tuple[GroupedJob, Steps]] = []
         made: dict[GroupedJob, Sequence[Call]] = {}
-        for job in jobs:  # until it is its turn one can be given up
+        for job in group.jobs:  # until it is its turn one can be given up
             if job.set_running_or_notify_cancel():
                 going.append((job, job.steps()))
                 self._take_step(*going[-1], None, made, moves)
+        group.begun.set()
         while made:
             going = [(job, steps) for job, steps in going if job in made]
             failed = self._make(list(dict.fromkeys(call for calls in made.values() for call in calls)), moves)

@@ -94,6 +94,41 @@ async def test_the_calls_of_a_group_are_made_beside_each_other(groups: JobGroups
     assert await answers(groups.submit(job([], "a", *calls))) == [None]
 
 
+async def test_the_loop_lets_a_group_begin_undisturbed(groups: JobGroups, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("gateway.concurrency.groups._TOGETHER_SECONDS", _SECONDS)
+    log: list[str] = []
+    made = threading.Event()
+    submitted = [groups.submit(job(log, name, lambda: made.wait(_SECONDS))) for name in "ab"]
+    asyncio.get_running_loop().call_soon(log.append, "the loop goes on")
+    asyncio.get_running_loop().call_soon(made.set)
+    assert await answers(*submitted) == [None, None]
+    assert log[:3] == ["a begins", "b begins", "the loop goes on"], "and it does while calls are made"
+
+
+async def test_the_loop_does_not_wait_for_a_group_that_hangs_nor_for_the_next_one(
+    groups: JobGroups, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    log: list[bool] = []
+
+    def submit() -> GroupedJob:
+        goes_on = threading.Event()
+
+        def hang() -> Any:
+            log.append(goes_on.wait(_SECONDS))
+            yield ()
+
+        hanging = groups.submit(hang)
+        asyncio.get_running_loop().call_soon(goes_on.set)  # behind what begins the group
+        return hanging
+
+    assert await answers(submit()) == [None]
+    monkeypatch.setattr("gateway.concurrency.groups._TOGETHER_SECONDS", 3 * _SECONDS)
+    monkeypatch.setattr("gateway.concurrency.groups._APART_SECONDS", 3 * _SECONDS)
+    groups._stand_still_from += _SECONDS  # however busy this machine is
+    assert await answers(submit()) == [None]
+    assert log == [True, True]
+
+
 async def test_one_that_was_given_up_before_it_began_is_not_begun(groups: JobGroups) -> None:
     log: list[str] = []
     given_up, other = groups.submit(job(log, "a")), groups.submit(job(log, "b"))
