@@ -1,7 +1,8 @@
 """One measurement: a fresh server, a warm-up, uploads that are timed one by one, and everything checked.
 
 What was kept is deleted between uploads, outside the timing. Files are fresh names in a fresh directory: in memory, but
-for the jobs with fsync, which would mean nothing there.
+for the jobs with fsync, which would mean nothing there. Of these small files stay until the end of the bench: for some
+minutes after many were deleted, ext4 looks at each of their inodes before it takes another one.
 """
 
 from __future__ import annotations
@@ -148,13 +149,17 @@ class Bench:
         self, job: Job, body: Body, peer: Peer, *, thorough: bool, workers: int = 1, clients: int = 1
     ) -> Sample:
         """Raises Failure. `thorough` checks the bytes that were kept and delivered, not only their numbers."""
-        with self._server(peer, fsync=job.fsync, workers=workers) as (server, root):
+        stays = job.fsync and bool(body.shape.connections)
+        with self._server(peer, fsync=job.fsync, stays=stays, workers=workers) as (server, root):
             run = _Run(job, body, peer, server, root, self._destination, clients)
             if peer.name == "create":
                 run.path, run.source = f"/disk?count={body.shape.count}&size={body.shape.size}", self._nothing(body)
             if body.shape.connections:
                 hammer(server.port, run.path, body, clients=body.shape.connections, seconds=_WARM_UP_SECONDS)
-                _clear(root)
+                if stays:
+                    _empty_into(root, Path(tempfile.mkdtemp(prefix="warm-up-", dir=self._disk)))
+                else:
+                    _clear(root)
                 return run.hammered(self._hammer_seconds, thorough=thorough)
             if peer.name != "create":
                 warm_up = self._bodies["small"]
@@ -178,7 +183,7 @@ class Bench:
 
     @contextmanager
     def _server(
-        self, peer: Peer, *, fsync: bool, workers: int, max_parts: int | None = 100_000
+        self, peer: Peer, *, fsync: bool, workers: int, stays: bool = False, max_parts: int | None = 100_000
     ) -> Iterator[tuple[Server, Path]]:
         scratch = Path(tempfile.mkdtemp(prefix="server-", dir=self._memory))
         root = Path(tempfile.mkdtemp(prefix="kept-", dir=self._disk if fsync else self._memory))
@@ -201,7 +206,8 @@ class Bench:
                 except (Failure, OSError) as error:
                     raise Failure(f"{error}{_aside(server.log())}") from error
         finally:
-            shutil.rmtree(root, ignore_errors=True)
+            if not stays:
+                shutil.rmtree(root, ignore_errors=True)
             shutil.rmtree(scratch, ignore_errors=True)
 
     def _nothing(self, body: Body) -> Body:
@@ -314,6 +320,11 @@ class _Run:
 def _clear(root: Path) -> None:
     for directory in root.iterdir():
         shutil.rmtree(directory)
+
+
+def _empty_into(root: Path, other: Path) -> None:
+    for directory in root.iterdir():
+        directory.rename(other / directory.name)
 
 
 def _aside(log: str) -> str:
