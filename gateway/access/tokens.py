@@ -2,6 +2,9 @@
 
 Keys come from a file, or from the issuer's key set (RFC 7517 5), which is fetched with our own client: it is cached,
 fetched anew when it is old, and once for a key that is not in it, at most once a minute.
+
+PyJWT is imported where it is needed: with `cryptography` it takes 9 MB and a tenth of a second of each process, and few
+have tokens.
 """
 
 from __future__ import annotations
@@ -14,7 +17,6 @@ from collections.abc import Mapping
 from typing import Any, Protocol
 
 import aiohttp
-import jwt
 
 from gateway.access.asked import SCOPES, Asked, Identity, bearer
 from gateway.access.keys import PREFIX
@@ -58,6 +60,8 @@ class Tokens:
         leeway_seconds: float,
         scope_claim: str,
     ) -> None:
+        import jwt  # noqa: F401 - now, and not while the first request waits
+
         self._keys = keys
         self._issuer = issuer
         self._audience = audience
@@ -72,6 +76,8 @@ class Tokens:
 
     async def identify(self, asked: Asked) -> Identity | None:
         """`Authorization: Bearer`. Raises Unauthenticated for a token that is not valid, AccessUnavailable."""
+        import jwt
+
         token = bearer(asked)
         if token is None or token.startswith(PREFIX) or token.count(".") != 2:
             return None  # no token of this kind: somebody else's, or a broken one, which the policy sees to
@@ -118,6 +124,8 @@ def fixed_key(data: bytes, algorithms: tuple[str, ...]) -> FixedKey:
     """The key of a file: a public one in PEM, or the secret of an HMAC. Raises ValueError for one that is neither, and
     for a public key as a secret: whoever knows it, and all do, could sign (RFC 8725 2.1).
     """
+    import jwt
+
     hashed = [name for name in algorithms if name.startswith("HS")]
     if hashed and b"-----BEGIN" in data:
         raise ValueError(f"{hashed[0]} signs with a secret, and this is a key in PEM")
@@ -169,6 +177,8 @@ class JwksKeys:
         return len(self._keys) == 1 if identifier is None else identifier in self._keys
 
     async def _fetch(self) -> None:
+        import jwt
+
         now = time.monotonic()
         if now - self._fetched_at < _AGAIN_SECONDS or now - self._failed_at < _RETRY_SECONDS:
             if not self._keys:
@@ -204,6 +214,8 @@ class JwksKeys:
 
 def _of_set(document: dict[str, Any], algorithms: tuple[str, ...]) -> dict[str, Any]:
     """(key, its algorithm if that is said) by `kid`; those for something else are passed over."""
+    import jwt
+
     keys: dict[str, Any] = {}
     entries = document.get("keys")
     for number, entry in enumerate(entries if isinstance(entries, list) else ()):

@@ -4,6 +4,8 @@ import asyncio
 import hashlib
 import hmac
 import json
+import subprocess
+import sys
 import time
 from collections.abc import Callable
 from typing import Any
@@ -301,3 +303,14 @@ class TestJwks:
         issuer.has(jwk(RSA, kid="1", use="enc"), jwk(EC, kid="1"), {"kty": "?"}, jwk(OTHER_RSA, kid="2"))
         assert await is_refused(signed(headers={"kid": "1"}), tokens)
         assert await identified(signed(OTHER_RSA, headers={"kid": "2"}), tokens)
+
+
+@pytest.mark.sockets
+def test_where_there_are_no_tokens_nothing_that_reads_them_is_imported() -> None:
+    code = (
+        "import sys; from gateway.config.load import load; from gateway.server.app import build_app\n"
+        "async def main(): build_app(load())\n"
+        "import asyncio; asyncio.run(main())\n"
+        "print([name for name in sys.modules if name.startswith(('jwt', 'cryptography'))])"
+    )
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "[]\n"
