@@ -11,8 +11,8 @@ to be made durable costs least where it is done for many at once.
 3. The loop stands still while the jobs of a group begin, for some milliseconds at most: both want the interpreter's
    lock. While their calls are made it does not.
 4. Who waits for a thread is told when anybody's job on these threads moves; who is in a group only when that moves. So
-   a group that hangs is seen to hang, whatever others do. One of which a call hangs has two threads: its own, and that
-   of the call.
+   a group that hangs is seen to hang, whatever others do. One of which a call hangs has up to two threads: its own, and
+   that of the call.
 5. Each job has a future of its own, done when the job is, so that what comes after a job need not wait for its group.
 """
 
@@ -38,7 +38,8 @@ _PATIENCE_SECONDS = 0.03
 _TOGETHER_SECONDS = 0.005
 """How long the loop stands still for a group: as long as the interpreter lets one thread go on while another waits."""
 _APART_SECONDS = 0.25
-"""It does not again for so long where that was not enough, so that a slow disk costs others a fiftieth at most."""
+"""It does not again for so long where that was not enough: a slow disk costs others a fiftieth. Where it was enough, it
+does not for as long as it took: for half of the time at most it stands still."""
 _WEIGHT = 64
 """Of a group: files that are open at a time. Four of them are what 64 uploads may have open by their own right."""
 _TELL_SECONDS = 0.05
@@ -134,8 +135,9 @@ class JobGroups:
         Each of its system calls gives the interpreter's lock away, and if the loop takes it, the thread waits to get
         it back: that costs more than the calls do. Where the disk is slow it is the other way round.
         """
-        if not group.begun.wait(_TOGETHER_SECONDS):
-            self._stand_still_from = now + _APART_SECONDS
+        is_begun = group.begun.wait(_TOGETHER_SECONDS)
+        end = asyncio.get_running_loop().time()
+        self._stand_still_from = end + (end - now if is_begun else _APART_SECONDS)
 
     def _next_jobs(self) -> list[GroupedJob]:
         jobs: list[GroupedJob] = []
@@ -169,7 +171,9 @@ class JobGroups:
             self._running.remove(group)
         if self._timer is not None:
             self._timer.cancel()
-        self._look()
+            self._timer = None
+        if self._waiting:  # but first those who were answered go on
+            self._look_in(0)
 
     # -- in a thread
 
@@ -185,6 +189,7 @@ class JobGroups:
                 if not job.done() and (job.running() or job.set_running_or_notify_cancel()):
                     job.set_exception(error)
         finally:
+            group.begun.set()
             with contextlib.suppress(RuntimeError):  # the loop has ended
                 loop.call_soon_threadsafe(self._answer, group)
 

@@ -22,7 +22,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from gateway.concurrency.groups import Call
-from gateway.sinks.disk.file_system import FileSystemSync
+from gateway.sinks.disk.file_system import FileSystem, FileSystemSync
 from gateway.sinks.disk.layout import INCOMING, lock_directory, sync_directory
 
 __all__ = ["Incoming"]
@@ -34,12 +34,13 @@ _PATIENCE_SECONDS = 1.0
 class Incoming:
     """`mode` is that of directories, less the umask. Its methods block. Those that do raise OSError."""
 
-    def __init__(self, upload_id: str, *, root: Path, fsync: bool, mode: int) -> None:
+    def __init__(self, upload_id: str, *, root: Path, file_system: FileSystem, fsync: bool, mode: int) -> None:
         # Paths as text: there are some twenty calls for each upload, and a Path costs as much as one of them.
         self.path = f"{root}/.{upload_id}{INCOMING}"
         self.final = f"{root}/{upload_id}"
         self.is_published = False
         self._root = root
+        self._file_system = file_system
         self._fsync = fsync
         self._mode = mode
         self._changing = threading.Lock()
@@ -119,10 +120,10 @@ class Incoming:
         """Make the directory durable, if that is wanted."""
         sync_directory(self.path, self._fsync)
 
-    def file_system_sync(self) -> FileSystemSync:
-        """A call that makes all durable that was written since the directory was locked, here and anywhere."""
+    def sync_all(self) -> FileSystemSync:
+        """A call that makes durable all that was written, here and in others of this root for which it is made, too."""
         assert self._lock is not None
-        return FileSystemSync(str(self._root), self._lock)
+        return FileSystemSync(self._file_system, self._lock)
 
     def publish(self, root: Call) -> Iterator[Sequence[Call]]:
         """Rename it to its final name; durably, when `root` was called, which is yielded. After an error see

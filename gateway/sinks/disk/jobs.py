@@ -206,9 +206,11 @@ class Jobs:
 
     def _made_durable(self, written: Sequence[int]) -> Generator[Sequence[Call], None, None]:
         """By one call for all in the group, or for each file, where there is none such or it has failed."""
-        try:
-            yield [self.directory.file_system_sync()]
-        except OSError:
+        is_durable = False
+        with contextlib.suppress(OSError):
+            yield [self.directory.sync_all()]
+            is_durable = True
+        if not is_durable:
             yield [*(partial(self._sync, descriptor) for descriptor in written), self.directory.sync]
 
     def rewrite(self, manifest: bytes) -> None:

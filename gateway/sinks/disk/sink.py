@@ -7,8 +7,8 @@
 1. A directory is ours while we hold its lock. Start-up removes what nobody locks (a kill -9 leaves such),
    and so it is safe with several processes on one root. Between making a directory and locking it a
    starting process may take it from us: then we make another.
-2. Every file, the directory and, after the rename, the root are fsynced (`fsync = false` skips that):
-   what was acknowledged survives a power cut.
+2. Every file, the directory and, after the rename, the root are fsynced (`fsync = false` skips that), or all that the
+   file system holds before the rename: what was acknowledged survives a power cut.
 3. The rename is the commit. It never overwrites: identifiers are random, and renaming onto a directory
    that holds anything fails.
 4. All of it runs in threads of its own, in jobs that are tracked: an abort deletes when the running ones have

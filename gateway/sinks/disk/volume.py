@@ -22,6 +22,7 @@ from gateway.concurrency.threads import CleanUps, DaemonThreads, TrackedExecutor
 from gateway.errors import SinkFault
 from gateway.model import Part
 from gateway.sinks import sink_fault
+from gateway.sinks.disk.file_system import FileSystem
 from gateway.sinks.disk.incoming import Incoming
 from gateway.sinks.disk.jobs import Jobs
 from gateway.sinks.disk.layout import DELETED, INCOMING, lock_directory, sync_directory
@@ -60,6 +61,7 @@ class Volume:
         self.root = root
         self.fsync = fsync
         self._min_free_bytes = min_free_bytes
+        self._file_system = FileSystem()
         self.threads = DaemonThreads(threads, name=f"disk-{name}")
         self.groups = JobGroups(self.threads, threads)
         self.cleanups = CleanUps()
@@ -89,7 +91,9 @@ class Volume:
 
     def jobs(self, upload_id: str, *, expected_bytes: int = 0) -> Jobs:
         """The jobs of one upload, in a directory that the first of them makes if there is room for so many bytes."""
-        directory = Incoming(upload_id, root=self.root, fsync=self.fsync, mode=self._directory_mode)
+        directory = Incoming(
+            upload_id, root=self.root, file_system=self._file_system, fsync=self.fsync, mode=self._directory_mode
+        )
         return Jobs(
             directory,
             fsync=self.fsync,

@@ -462,6 +462,23 @@ async def test_g4_a_commit_that_hangs_is_a_504_though_others_go_on(tmp_path: Pat
         those.faults.disarm()
 
 
+async def test_a_syncfs_that_hangs_is_a_504_of_those_that_wait_for_it_and_of_no_others(tmp_path: Path) -> None:
+    """It may wait for what somebody else writes."""
+    with disks(tmp_path, limits="stall_seconds = 3", syncfs=True) as those:
+        those.faults.arm(sleep_seconds=_HANGS_SECONDS, kinds=Call.SYNCFS)
+        async with asyncio.TaskGroup() as group:
+            hanging = group.create_task(those.post(SMALL))
+            await eventually(lambda: those.faults.calls == 1)
+            await asyncio.sleep(1.2)
+            for _ in range(20):
+                assert (await those.post(SMALL)).status == 201
+            assert not hanging.done()
+            assert those.faults.calls == 1
+        assert hanging.result().status == 504
+        assert len(those.entries()["disk"]) == 21
+        those.faults.disarm()
+
+
 @asynccontextmanager
 async def _all_threads_hang(directory: Path, kind: Call, seconds: float) -> AsyncIterator[Disks]:
     """All four are in the commits of some uploads, two in each that hangs: its own, and that of its call. Others wait
