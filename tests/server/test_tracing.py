@@ -26,7 +26,7 @@ from tests.conftest import StartDestination, StartGateway
 from tests.support.clients import VanishingClient, ask, eventually, file, form, head
 from tests.support.doubles import HonestUpstream, RefusingUpstream
 from tests.support.ports import free_port
-from tests.support.processes import gateway_process
+from tests.support.processes import gateway_process, imported_by_default
 
 ON = {"enabled": True}
 BOTH = [{"path": "/both", "parts": [{"sinks": ["api", "disk"]}]}]
@@ -410,13 +410,7 @@ async def test_a_variable_that_says_nothing_is_a_mistake_in_the_configuration(
 
 @pytest.mark.sockets
 def test_where_traces_are_off_nothing_of_them_is_imported() -> None:
-    code = (
-        "import sys; from gateway.config.load import load; from gateway.server.app import build_app\n"
-        "async def main(): build_app(load())\n"
-        "import asyncio; asyncio.run(main())\n"
-        "print([name for name in sys.modules if name.startswith(('opentelemetry', 'gateway.server.tracing'))])"
-    )
-    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "[]\n"
+    assert imported_by_default("opentelemetry", "gateway.server.tracing") == []
 
 
 @pytest.mark.sockets

@@ -20,6 +20,7 @@ __all__ = [
     "gateway_on_terminal",
     "gateway_process",
     "gateway_short_of_descriptors",
+    "imported_by_default",
     "receiver_process",
 ]
 
@@ -184,3 +185,13 @@ def _gateway(
 def receiver_process(directory: Path) -> Process:
     number = len(list(directory.glob("receiver-*.log")))
     return Process("receiver", "--port", "0", log=directory / f"receiver-{number}.log")
+
+
+def imported_by_default(*prefixes: str) -> list[str]:
+    """Modules with such names that an application of the default configuration has imported."""
+    code = (
+        "import asyncio, sys; from gateway.config.load import load; from gateway.server.app import build_app\n"
+        "async def main(): build_app(load())\n"
+        f"asyncio.run(main()); print(*[name for name in sys.modules if name.startswith({prefixes!r})])"
+    )
+    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()

@@ -230,6 +230,37 @@ async def test_small_uploads_that_wait_at_the_same_time_are_made_durable_by_one_
     assert synced == [ALL, str(tmp_path)]
 
 
+async def test_that_call_has_a_descriptor_that_is_older_than_what_is_written_with_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    opened: list[str] = []
+    used: list[str] = []
+    real = os.open
+
+    def recording(path: str, flags: int, *more: Any, **named: Any) -> int:
+        opened.append(str(path))
+        return real(path, flags, *more, **named)
+
+    def syncing(self: FileSystemSync) -> None:
+        used.append(os.readlink(f"/proc/self/fd/{self.descriptor}"))
+
+    monkeypatch.setattr(os, "open", recording)
+    monkeypatch.setattr(FileSystemSync, "__call__", syncing)
+    async with DiskSink(name="disk", root=str(tmp_path)) as sink, delivering(sink, upload()) as older:
+        assert isinstance(older, DiskDelivery)
+        await older.accept_all([(file(0), b"fsynced before")])
+        older.keep_manifest(b"{}")
+        before = len(opened)
+        async with asyncio.TaskGroup() as group:
+            group.create_task(_held(sink, upload()))
+            group.create_task(older.commit())
+            group.create_task(_held(sink, upload()))
+    (directory,) = used
+    written = [path for path in opened[before:] if not path.endswith(".incoming") and path != str(tmp_path)]
+    assert len(written) == 3 + 1 + 3
+    assert opened.index(directory) < min(before + opened[before:].index(path) for path in written)
+
+
 async def _held(sink: DiskSink, one: Upload) -> None:
     async with delivering(sink, one) as delivery:
         assert isinstance(delivery, DiskDelivery)
