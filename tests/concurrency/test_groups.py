@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
+import time
 import weakref
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
@@ -98,11 +99,58 @@ async def test_the_loop_lets_a_group_begin_undisturbed(groups: JobGroups, monkey
     monkeypatch.setattr("gateway.concurrency.groups._TOGETHER_SECONDS", _SECONDS)
     log: list[str] = []
     made = threading.Event()
-    submitted = [groups.submit(job(log, name, lambda: made.wait(_SECONDS))) for name in "ab"]
+
+    def slow(name: str) -> Any:
+        def steps() -> Iterator[Sequence[Call]]:
+            time.sleep(0.05)  # the lock is free meanwhile, and the loop would take it
+            log.append(f"{name} begins")
+            yield [lambda: made.wait(_SECONDS)]
+
+        return steps
+
+    submitted = [groups.submit(slow(name)) for name in "ab"]
     asyncio.get_running_loop().call_soon(log.append, "the loop goes on")
     asyncio.get_running_loop().call_soon(made.set)
     assert await answers(*submitted) == [None, None]
     assert log[:3] == ["a begins", "b begins", "the loop goes on"], "and it does while calls are made"
+
+
+async def test_the_loop_does_not_stand_still_again_for_as_long_as_it_did(
+    groups: JobGroups, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("gateway.concurrency.groups._TOGETHER_SECONDS", _SECONDS)
+
+    def slow() -> Any:
+        time.sleep(0.05)
+        yield ()
+
+    began_at = asyncio.get_running_loop().time()
+    assert await answers(groups.submit(slow)) == [None]
+    assert groups._stand_still_from >= began_at + 2 * 0.05
+
+
+async def test_those_who_are_answered_go_on_before_the_next_group_begins(
+    groups: JobGroups, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("_TOGETHER_SECONDS", "_PATIENCE_SECONDS"):
+        monkeypatch.setattr(f"gateway.concurrency.groups.{name}", _SECONDS)
+    log: list[str] = []
+    made = threading.Event()
+    first = groups.submit(job(log, "a", lambda: made.wait(_SECONDS)))
+    await asyncio.sleep(0.01)  # its group has begun
+    groups._stand_still_from = 0.0
+    second = groups.submit(job(log, "b"))
+
+    async def wait() -> None:
+        await first.answered
+        log.append("a is answered")
+
+    async with asyncio.TaskGroup() as group:
+        group.create_task(wait())
+        await asyncio.sleep(0.01)
+        made.set()
+        assert await answers(second) == [None]
+    assert log == ["a begins", "a goes on", "a is answered", "b begins", "b goes on"]
 
 
 async def test_the_loop_does_not_wait_for_a_group_that_hangs_nor_for_the_next_one(
