@@ -33,9 +33,9 @@ __all__ = ["FileSystem", "FileSystemSync"]
 _MOST_WAITING_BYTES = 32 << 20
 """Of which a disk writes a hundred megabytes a second where they lie side by side, and much less where not (rule 2)."""
 _SLOW_SECONDS = 1.0
-"""As long as that is somebody else's fault."""
+"""A call that takes longer waits for what somebody else writes."""
 _APART_SECONDS = 60.0
-"""Without it after a slow one."""
+"""So long after such a one each file is fsynced."""
 _DURABLE = {0xEF53, 0x58465342}
 """ext4 (ext3 and ext2 have the same number) and XFS, as statfs(2) tells them. Those in user space (FUSE), for one, do
 not hear of it."""
@@ -71,7 +71,7 @@ class FileSystem:
 
 @dataclass(frozen=True, slots=True)
 class FileSystemSync:
-    """A call for one of them. `descriptor` is of anything in there (rule 3).
+    """The call, for the jobs of a group (`JobGroups`). `descriptor` is of anything in that file system (rule 3).
 
     Equal ones are of one root, and the first of them does for all. Raises OSError, with ENOTSUP where fsyncs are to be
     made.
@@ -89,7 +89,7 @@ class FileSystemSync:
 
 
 def _waiting_bytes() -> int:
-    """What is written on this machine, and on no disk yet."""
+    """What is written on this machine, and on no disk yet. Raises OSError where /proc does not tell."""
     with open(_MEMORY, "rb", buffering=0) as file:
         return sum(int(kibibytes) for kibibytes in _WAITING.findall(file.read())) << 10
 

@@ -96,6 +96,12 @@ def test_it_is_not_made_while_much_waits_to_be_written(known: Path, monkeypatch:
     assert refused(known) == errno.ENOTSUP
 
 
+def test_it_is_not_made_where_that_is_not_told(known: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As under systemd's `ProcSubset=pid`."""
+    monkeypatch.setattr(file_system, "_MEMORY", str(known / "hidden"))
+    assert refused(known) == errno.ENOENT
+
+
 @pytest.mark.parametrize(
     ("system", "release", "is_made"),
     [
